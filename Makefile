@@ -1,0 +1,47 @@
+# One command each, from a bare machine: all the set-up that a target needs is done by it, once.
+#   make train     the same language model learns real text on 2 ranks, in PyTorch and in TensorFlow
+#   make test      every test        make check     lint and types        make doctor    what works here
+# FRAMEWORKS=torch (or tensorflow) leaves the other one out. PYTHON and VENV choose interpreter and place.
+
+PYTHON     ?= python3.11
+VENV       ?= .venv
+FRAMEWORKS ?= torch,tensorflow
+RANKS      ?= 2
+
+BIN    := $(VENV)/bin
+comma  := ,
+READY  := $(VENV)/.ready-$(subst $(comma),-,$(FRAMEWORKS))
+export PATH := $(abspath $(BIN)):$(PATH)
+# OpenMPI asks root, which containers often are, to say twice that it means it.
+export OMPI_ALLOW_RUN_AS_ROOT ?= 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM ?= 1
+
+.PHONY: setup train test check doctor clean
+
+setup: $(READY)
+
+# The recipe decides by itself whether the installed Horovod, or the cached wheel, still fits.
+$(READY): setup.py pyproject.toml hvd_lm/build_horovod.py
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not found: install Python 3.11 or say make PYTHON=..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "make: Debian and Ubuntu need python3-venv"; exit 1; }
+	@echo "installing hvd_lm with $(FRAMEWORKS) into $(VENV)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[$(FRAMEWORKS),dev]'
+	@$(BIN)/python hvd_lm/build_horovod.py
+	@rm -f $(VENV)/.ready-* && touch $@
+
+train: setup
+	RANKS=$(RANKS) FRAMEWORKS=$(FRAMEWORKS) jobs/first_run.sh
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+doctor: setup
+	$(BIN)/hvd-lm doctor
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info runs

@@ -1,0 +1,49 @@
+"""hvd_lm: train LSTM language models on Horovod, in PyTorch or TensorFlow, with one loop.
+
+    import hvd_lm
+
+    config = hvd_lm.RunConfig(framework="torch", steps=100, model=hvd_lm.ModelConfig(hidden_size=256))
+    result = hvd_lm.train(config)
+    print(hvd_lm.evaluate(result.out, ["other.txt"]).perplexity)
+    print("".join(hvd_lm.generate(result.out, "The value of")))
+
+No framework is imported before it is asked for.
+"""
+
+from hvd_lm.adapters import adapter
+from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TopologyConfig
+from hvd_lm.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    FrameworkError,
+    HvdLmError,
+    LostWorkerError,
+    TrainingError,
+)
+from hvd_lm.evaluation import Evaluation, evaluate
+from hvd_lm.generation import SamplingConfig, generate
+from hvd_lm.training import TrainingResult, train
+
+__all__ = [
+    "CheckpointError",
+    "CommunicationConfig",
+    "ConfigError",
+    "DataConfig",
+    "DataError",
+    "Evaluation",
+    "FrameworkError",
+    "HvdLmError",
+    "LostWorkerError",
+    "ModelConfig",
+    "OptimizerConfig",
+    "RunConfig",
+    "SamplingConfig",
+    "TopologyConfig",
+    "TrainingError",
+    "TrainingResult",
+    "adapter",
+    "evaluate",
+    "generate",
+    "train",
+]

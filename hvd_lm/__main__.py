@@ -1,0 +1,8 @@
+"""``python -m hvd_lm`` is ``hvd-lm``."""
+
+import sys
+
+from hvd_lm.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""One adapter per framework, behind the contract of `base.Adapter`. A framework is imported only when asked for."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+
+from hvd_lm.adapters.base import Adapter
+from hvd_lm.config import FRAMEWORKS, CommunicationConfig, TopologyConfig
+from hvd_lm.errors import ConfigError, FrameworkError
+
+_CLASSES = {
+    "torch": ("hvd_lm.adapters.pytorch", "PyTorchAdapter"),
+    "tensorflow": ("hvd_lm.adapters.tensorflow", "TensorFlowAdapter"),
+}
+
+
+def adapter_class(framework: str) -> type[Adapter]:
+    """The adapter of `framework`, imported now.
+
+    Raises ConfigError for an unknown name; FrameworkError if the framework, or Horovod for it, is absent or broken.
+    """
+    if framework not in _CLASSES:
+        raise ConfigError(f"unknown framework {framework!r}: choose one of {', '.join(FRAMEWORKS)}")
+    try:
+        installed = importlib.util.find_spec(framework) is not None
+    except ValueError:  # sys.modules[framework] = None, a usual way to hide a package
+        installed = False
+    if not installed:
+        raise FrameworkError(f"{framework} is not installed: pip install 'hvd_lm[{framework}]'")
+    module, name = _CLASSES[framework]
+    try:
+        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise FrameworkError(
+            f"{framework} with Horovod does not load ({reason}): run python -m hvd_lm.build_horovod, then hvd-lm doctor"
+        ) from error
+
+
+def adapter(
+    framework: str,
+    communication: CommunicationConfig | None = None,
+    topology: TopologyConfig | None = None,
+    threads: int | None = None,
+) -> Adapter:
+    """The adapter of `framework` ("torch" or "tensorflow"), with this process as a rank of its job (or alone).
+
+    Raises ConfigError for an unknown name or an impossible topology; FrameworkError if the framework is absent or broken.
+    """
+    return adapter_class(framework)(communication, topology, threads)

@@ -1,0 +1,223 @@
+"""The contract of an adapter: everything that the framework-agnostic code may ask of a framework.
+
+Arrays cross this border as NumPy, settings as floats. Only the LSTM state stays in the framework, as an opaque value.
+
+Shapes: T time, B sequences of this rank, V vocabulary, H units.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_lm import launch
+from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig, TopologyConfig
+from hvd_lm.errors import ConfigError
+from hvd_lm.parallel.topology import Topology, arrange
+from hvd_lm.weights import Array, Weights
+
+State: TypeAlias = Any
+"""LSTM state (h, c of every layer) of the B sequences, in the framework's own tensors, detached from any graph."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What an optimizer step tells; the same on all ranks of the data group."""
+
+    loss_sum: float
+    """Sum of the cross-entropy (nats) over the targets of the window, all data ranks."""
+    gradient_norm: float
+    """Global norm of the gradient, reduced and unscaled, before clipping."""
+    applied: bool
+    """False if the gradient was not finite: then weights and moments are unchanged."""
+
+
+@dataclass
+class OptimizerState:
+    """Canonical state of the optimizer."""
+
+    applied_steps: int
+    """Updates applied so far (t in Adam's bias correction)."""
+    moments: dict[str, Array]
+    """``<moment>/<weight name>`` -> array of the weight's shape; moments of Adam: first, second; of SGD: momentum."""
+
+
+class Adapter(ABC):
+    """One framework's side of training. Construction joins the job; `build` makes the model.
+
+        adapter = adapter_class("torch")()
+        adapter.build(model_config, optimizer_config)
+        adapter.load_weights(initial_weights(model_config, seed=1))
+        state = adapter.zero_state(batch_size)
+        state = adapter.accumulate(inputs_TB, targets_TB, state, weight=1 / targets, last=True)
+        result = adapter.step(learning_rate=1e-3, clip=1.0, unscale=1.0)
+
+    Collective calls (marked so) must be made by all ranks of the data group alike.
+    """
+
+    framework: ClassVar[str]
+    """Name as in --framework."""
+    horovod: ClassVar[ModuleType]
+    """Horovod's module for the framework."""
+    communication_errors: ClassVar[tuple[type[BaseException], ...]]
+    """What the framework raises when a collective operation fails because another rank is gone."""
+
+    model: ModelConfig
+    optimizer: OptimizerConfig
+
+    def __init__(
+        self,
+        communication: CommunicationConfig | None = None,
+        topology: TopologyConfig | None = None,
+        threads: int | None = None,
+    ) -> None:
+        """Initialise framework and Horovod for this rank. Collective over all ranks.
+
+        Raises ConfigError if the topology does not fit the number of ranks, or the launcher is not one that Horovod knows.
+        """
+        self.communication = communication or CommunicationConfig()
+        self.threads = threads or launch.default_threads()
+        topology = topology or TopologyConfig()
+        # The launcher's word first: a bad topology must not cost an initialisation of Horovod.
+        expected = arrange(topology, launch.launched_rank(), launch.launched_size())
+        self._set_threads(self.threads)
+        with launch.horovod_environment(self.communication):
+            self._data_set = self._initialize_horovod(expected)
+        if self.horovod.size() != expected.size:
+            raise ConfigError(
+                f"the launcher started {expected.size} processes, but Horovod sees {self.horovod.size()}: launch with horovodrun, "
+                "or with the mpirun or srun of the MPI that Horovod was built with"
+            )
+        self._choose_device(self.horovod.local_rank())
+        self.topology: Topology = arrange(topology, self.horovod.rank(), self.horovod.size())
+        if self.communication.reduction == "adasum" and self.reduces:
+            self._check_adasum()
+
+    # --- the job -----------------------------------------------------------------------------------------
+
+    def _initialize_horovod(self, expected: Topology) -> Any:
+        """Join the job; returns the process set in which this rank reduces gradients."""
+        hvd = self.horovod
+        if expected.model_size == 1:
+            hvd.init()
+            return hvd.global_process_set
+        data_sets = [hvd.ProcessSet(ranks) for ranks in expected.data_groups()]
+        # Horovod refuses two process sets of the same ranks: with one data rank the model group is the whole job.
+        model_sets = [hvd.ProcessSet(ranks) for ranks in expected.model_groups()] if expected.data_size > 1 else []
+        hvd.init(process_sets=data_sets + model_sets)
+        return data_sets[expected.model_rank]
+
+    def _check_adasum(self) -> None:
+        if not (self.horovod.mpi_enabled() or self.horovod.nccl_built()):
+            raise ConfigError("--reduction adasum needs MPI or NCCL: launch with horovodrun --mpi")
+        if self.topology.data_size & (self.topology.data_size - 1):
+            raise ConfigError(f"--reduction adasum needs 2, 4, 8, ... data ranks, not {self.topology.data_size}")
+
+    @abstractmethod
+    def _set_threads(self, threads: int) -> None:
+        """Limit the framework's compute threads; before Horovod starts."""
+
+    @abstractmethod
+    def _choose_device(self, local_rank: int) -> None:
+        """Take the accelerator of this rank, if there is one."""
+
+    @property
+    def reduces(self) -> bool:
+        """Whether gradients travel at all: more than one data rank."""
+        return self.topology.data_size > 1
+
+    @abstractmethod
+    def all_reduce(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sum of `values` over the data group. Collective."""
+
+    @property
+    def _root(self) -> int:
+        """First rank of this rank's data group."""
+        return self.topology.data_groups()[self.topology.model_rank][0]
+
+    def broadcast_object(self, value: Any) -> Any:
+        """`value` of rank 0, on every rank of the job. Collective."""
+        return self.horovod.broadcast_object(value, root_rank=0) if self.topology.size > 1 else value
+
+    def summary(self) -> str:
+        """Framework, device, Horovod and its controller, for the log."""
+        controller = "MPI" if self.horovod.mpi_enabled() else "Gloo"
+        version = importlib.metadata.version("horovod")
+        return f"{self._framework_summary()}, Horovod {version} over {controller}"
+
+    @abstractmethod
+    def _framework_summary(self) -> str:
+        """Framework, version and device."""
+
+    # --- the model ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def build(self, model: ModelConfig, optimizer: OptimizerConfig) -> None:
+        """Make the model and the optimizer, on this rank alone; the weights are undefined until loaded."""
+
+    @abstractmethod
+    def load_weights(self, weights: Mapping[str, Array]) -> None:
+        """Set the canonical weights (see hvd_lm.weights). Raises CheckpointError if names or shapes do not fit."""
+
+    @abstractmethod
+    def weights(self) -> Weights:
+        """A copy of the canonical weights."""
+
+    @abstractmethod
+    def load_optimizer_state(self, state: OptimizerState) -> None:
+        """Set the moments. Raises CheckpointError if names or shapes do not fit the optimizer."""
+
+    @abstractmethod
+    def optimizer_state(self) -> OptimizerState:
+        """A copy of the moments."""
+
+    @abstractmethod
+    def broadcast_state(self) -> None:
+        """Weights, moments and step count of the first rank of the data group, on all its ranks. Collective."""
+
+    @abstractmethod
+    def zero_state(self, batch_size: int) -> State:
+        """The state at the beginning of a text."""
+
+    @abstractmethod
+    def accumulate(
+        self,
+        inputs_TB: NDArray[np.int32],
+        targets_TB: NDArray[np.int32],
+        state: State,
+        *,
+        weight: float,
+        last: bool,
+        dropout_masks: Sequence[NDArray[np.bool_]] = (),
+    ) -> State:
+        """Forward and backward of one micro-batch; adds ``weight * d(sum of cross-entropy)`` to the window's gradient.
+
+        With `last` each gradient starts its reduction over the data group as soon as the backward has made it
+        (then collective). Targets of `streams.IGNORED` do not count. Returns the state after the last token.
+        """
+
+    @abstractmethod
+    def step(self, *, learning_rate: float, clip: float | None, unscale: float) -> StepResult:
+        """Finish the reduction, multiply the gradient by `unscale`, clip its global norm, apply it, begin a new window.
+
+        A gradient that is not finite is dropped instead of applied, on all ranks alike. Collective.
+        """
+
+    @abstractmethod
+    def gradients(self) -> Weights:
+        """A copy of the gradient of the window so far: reduced after a last micro-batch, this rank's own before."""
+
+    @abstractmethod
+    def evaluate(self, inputs_TB: NDArray[np.int32], targets_TB: NDArray[np.int32], state: State) -> tuple[float, State]:
+        """Sum of the cross-entropy (nats) over the targets of this rank, and the state after. No gradient, no dropout."""
+
+    @abstractmethod
+    def logits(self, inputs_TB: NDArray[np.int32], state: State) -> tuple[NDArray[np.float32], State]:
+        """Logits ``float32 [T, B, V]`` and the state after. No gradient, no dropout."""

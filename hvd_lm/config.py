@@ -1,0 +1,307 @@
+"""Every setting of a run, as dataclasses; the command line, YAML files and Python share them.
+
+A field's docstring is its help on the command line. `__post_init__` refuses what can never work.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from hvd_lm.errors import ConfigError
+
+Framework = Literal["torch", "tensorflow"]
+FRAMEWORKS: tuple[Framework, ...] = ("torch", "tensorflow")
+
+REFERENCE_VOCABULARY_SIZE = 10_000
+
+_Config = TypeVar("_Config")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _require_positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(0 < value < math.inf, f"--{name.replace('_', '-')} must be above 0 and finite, not {value}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Embedding(V, E) -> LSTM(E -> H, L layers) -> Linear(H, V)."""
+
+    vocabulary_size: int | None = None
+    """Rows of the embedding (V). Unless given: 10000, or as many tokens as the text yields if fewer."""
+    embedding_size: int = 300
+    """Width of an embedding (E)."""
+    hidden_size: int = 1024
+    """Units of an LSTM layer (H)."""
+    layers: int = 2
+    """LSTM layers (L)."""
+    dropout: float = 0.0
+    """Share of activations dropped on the embedding, between the layers and before the output
+    (Zaremba et al. 2014, arXiv:1409.2329). The masks are the same in both frameworks and for any number of ranks."""
+    tie_embedding: bool = False
+    """Use the embedding as output kernel too (Press & Wolf 2017, arXiv:1608.05859); needs E = H."""
+
+    def __post_init__(self) -> None:
+        for name in ("embedding_size", "hidden_size", "layers"):
+            _require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        _require(
+            self.vocabulary_size is None or self.vocabulary_size >= 2,
+            f"--vocabulary-size must be at least 2 (<unk> and <eos>), not {self.vocabulary_size}",
+        )
+        _require(0.0 <= self.dropout <= 0.99, f"--dropout must be in [0, 0.99], not {self.dropout}")
+        _require(
+            not self.tie_embedding or self.embedding_size == self.hidden_size,
+            f"--tie-embedding needs --embedding-size equal to --hidden-size, not {self.embedding_size} and {self.hidden_size}",
+        )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, and how it is cut into micro-batches."""
+
+    data: tuple[Path, ...] = ()
+    """UTF-8 texts to train on, one after the other. None: English prose that ships with Python (pydoc_data.topics)."""
+    validation_data: tuple[Path, ...] = ()
+    """Texts to validate on. None: the last part of the training text (see --validation-share)."""
+    validation_share: float = 0.05
+    """Share of the text, at its end, kept for validation unless --validation-data is given; 0 for no validation."""
+    batch_size: int = 8
+    """Sequences in a micro-batch of one rank (B)."""
+    sequence_length: int = 32
+    """Tokens in a sequence of a micro-batch (T): how far gradients flow back in time."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "sequence_length"):
+            _require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        _require(0.0 <= self.validation_share < 1.0, f"--validation-share must be in [0, 1), not {self.validation_share}")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The update of an optimizer step."""
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """Adam (Kingma & Ba 2015, arXiv:1412.6980, with bias correction and epsilon outside of it as in Algorithm 1), or
+    SGD with --momentum."""
+    learning_rate: float = 1e-3
+    """Peak learning rate, before --learning-rate-scaling."""
+    learning_rate_scaling: Literal["none", "linear", "sqrt"] = "none"
+    """How the rate grows with the sequences in an optimizer step (ranks x batch size x backward passes), relative to
+    --base-batch-size: linear is the rule of Goyal et al. 2017 (arXiv:1706.02677)."""
+    base_batch_size: int = 80
+    """Sequences in an optimizer step for which --learning-rate holds."""
+    warmup_steps: int = 0
+    """Optimizer steps over which the rate rises linearly to its peak."""
+    decay: Literal["constant", "linear", "cosine", "exponential"] = "constant"
+    """Course of the rate from the end of the warm-up to the last step."""
+    final_learning_rate_fraction: float = 0.1
+    """Rate at the last step, relative to the peak, unless --decay is constant."""
+    clip: float | None = 1.0
+    """Largest global norm of the gradient; applied after the reduction. None: no clipping."""
+    beta1: float = 0.9
+    """Adam: decay of the first moment."""
+    beta2: float = 0.999
+    """Adam: decay of the second moment."""
+    epsilon: float = 1e-8
+    """Adam: added to the square root of the bias-corrected second moment."""
+    momentum: float = 0.0
+    """SGD: momentum."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "learning_rate", "epsilon")
+        _require(self.base_batch_size >= 1, f"--base-batch-size must be at least 1, not {self.base_batch_size}")
+        _require(self.warmup_steps >= 0, f"--warmup-steps must not be negative, not {self.warmup_steps}")
+        _require(self.clip is None or self.clip > 0, f"--clip must be above 0 (or None), not {self.clip}")
+        _require(
+            0 < self.final_learning_rate_fraction <= 1,
+            f"--final-learning-rate-fraction must be in (0, 1], not {self.final_learning_rate_fraction}",
+        )
+        for name in ("beta1", "beta2", "momentum"):
+            _require(0 <= getattr(self, name) < 1, f"--{name} must be in [0, 1), not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class CommunicationConfig:
+    """How gradients travel. Levers that Horovod reads from its environment are left alone unless set here;
+    what horovodrun was told wins over both."""
+
+    backward_passes_per_step: int = 10
+    """Micro-batches accumulated on a rank before one reduction and one optimizer step (N)."""
+    compression: Literal["none", "fp16"] = "none"
+    """Number format of gradients on the wire."""
+    reduction: Literal["sum", "adasum"] = "sum"
+    """sum: exact mean gradient over the window. adasum: Horovod's adaptive summation (Maleki et al. 2020,
+    arXiv:2006.02924), an algorithm of its own; needs MPI or NCCL, 2^k ranks, and --compression none."""
+    loss_scale: float = 8192.0
+    """fp16: initial factor on the loss that keeps small gradients from vanishing on the wire."""
+    loss_scale_growth_steps: int = 2000
+    """fp16: steps without overflow after which the loss scale doubles; it halves at an overflow."""
+    gradient_predivide_factor: float = 1.0
+    """Divide gradients by this before their sum over the ranks, and multiply after it: room for fp16 sums."""
+    fusion_threshold_mb: int | None = None
+    """Size of Horovod's fusion buffer; 0 makes sums bit for bit repeatable (HOROVOD_FUSION_THRESHOLD)."""
+    cycle_time_ms: float | None = None
+    """Pause between Horovod's negotiation cycles (HOROVOD_CYCLE_TIME)."""
+    autotune: bool = False
+    """Let Horovod search fusion threshold and cycle time while training (HOROVOD_AUTOTUNE)."""
+    timeline_filename: Path | None = None
+    """File for Horovod's timeline, readable in chrome://tracing (HOROVOD_TIMELINE)."""
+    hierarchical_allreduce: bool = False
+    """Reduce inside each host first; NCCL with MPI only (HOROVOD_HIERARCHICAL_ALLREDUCE)."""
+    stall_shutdown_seconds: int = 600
+    """End the job when a rank has kept the others waiting that long; 0 for never (HOROVOD_STALL_SHUTDOWN_TIME_SECONDS)."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.backward_passes_per_step >= 1,
+            f"--backward-passes-per-step must be at least 1, not {self.backward_passes_per_step}",
+        )
+        _require_positive(self, "loss_scale", "gradient_predivide_factor")
+        _require(
+            self.loss_scale_growth_steps >= 1, f"--loss-scale-growth-steps must be at least 1, not {self.loss_scale_growth_steps}"
+        )
+        _require(
+            self.fusion_threshold_mb is None or self.fusion_threshold_mb >= 0,
+            f"--fusion-threshold-mb must not be negative, not {self.fusion_threshold_mb}",
+        )
+        _require(self.cycle_time_ms is None or self.cycle_time_ms > 0, f"--cycle-time-ms must be above 0, not {self.cycle_time_ms}")
+        _require(self.stall_shutdown_seconds >= 0, "--stall-shutdown-seconds must not be negative")
+        _require(
+            not (self.reduction == "adasum" and self.compression == "fp16"),
+            "--reduction adasum works on full gradients: use it with --compression none",
+        )
+
+
+@dataclass(frozen=True)
+class TopologyConfig:
+    """How the ranks are arranged: data-parallel x model-parallel = all ranks."""
+
+    data_parallel: int | None = None
+    """Groups that read different text (D). Unless given: ranks / --model-parallel."""
+    model_parallel: int = 1
+    """Ranks that share one copy of the parameters (M)."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.data_parallel is None or self.data_parallel >= 1, f"--data-parallel must be at least 1, not {self.data_parallel}"
+        )
+        _require(self.model_parallel >= 1, f"--model-parallel must be at least 1, not {self.model_parallel}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Train an LSTM language model, alone or on every rank of a horovodrun job."""
+
+    framework: Framework = "torch"
+    """Which framework computes."""
+    out: Path = Path("run")
+    """Folder for the resolved configuration, metrics, TensorBoard files and checkpoints."""
+    steps: int | None = None
+    """Optimizer steps to train for."""
+    epochs: int | None = None
+    """Passes over the text to train for. With --steps too, the shorter one holds; with neither, one pass."""
+    seed: int = 1
+    """Seed of the initial weights and of dropout."""
+    threads: int | None = None
+    """Compute threads of a rank. Unless given: the cores of the machine shared by its ranks."""
+    validation_every: int | None = None
+    """Optimizer steps between validations. Unless given: at the end of each epoch and of the run."""
+    checkpoint_every: int | None = None
+    """Optimizer steps between checkpoints. Unless given: at the end of each epoch and of the run."""
+    keep_checkpoints: int = 2
+    """How many checkpoints to keep, the newest."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    communication: CommunicationConfig = field(default_factory=CommunicationConfig)
+    topology: TopologyConfig = field(default_factory=TopologyConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.framework in FRAMEWORKS, f"--framework must be one of {', '.join(FRAMEWORKS)}, not {self.framework}")
+        for name in ("steps", "epochs", "threads", "validation_every", "checkpoint_every", "keep_checkpoints"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        _require(self.seed >= 0, f"--seed must not be negative, not {self.seed}")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """`config` as plain values (str, int, float, bool, None, list, dict), ready for YAML and JSON."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(asdict(config))  # type: ignore[no-any-return]
+
+
+def from_dict(config_type: type[_Config], values: Mapping[str, Any]) -> _Config:
+    """The inverse of `to_dict` for the configs that checkpoints hold (flat dataclasses).
+
+    Raises ConfigError for a name that `config_type` does not have.
+    """
+    assert is_dataclass(config_type)
+    known = {f.name for f in fields(config_type)}
+    unknown = sorted(set(values) - known)
+    _require(not unknown, f"unknown setting {', '.join(unknown)} for {config_type.__name__}")
+    return config_type(**values)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a mapping that names a key twice, where YAML would let the last one win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := next((key for index, key in enumerate(keys) if key in keys[:index]), None):
+            raise yaml.constructor.ConstructorError(None, None, f"{twice} is named twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Settings of a YAML file as ``{name: value}``, sections flattened, hyphens turned into underscores.
+
+    Raises ConfigError if the file is missing, is no YAML mapping, or names a setting twice.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read --config {path}: {getattr(error, 'strerror', None) or error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    _require(content is None or isinstance(content, dict), f"--config {path} must hold `name: value` lines")
+    settings: dict[str, Any] = {}
+
+    def flatten(mapping: Mapping[Any, Any]) -> None:
+        for key, value in mapping.items():
+            if isinstance(value, Mapping):
+                flatten(value)
+            else:
+                name = str(key).replace("-", "_")
+                _require(name not in settings, f"--config {path} names {key} twice")
+                settings[name] = value
+
+    flatten(content or {})
+    return settings
+
+
+def write_yaml(config: RunConfig, path: Path) -> None:
+    """Write `config` so that ``--config path`` repeats it."""
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+
+
+def with_vocabulary_size(config: RunConfig, size: int) -> RunConfig:
+    """`config` with the vocabulary size that the text has decided."""
+    return replace(config, model=replace(config.model, vocabulary_size=size))

@@ -1,0 +1,1 @@
+"""From text to micro-batches: corpus (files), tokenizer (text to ids), streams (ids to micro-batches)."""

@@ -1,0 +1,77 @@
+"""This process within its job: what the launcher (horovodrun, mpirun, none) says in the environment.
+
+Nothing here needs Horovod: it serves before `hvd.init()`, and where the initialisation itself fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from hvd_lm.config import CommunicationConfig
+
+# In the order of trust: Horovod's Gloo launcher, OpenMPI, PMI (MPICH, Intel MPI), a step that srun started.
+_RANK = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+_SIZE = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+_LOCAL_SIZE = ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_TASKS_PER_NODE")
+
+
+def _first(names: tuple[str, ...], default: int) -> int:
+    for name in names:
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return default
+
+
+def launched_rank() -> int:
+    """Rank of this process in its job; 0 if it runs alone."""
+    return _first(_RANK, 0)
+
+
+def launched_size() -> int:
+    """Processes in the job; 1 if it runs alone."""
+    return _first(_SIZE, 1)
+
+
+def launched_local_size() -> int:
+    """Processes of the job on this machine."""
+    return _first(_LOCAL_SIZE, 1)
+
+
+def default_threads() -> int:
+    """Compute threads for a rank: the cores that this process may use, shared by the ranks of the machine."""
+    return max(1, len(os.sched_getaffinity(0)) // launched_local_size())
+
+
+@contextlib.contextmanager
+def horovod_environment(config: CommunicationConfig) -> Iterator[None]:
+    """The environment for `hvd.init()`, when Horovod reads the levers of `config` from it, once.
+
+    A variable that is set already (by horovodrun or the user) stays. Afterwards the environment is as before, so that a job
+    launched from this process does not inherit what was meant for it alone.
+    """
+    settings: dict[str, str] = {"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": str(config.stall_shutdown_seconds)}
+    if config.fusion_threshold_mb is not None:
+        settings["HOROVOD_FUSION_THRESHOLD"] = str(config.fusion_threshold_mb * 2**20)
+    if config.cycle_time_ms is not None:
+        settings["HOROVOD_CYCLE_TIME"] = str(config.cycle_time_ms)
+    if config.autotune:
+        settings["HOROVOD_AUTOTUNE"] = "1"
+    if config.timeline_filename is not None:
+        settings["HOROVOD_TIMELINE"] = str(config.timeline_filename)
+    if config.hierarchical_allreduce:
+        settings["HOROVOD_HIERARCHICAL_ALLREDUCE"] = "1"
+    if launched_size() == 1:
+        # Without a launcher MPI would start a daemon for its singleton; Gloo needs nothing.
+        settings |= {"HOROVOD_CONTROLLER": "gloo", "HOROVOD_CPU_OPERATIONS": "gloo"}
+    if launched_local_size() * default_threads() >= len(os.sched_getaffinity(0)):
+        # OpenMPI otherwise polls on the core that a rank computes on.
+        settings["OMPI_MCA_mpi_yield_when_idle"] = "1"
+    added = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]

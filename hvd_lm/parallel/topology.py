@@ -1,0 +1,62 @@
+"""The grid of ranks: data-parallel x model-parallel, as groups that become Horovod process sets.
+
+Ranks of one model group are consecutive (rank = data_rank * M + model_rank), so that the groups that talk most
+share a host under the usual placement by slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hvd_lm.config import TopologyConfig
+from hvd_lm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Where `rank` stands in a grid of `data_size` x `model_size` ranks."""
+
+    rank: int
+    data_size: int
+    model_size: int
+
+    @property
+    def size(self) -> int:
+        return self.data_size * self.model_size
+
+    @property
+    def data_rank(self) -> int:
+        """Which of the `data_size` parts of the text this rank reads."""
+        return self.rank // self.model_size
+
+    @property
+    def model_rank(self) -> int:
+        """Which part of the parameters this rank holds."""
+        return self.rank % self.model_size
+
+    @property
+    def is_writer(self) -> bool:
+        """Only this rank writes files and messages."""
+        return self.rank == 0
+
+    def data_groups(self) -> list[list[int]]:
+        """Ranks that hold the same parameters and reduce gradients with each other, one list per model rank."""
+        return [list(range(m, self.size, self.model_size)) for m in range(self.model_size)]
+
+    def model_groups(self) -> list[list[int]]:
+        """Ranks that hold one copy of the parameters together, one list per data rank."""
+        return [list(range(d * self.model_size, (d + 1) * self.model_size)) for d in range(self.data_size)]
+
+
+def arrange(config: TopologyConfig, rank: int, size: int) -> Topology:
+    """The topology that `config` asks for on `size` ranks.
+
+    Raises ConfigError if data x model is not `size`.
+    """
+    data = config.data_parallel or size // config.model_parallel
+    if data * config.model_parallel != size:
+        raise ConfigError(
+            f"the topology does not fit {size} rank(s): "
+            f"--data-parallel {config.data_parallel or '(ranks / M)'} x --model-parallel {config.model_parallel} must equal {size}"
+        )
+    return Topology(rank, data, config.model_parallel)

@@ -1,0 +1,37 @@
+"""Package of hvd_lm. The extras name the tested pair of frameworks; nothing else in the repository does."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="hvd_lm",
+    version="0.1.0",
+    description="Train LSTM language models on Horovod, in PyTorch or TensorFlow, with one loop",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["hvd_lm", "hvd_lm.*"]),
+    package_data={"hvd_lm": ["py.typed"]},
+    entry_points={"console_scripts": ["hvd-lm = hvd_lm.cli:main"]},
+    install_requires=[
+        "numpy",
+        "pyyaml",
+        "safetensors",
+        "tensorboardX",
+        "tokenizers",
+        "tqdm",
+        "tyro>=1.0",
+        # What Horovod needs at run time; its own build comes from hvd_lm.build_horovod.
+        "cloudpickle",
+        "packaging",
+        "psutil",
+        "setuptools<81",
+    ],
+    extras_require={
+        "torch": ["torch==2.13.0"],
+        "tensorflow": ["tensorflow-cpu==2.21.0"],
+        "dev": ["hypothesis", "mypy", "pytest", "pytest-timeout", "ruff", "types-PyYAML", "types-tqdm", "types-setuptools"],
+    },
+)

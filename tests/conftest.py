@@ -1,0 +1,46 @@
+"""Fixtures of the suite: every test that takes `framework` runs once for each framework that is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+
+import pytest
+
+from hvd_lm.adapters.base import Adapter
+from hvd_lm.config import FRAMEWORKS, CommunicationConfig, ModelConfig, OptimizerConfig
+
+# Containers run as root, which OpenMPI refuses unless told twice.
+os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
+os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+
+INSTALLED = [name for name in FRAMEWORKS if importlib.util.find_spec(name)]
+
+MakeAdapter = Callable[..., Adapter]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first: those that launch processes come last."""
+    items.sort(key=lambda item: item.get_closest_marker("ranks") is not None)
+
+
+@pytest.fixture(params=INSTALLED)
+def framework(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def make_adapter(framework: str) -> MakeAdapter:
+    """Builds an adapter of the framework, alone in its job."""
+
+    def make(
+        model: ModelConfig, optimizer: OptimizerConfig | None = None, communication: CommunicationConfig | None = None
+    ) -> Adapter:
+        from hvd_lm import adapter
+
+        made = adapter(framework, communication, threads=1)
+        made.build(model, optimizer or OptimizerConfig())
+        return made
+
+    return make

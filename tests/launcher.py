@@ -1,0 +1,79 @@
+"""Starts jobs the way a user does: hvd-lm alone, or under the real horovodrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+BODIES = Path(__file__).with_name("ranks")
+SCRIPTS = sysconfig.get_path("scripts")
+SMALL = ["--vocabulary-size", "1000", "--embedding-size", "24", "--hidden-size", "32", "--sequence-length", "16"]
+"""A model and sequences that train in a moment; the text is the embedded corpus unless --data says otherwise."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A finished job."""
+
+    command: str
+    code: int
+    output: str
+    """Standard output and error of all ranks and of the launcher."""
+
+    def expect_success(self) -> Ended:
+        tail = "\n".join(self.output.splitlines()[-50:])
+        assert self.code == 0, f"`{self.command}` ended with {self.code}:\n{tail}"
+        return self
+
+
+def run(*command: str | Path, timeout: float = 240, **environment: str) -> Ended:
+    """Run `command` to its end; raises subprocess.TimeoutExpired if it hangs."""
+    words = [str(word) for word in command]
+    env = {**os.environ, "PATH": os.pathsep.join((SCRIPTS, os.environ["PATH"])), **environment}
+    with subprocess.Popen(
+        words, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            raise
+    return Ended(shlex.join(words), process.returncode, output)
+
+
+def job(ranks: int, *command: str | Path, controller: str = "gloo", timeout: float = 240, **environment: str) -> Ended:
+    """Run `command` as `ranks` processes of a horovodrun job; alone if `ranks` is 1."""
+    if ranks == 1:
+        return run(*command, timeout=timeout, **environment)
+    launch = ["horovodrun", "-np", str(ranks), "-H", f"localhost:{ranks}", f"--{controller}"]
+    if controller == "mpi":
+        launch.append("--mpi-args=--oversubscribe --mca mpi_yield_when_idle 1")
+    return run(*launch, *command, timeout=timeout, **environment)
+
+
+def hvd_lm(ranks: int, *arguments: str | Path, controller: str = "gloo", timeout: float = 240, **environment: str) -> Ended:
+    return job(ranks, "hvd-lm", *arguments, controller=controller, timeout=timeout, **environment)
+
+
+def body(name: str, ranks: int, *arguments: str | Path, controller: str = "gloo", **environment: str) -> list[Any]:
+    """Run the script tests/ranks/`name`.py on `ranks` processes; what each rank returned, in the order of the ranks."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment["HVD_LM_TEST_RESULTS"] = folder
+        job(ranks, sys.executable, BODIES / f"{name}.py", *arguments, controller=controller, **environment).expect_success()
+        return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(ranks)]
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(out: Path) -> list[float]:
+    return [row["loss"] for row in metrics(out)]

@@ -1,0 +1,39 @@
+"""What the multi-rank bodies share. Each body is a plain script: run it alone, or under horovodrun."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hvd_lm import launch
+from hvd_lm.adapters.base import Adapter
+from hvd_lm.config import ModelConfig
+from hvd_lm.weights import Weights, initial_weights
+
+MODEL = ModelConfig(vocabulary_size=50, embedding_size=12, hidden_size=16, layers=2)
+
+
+def report(value: Any) -> None:
+    """Hand the result of this rank to the test that launched it; without a test, print it."""
+    text = json.dumps(value)
+    if folder := os.environ.get("HVD_LM_TEST_RESULTS"):
+        (Path(folder) / f"{launch.launched_rank()}.json").write_text(text)
+    else:
+        print(f"rank {launch.launched_rank()}: {text}", flush=True)
+
+
+def build(adapter: Adapter, model: ModelConfig = MODEL) -> Adapter:
+    from hvd_lm.config import OptimizerConfig
+
+    adapter.build(model, OptimizerConfig())
+    adapter.load_weights(initial_weights(model, seed=4))
+    return adapter
+
+
+def checksum(weights: Weights) -> float:
+    """A figure that two sets of weights share only if they are the same to the bit."""
+    return float(sum(np.abs(w.astype(np.float64)).sum() * (k + 1) for k, w in enumerate(weights.values())))

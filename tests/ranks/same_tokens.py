@@ -1,0 +1,40 @@
+"""20 optimizer steps on the same tokens, as N micro-batches on R ranks with N * R = 8, and a short last window of 4.
+
+python same_tokens.py torch                 N = 8, R = 1
+horovodrun -np 2 python same_tokens.py torch     N = 4, R = 2
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+from common import build, report
+
+import hvd_lm
+
+STEPS, BATCH, LENGTH, WHOLE_WINDOW, LAST_WINDOW = 20, 3, 6, 8, 4
+
+
+def main(framework: str) -> None:
+    adapter = build(hvd_lm.adapter(framework))
+    rank, ranks = adapter.topology.data_rank, adapter.topology.data_size
+    generator = np.random.default_rng(0)
+    results = []
+    for step in range(STEPS):
+        # A language that can be learnt, so that the losses move: each token is followed by one of two others.
+        count = LAST_WINDOW if step == STEPS - 1 else WHOLE_WINDOW
+        inputs = generator.integers(0, 50, (count, LENGTH, BATCH), dtype=np.int32)
+        targets = ((3 * inputs + generator.integers(0, 2, inputs.shape)) % 50).astype(np.int32)
+        mine = range(rank * count // ranks, (rank + 1) * count // ranks)
+        for index in mine:
+            adapter.accumulate(
+                inputs[index], targets[index], adapter.zero_state(BATCH), weight=1 / targets.size, last=index == mine[-1]
+            )
+        outcome = adapter.step(learning_rate=0.03, clip=0.1, unscale=1.0)
+        results.append((outcome.loss_sum / targets.size, outcome.gradient_norm))
+    report(results)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,113 @@
+"""The judge: the language model in plain NumPy, float64, forward and gradients by hand (back-propagation through time).
+
+It knows only the canonical weights of hvd_lm.weights; `test_reference_lstm.py` checks it against finite differences.
+
+Shapes: T time, B sequences, V vocabulary, D input width, H units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+State = list[tuple[Array, Array]]
+
+
+def sigmoid(x: Array) -> Array:
+    return 1.0 / (1.0 + np.exp(-x))
+
+
+@dataclass
+class Outcome:
+    """Forward and backward of one micro-batch."""
+
+    logits_TBV: Array
+    loss_sum: float
+    gradients: dict[str, Array]
+    state: State
+
+
+@dataclass
+class _Layer:
+    inputs_TBD: Array
+    h: list[Array] = field(default_factory=list)
+    c: list[Array] = field(default_factory=list)
+    gates: list[tuple[Array, Array, Array, Array]] = field(default_factory=list)
+
+
+def run(
+    weights: Mapping[str, NDArray[np.floating]],
+    inputs_TB: NDArray[np.int32],
+    targets_TB: NDArray[np.int32],
+    state: State | None = None,
+    masks: Sequence[NDArray[np.bool_]] = (),
+    keep_probability: float = 1.0,
+) -> Outcome:
+    """Cross-entropy summed over the targets >= 0, and its gradient for every weight."""
+    w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
+    layers = sum(name.endswith(".input_kernel") for name in w)
+    units = w["lstm.0.recurrent_kernel"].shape[1]
+    steps, batch = inputs_TB.shape
+    state = state or [(np.zeros((batch, units)), np.zeros((batch, units))) for _ in range(layers)]
+    scales = [mask / keep_probability for mask in masks] or [np.ones(())] * (layers + 1)
+
+    # Forward
+    x_TBD = w["embedding"][inputs_TB] * scales[0]
+    tape: list[_Layer] = []
+    after: State = []
+    for index in range(layers):
+        layer = _Layer(x_TBD, h=[state[index][0]], c=[state[index][1]])
+        for t in range(steps):
+            z = x_TBD[t] @ w[f"lstm.{index}.input_kernel"].T + layer.h[-1] @ w[f"lstm.{index}.recurrent_kernel"].T
+            i, f, g, o = np.split(z + w[f"lstm.{index}.bias"], 4, axis=1)
+            i, f, g, o = sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)
+            layer.c.append(f * layer.c[-1] + i * g)
+            layer.h.append(o * np.tanh(layer.c[-1]))
+            layer.gates.append((i, f, g, o))
+        tape.append(layer)
+        after.append((layer.h[-1], layer.c[-1]))
+        x_TBD = np.stack(layer.h[1:]) * scales[index + 1]
+    kernel = w.get("output_kernel", w["embedding"])
+    logits_TBV = x_TBD @ kernel.T + w["output_bias"]
+
+    # Loss
+    shifted = logits_TBV - logits_TBV.max(-1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    counted = targets_TB >= 0
+    targets = np.where(counted, targets_TB, 0)
+    picked = np.take_along_axis(log_probabilities, targets[..., None], -1)[..., 0]
+    loss_sum = float(-(picked * counted).sum())
+
+    # Backward
+    gradients = {name: np.zeros_like(value) for name, value in w.items()}
+    d_logits = np.exp(log_probabilities)
+    np.put_along_axis(d_logits, targets[..., None], np.take_along_axis(d_logits, targets[..., None], -1) - 1.0, -1)
+    d_logits *= counted[..., None]
+    gradients["output_kernel" if "output_kernel" in w else "embedding"] += np.einsum("tbv,tbh->vh", d_logits, x_TBD)
+    gradients["output_bias"] += d_logits.sum((0, 1))
+    d_x = d_logits @ kernel
+    for index in reversed(range(layers)):
+        layer = tape[index]
+        d_x = d_x * scales[index + 1]
+        d_inputs = np.zeros_like(layer.inputs_TBD)
+        d_h, d_c = np.zeros((batch, units)), np.zeros((batch, units))
+        for t in reversed(range(steps)):
+            i, f, g, o = layer.gates[t]
+            tanh_c = np.tanh(layer.c[t + 1])
+            d_h = d_h + d_x[t]
+            d_c = d_c + d_h * o * (1 - tanh_c**2)
+            d_z = np.concatenate(
+                (d_c * g * i * (1 - i), d_c * layer.c[t] * f * (1 - f), d_c * i * (1 - g**2), d_h * tanh_c * o * (1 - o)), 1
+            )
+            gradients[f"lstm.{index}.input_kernel"] += d_z.T @ layer.inputs_TBD[t]
+            gradients[f"lstm.{index}.recurrent_kernel"] += d_z.T @ layer.h[t]
+            gradients[f"lstm.{index}.bias"] += d_z.sum(0)
+            d_inputs[t] = d_z @ w[f"lstm.{index}.input_kernel"]
+            d_h, d_c = d_z @ w[f"lstm.{index}.recurrent_kernel"], d_c * f
+        d_x = d_inputs
+    np.add.at(gradients["embedding"], inputs_TB, d_x * scales[0])
+    return Outcome(logits_TBV, loss_sum, gradients, after)

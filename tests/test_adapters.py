@@ -1,0 +1,267 @@
+"""The contract of an adapter: one suite, run against every framework, judged by the NumPy reference."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import numpy as np
+import pytest
+import reference_lstm
+from conftest import MakeAdapter
+from numpy.typing import NDArray
+
+from hvd_lm.adapters.base import Adapter, OptimizerState
+from hvd_lm.config import ModelConfig, OptimizerConfig
+from hvd_lm.dropout import dropout_masks, dropout_widths, keep_probability
+from hvd_lm.errors import CheckpointError
+from hvd_lm.weights import initial_weights
+
+T, B, V = 7, 5, 40
+PLAIN = ModelConfig(vocabulary_size=V, embedding_size=12, hidden_size=16, layers=2)
+TIED = ModelConfig(vocabulary_size=V, embedding_size=16, hidden_size=16, layers=2, tie_embedding=True)
+DEEP = ModelConfig(vocabulary_size=V, embedding_size=12, hidden_size=16, layers=3)
+DROPPING = ModelConfig(vocabulary_size=V, embedding_size=12, hidden_size=16, layers=2, dropout=0.4)
+MODELS = [pytest.param(model, id=name) for name, model in {"plain": PLAIN, "tied": TIED, "deep": DEEP, "dropout": DROPPING}.items()]
+
+Tokens = NDArray[np.int32]
+
+
+def random_tokens(seed: int, steps: int = T) -> tuple[Tokens, Tokens]:
+    inputs, targets = np.random.default_rng(seed).integers(0, V, (2, steps, B), dtype=np.int32)
+    return inputs, targets
+
+
+def masks_of(model: ModelConfig, micro_batch: int) -> list[NDArray[np.bool_]]:
+    return dropout_masks(
+        model.dropout,
+        widths=dropout_widths(model.embedding_size, model.hidden_size, model.layers),
+        sequence_length=T,
+        stream_ids=range(B),
+        micro_batch=micro_batch,
+        seed=5,
+    )
+
+
+def ready(make_adapter: MakeAdapter, model: ModelConfig, optimizer: OptimizerConfig | None = None) -> Adapter:
+    adapter = make_adapter(model, optimizer)
+    adapter.load_weights(initial_weights(model, seed=2))
+    return adapter
+
+
+def assert_close_to_scale(actual: NDArray[np.float32], expected: NDArray[np.float64], name: str) -> None:
+    """Within 1e-5 of the largest entry, and within 1e-5 relative where an entry is not tiny beside it."""
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * float(np.abs(expected).max()), err_msg=name)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_logits_are_those_of_the_reference(make_adapter: MakeAdapter, model: ModelConfig) -> None:
+    adapter = ready(make_adapter, model)
+    inputs, targets = random_tokens(0)
+    logits, _ = adapter.logits(inputs, adapter.zero_state(B))
+    assert logits.shape == (T, B, V)
+    assert logits.dtype == np.float32
+    # Without gradient there is no dropout.
+    expected = reference_lstm.run(adapter.weights(), inputs, targets)
+    np.testing.assert_allclose(logits, expected.logits_TBV, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_gradients_are_those_of_the_reference(make_adapter: MakeAdapter, model: ModelConfig) -> None:
+    """Accumulated over three micro-batches with the state carried and cut, ignored targets, and dropout."""
+    adapter = ready(make_adapter, model)
+    weights = adapter.weights()
+    state, reference_state = adapter.zero_state(B), None
+    expected = {name: np.zeros(value.shape) for name, value in weights.items()}
+    loss_sum = 0.0
+    for index in range(3):
+        inputs, targets = random_tokens(index)
+        targets[index + 1 :, index] = -1
+        masks = masks_of(model, index)
+        state = adapter.accumulate(inputs, targets, state, weight=0.25, last=index == 2, dropout_masks=masks)
+        outcome = reference_lstm.run(weights, inputs, targets, reference_state, masks, keep_probability(model.dropout))
+        reference_state = outcome.state
+        loss_sum += outcome.loss_sum
+        for name, gradient in outcome.gradients.items():
+            expected[name] += 0.25 * gradient
+    gradients = adapter.gradients()
+    assert set(gradients) == set(expected)
+    for name, gradient in gradients.items():
+        assert_close_to_scale(gradient, expected[name], name)
+    result = adapter.step(learning_rate=1e-3, clip=None, unscale=2.0)
+    assert result.loss_sum == pytest.approx(loss_sum, rel=1e-6)
+    norm = math.sqrt(sum(float((g**2).sum()) for g in expected.values()))
+    assert result.gradient_norm == pytest.approx(2.0 * norm, rel=1e-5)
+
+
+def test_padded_positions_change_nothing(make_adapter: MakeAdapter) -> None:
+    adapter = ready(make_adapter, PLAIN)
+    inputs, targets = random_tokens(0)
+    targets[4:] = -1
+    padded, _ = adapter.evaluate(inputs, targets, adapter.zero_state(B))
+    cut, _ = adapter.evaluate(inputs[:4], targets[:4], adapter.zero_state(B))
+    assert padded == pytest.approx(cut, rel=1e-6)
+
+
+def test_the_state_carries_a_sequence_over_micro_batches(make_adapter: MakeAdapter) -> None:
+    adapter = ready(make_adapter, PLAIN)
+    inputs, _ = random_tokens(0, steps=2 * T)
+    whole, _ = adapter.logits(inputs, adapter.zero_state(B))
+    first, state = adapter.logits(inputs[:T], adapter.zero_state(B))
+    second, _ = adapter.logits(inputs[T:], state)
+    np.testing.assert_allclose(np.concatenate((first, second)), whole, atol=1e-6)
+    fresh, _ = adapter.logits(inputs[T:], adapter.zero_state(B))
+    assert np.abs(fresh - whole[T:]).max() > 1e-4
+
+
+def adam_in_numpy(config: OptimizerConfig, weights: dict, gradients: list[dict], rate: float) -> dict:
+    """Algorithm 1 of Kingma & Ba 2015."""
+    first = {name: np.zeros(value.shape) for name, value in weights.items()}
+    second = {name: np.zeros(value.shape) for name, value in weights.items()}
+    for t, step in enumerate(gradients, start=1):
+        for name, gradient in step.items():
+            first[name] = config.beta1 * first[name] + (1 - config.beta1) * gradient
+            second[name] = config.beta2 * second[name] + (1 - config.beta2) * gradient**2
+            corrected = first[name] / (1 - config.beta1**t), second[name] / (1 - config.beta2**t)
+            weights[name] = weights[name] - rate * corrected[0] / (np.sqrt(corrected[1]) + config.epsilon)
+    return weights
+
+
+def sgd_in_numpy(config: OptimizerConfig, weights: dict, gradients: list[dict], rate: float) -> dict:
+    velocity = {name: np.zeros(value.shape) for name, value in weights.items()}
+    for step in gradients:
+        for name, gradient in step.items():
+            velocity[name] = config.momentum * velocity[name] + gradient
+            weights[name] = weights[name] - rate * velocity[name]
+    return weights
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        pytest.param(OptimizerConfig(epsilon=1e-3), id="adam"),
+        pytest.param(OptimizerConfig(optimizer="sgd"), id="sgd"),
+        pytest.param(OptimizerConfig(optimizer="sgd", momentum=0.9), id="momentum"),
+    ],
+)
+def test_updates_are_those_of_the_papers(make_adapter: MakeAdapter, optimizer: OptimizerConfig, clip: float | None) -> None:
+    adapter = ready(make_adapter, PLAIN, optimizer)
+    before = {name: value.astype(np.float64) for name, value in adapter.weights().items()}
+    steps = []
+    clipped = 0
+    for index in range(4):
+        inputs, targets = random_tokens(index)
+        adapter.accumulate(inputs, targets, adapter.zero_state(B), weight=3 / targets.size, last=True)
+        gradients = {name: value.astype(np.float64) for name, value in adapter.gradients().items()}
+        norm = math.sqrt(sum(float((g**2).sum()) for g in gradients.values()))
+        factor = 1.0 if clip is None else min(1.0, clip / norm)
+        clipped += factor < 1
+        steps.append({name: factor * g for name, g in gradients.items()})
+        result = adapter.step(learning_rate=0.01, clip=clip, unscale=1.0)
+        assert result.applied
+        assert result.gradient_norm == pytest.approx(norm, rel=1e-5)
+    assert (clipped > 0) == (clip is not None)
+    judge = adam_in_numpy if optimizer.optimizer == "adam" else sgd_in_numpy
+    expected = judge(optimizer, dict(before), steps, 0.01)
+    for name, value in adapter.weights().items():
+        moved = expected[name] - before[name]
+        np.testing.assert_allclose(value - before[name], moved, atol=2e-4 * np.abs(moved).max() + 1e-7, err_msg=name)
+
+
+def test_the_norm_of_millions_of_values_is_exact(make_adapter: MakeAdapter) -> None:
+    """Single precision sums in one go lose three digits at this size."""
+    model = ModelConfig(vocabulary_size=8000, embedding_size=8, hidden_size=512, layers=1)
+    adapter = ready(make_adapter, model)
+    inputs, targets = np.random.default_rng(0).integers(0, 8000, (2, T, B), dtype=np.int32)
+    adapter.accumulate(inputs, targets, adapter.zero_state(B), weight=1 / targets.size, last=True)
+    expected = math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in adapter.gradients().values()))
+    assert adapter.step(learning_rate=0.01, clip=None, unscale=1.0).gradient_norm == pytest.approx(expected, rel=2e-5)
+
+
+def test_unscale_undoes_the_loss_scale(make_adapter: MakeAdapter) -> None:
+    results = []
+    for scale in (1.0, 4096.0):
+        adapter = ready(make_adapter, PLAIN)
+        inputs, targets = random_tokens(0)
+        adapter.accumulate(inputs, targets, adapter.zero_state(B), weight=scale / targets.size, last=True)
+        results.append((adapter.step(learning_rate=0.01, clip=0.1, unscale=1 / scale), adapter.weights()))
+    (plain, plain_weights), (scaled, scaled_weights) = results
+    assert scaled.gradient_norm == pytest.approx(plain.gradient_norm, rel=1e-6)
+    assert scaled.loss_sum == pytest.approx(plain.loss_sum)
+    for name, value in plain_weights.items():
+        np.testing.assert_allclose(scaled_weights[name], value, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("poison", [math.inf, math.nan])
+def test_a_gradient_that_is_not_finite_is_dropped(make_adapter: MakeAdapter, poison: float) -> None:
+    adapter = ready(make_adapter, PLAIN)
+    inputs, targets = random_tokens(0)
+    adapter.accumulate(inputs, targets, adapter.zero_state(B), weight=1 / targets.size, last=True)
+    assert adapter.step(learning_rate=0.01, clip=1.0, unscale=1.0).applied
+    weights, state = adapter.weights(), adapter.optimizer_state()
+    adapter.accumulate(inputs, targets, adapter.zero_state(B), weight=poison, last=True)
+    result = adapter.step(learning_rate=0.01, clip=1.0, unscale=1.0)
+    assert not result.applied
+    assert not math.isfinite(result.gradient_norm)
+    assert math.isfinite(result.loss_sum)
+    for name, value in adapter.weights().items():
+        np.testing.assert_array_equal(value, weights[name], err_msg=name)
+    after = adapter.optimizer_state()
+    assert after.applied_steps == state.applied_steps == 1
+    for name, value in after.moments.items():
+        np.testing.assert_array_equal(value, state.moments[name], err_msg=name)
+    # Nothing of the dropped window reaches the next one.
+    adapter.accumulate(inputs, targets, adapter.zero_state(B), weight=1 / targets.size, last=True)
+    assert adapter.step(learning_rate=0.01, clip=1.0, unscale=1.0).applied
+
+
+def test_evaluate_is_the_loss_of_the_reference(make_adapter: MakeAdapter) -> None:
+    adapter = ready(make_adapter, DROPPING)
+    inputs, targets = random_tokens(0)
+    loss_sum, _ = adapter.evaluate(inputs, targets, adapter.zero_state(B))
+    assert loss_sum == pytest.approx(reference_lstm.run(adapter.weights(), inputs, targets).loss_sum, rel=1e-6)
+
+
+def test_weights_and_moments_survive_a_round_trip(make_adapter: MakeAdapter) -> None:
+    """A second adapter that takes over the state goes on exactly like the first."""
+    first, second = ready(make_adapter, PLAIN), make_adapter(PLAIN)
+    for index in range(3):
+        inputs, targets = random_tokens(index)
+        first.accumulate(inputs, targets, first.zero_state(B), weight=1 / targets.size, last=True)
+        first.step(learning_rate=0.01, clip=1.0, unscale=1.0)
+    second.load_weights(first.weights())
+    second.load_optimizer_state(first.optimizer_state())
+    inputs, targets = random_tokens(9)
+    for adapter in (first, second):
+        adapter.accumulate(inputs, targets, adapter.zero_state(B), weight=1 / targets.size, last=True)
+        adapter.step(learning_rate=0.01, clip=1.0, unscale=1.0)
+    assert second.optimizer_state().applied_steps == 4
+    for name, value in first.weights().items():
+        np.testing.assert_array_equal(second.weights()[name], value, err_msg=name)
+
+
+def test_weights_of_another_model_are_refused(make_adapter: MakeAdapter) -> None:
+    adapter = make_adapter(PLAIN)
+    with pytest.raises(CheckpointError, match="embedding has shape"):
+        adapter.load_weights(initial_weights(ModelConfig(vocabulary_size=V, embedding_size=9, hidden_size=16), seed=1))
+    with pytest.raises(CheckpointError, match="another optimizer"):
+        adapter.load_optimizer_state(OptimizerState(1, {"momentum/embedding": np.zeros((V, 12), np.float32)}))
+
+
+def test_the_environment_is_left_as_it_was(make_adapter: MakeAdapter) -> None:
+    """Horovod's settings of this process must not reach a job that it launches."""
+    make_adapter(PLAIN)  # importing a framework may set variables of its own
+    before = dict(os.environ)
+    make_adapter(PLAIN)
+    assert dict(os.environ) == before
+    assert "HOROVOD_CONTROLLER" not in before
+
+
+def test_alone_nothing_travels(make_adapter: MakeAdapter) -> None:
+    adapter = make_adapter(PLAIN)
+    assert (adapter.topology.rank, adapter.topology.size, adapter.reduces) == (0, 1, False)
+    np.testing.assert_array_equal(adapter.all_reduce(np.array([1.5, 2.0])), [1.5, 2.0])
+    assert adapter.broadcast_object({"a": 1}) == {"a": 1}
+    adapter.broadcast_state()
+    assert "Horovod" in adapter.summary()

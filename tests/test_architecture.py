@@ -1,0 +1,187 @@
+"""The borders of the package: frameworks stay inside hvd_lm/adapters, and everything public says what it is."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import hvd_lm
+
+PACKAGE = Path(hvd_lm.__file__).parent
+ADAPTERS = PACKAGE / "adapters"
+FILES = sorted(PACKAGE.rglob("*.py"))
+FRAMEWORKS = {"torch", "tensorflow", "keras", "horovod"}
+FRAMEWORK_MODULES = {"hvd_lm.adapters.pytorch", "hvd_lm.adapters.tensorflow"}
+"""Importing one of these imports its framework."""
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Every module that `tree` imports: by statement, at any depth, or by a call with a literal name."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module=str(module), names=names, level=0):
+                yield module
+                yield from (f"{module}.{alias.name}" for alias in names)
+            case ast.Call(
+                func=ast.Name(id="__import__" | "import_module") | ast.Attribute(attr="__import__" | "import_module"),
+                args=[ast.Constant(value=str(module)), *_],
+            ):
+                yield module
+
+
+def framework_imports(source: str) -> list[str]:
+    """What `source` imports of a framework, of Horovod, or of a module of ours that does."""
+    found = imports(ast.parse(source))
+    return [module for module in found if module.split(".")[0] in FRAMEWORKS or module in FRAMEWORK_MODULES]
+
+
+# --- imports ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch",
+        "import torch.nn as nn",
+        "from torch import nn",
+        "from torch.nn.functional import cross_entropy",
+        "import numpy, tensorflow as tf",
+        "def f():\n    import keras",
+        "class A:\n    def f(self):\n        from horovod import torch as hvd",
+        "if TYPE_CHECKING:\n    import torch",
+        "try:\n    import horovod.torch\nexcept ImportError:\n    pass",
+        "import importlib\nimportlib.import_module('torch')",
+        "from importlib import import_module\nimport_module('horovod.tensorflow')",
+        "__import__('tensorflow')",
+        "from hvd_lm.adapters import pytorch",
+        "from hvd_lm.adapters.tensorflow import TensorFlowAdapter",
+    ],
+)
+def test_checker_finds_an_import(source: str) -> None:
+    assert framework_imports(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import numpy",
+        "import torchlight",
+        "name = 'torch'",
+        "'import torch'",
+        "# import torch",
+        "from hvd_lm.adapters import adapter_class",
+        "run('import horovod.torch')",
+        "import importlib\nimportlib.import_module(name)",
+    ],
+)
+def test_checker_leaves_the_rest_alone(source: str) -> None:
+    assert framework_imports(source) == []
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if ADAPTERS not in path.parents], ids=name_of)
+def test_no_framework_outside_adapters(path: Path) -> None:
+    assert framework_imports(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("__init__.py", FRAMEWORKS),
+        ("base.py", FRAMEWORKS),
+        ("pytorch.py", {"tensorflow", "keras"}),
+        ("tensorflow.py", {"torch"}),
+    ],
+)
+def test_adapter_knows_its_own_framework_only(name: str, others: set[str]) -> None:
+    found = framework_imports((ADAPTERS / name).read_text(encoding="utf-8"))
+    assert [module for module in found if others & set(module.split("."))] == []
+
+
+def test_core_loads_no_framework() -> None:
+    """Not by way of another library either."""
+    modules = "hvd_lm, hvd_lm.training, hvd_lm.cli, hvd_lm.evaluation, hvd_lm.generation"
+    code = f"import sys, {modules}; print(*sorted({{name.split('.')[0] for name in sys.modules}} & {FRAMEWORKS!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_build_horovod_needs_the_standard_library_only() -> None:
+    """An image copies and runs it before anything is installed."""
+    tree = ast.parse((PACKAGE / "build_horovod.py").read_text(encoding="utf-8"))
+    assert {module.split(".")[0] for module in imports(tree)} - sys.stdlib_module_names - {"__future__"} == set()
+
+
+# --- docstrings ------------------------------------------------------------------------------------------
+
+
+def is_public(name: str) -> bool:
+    return not name.startswith("_")
+
+
+def undocumented(tree: ast.Module) -> list[str]:
+    """Public classes and functions at the top level of a module that have no docstring, and the module itself."""
+    missing = [] if ast.get_docstring(tree) else ["the module"]
+    for node in tree.body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and is_public(node.name) and not ast.get_docstring(node):
+            missing.append(node.name)
+    return missing
+
+
+def undocumented_fields(tree: ast.Module) -> list[str]:
+    """Settings (fields of a class named ...Config) without a docstring under them; sections have that of their class."""
+    missing = []
+    for config in tree.body:
+        if not (isinstance(config, ast.ClassDef) and config.name.endswith("Config")):
+            continue
+        for node, following in zip(config.body, [*config.body[1:], None], strict=True):
+            if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
+                continue
+            is_section = isinstance(node.annotation, ast.Name) and node.annotation.id.endswith("Config")
+            match following:
+                case ast.Expr(value=ast.Constant(value=str())):
+                    continue
+            if not is_section:
+                missing.append(f"{config.name}.{node.target.id}")
+    return missing
+
+
+def test_checker_of_docstrings_finds_what_lacks_one() -> None:
+    source = '''
+class A: ...
+class _B: ...
+def f(): ...
+def _g(): ...
+def h():
+    """Documented."""
+class CConfig:
+    """Documented."""
+    x: int = 1
+    """Documented."""
+    y: int = 2
+    section: AConfig = AConfig()
+    z: int = 3
+'''
+    assert undocumented(ast.parse(source)) == ["the module", "A", "f"]
+    assert undocumented_fields(ast.parse(source)) == ["CConfig.y", "CConfig.z"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_public_names_have_docstrings(path: Path) -> None:
+    assert undocumented(ast.parse(path.read_text(encoding="utf-8"))) == []
+
+
+def test_settings_have_docstrings() -> None:
+    """They are the help on the command line."""
+    missing = [field for path in FILES for field in undocumented_fields(ast.parse(path.read_text(encoding="utf-8")))]
+    assert missing == []

@@ -1,0 +1,373 @@
+"""The build of Horovod: patches, the key of a build, the cache, the check of what is installed. Nothing is compiled here."""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from hvd_lm import build_horovod
+from hvd_lm.build_horovod import (
+    HOROVOD_VERSION,
+    PATCHES,
+    BuildError,
+    Mpi,
+    apply_patches,
+    build_environment,
+    build_key,
+    cache_directory,
+    cached_wheel,
+    check_installed,
+    is_build_variable,
+    store,
+)
+
+KEY = "0123456789ab"
+WANTED = f"{HOROVOD_VERSION}+hvdlm.{KEY}"
+FRAMEWORKS = {"torch": "2.13.0", "tensorflow": "2.21.0"}
+MPI = Mpi("mpirun (Open MPI) 4.1.8", "/usr/bin/mpicxx")
+COMPILER = "g++ (Debian 12.2.0-14) 12.2.0"
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the caller's environment may steer a build here."""
+    steering = [name for name in os.environ if is_build_variable(name)]
+    for name in [*steering, "HVD_LM_CACHE", "XDG_CACHE_HOME"]:
+        monkeypatch.delenv(name, raising=False)
+
+
+# --- patches ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A source tree that holds the text of every patch once, between other lines."""
+    files: dict[str, str] = {"horovod/__init__.py": f"from a import b\n\n__version__ = '{HOROVOD_VERSION}'\n"}
+    for patch in PATCHES:
+        files[patch.file] = files.get(patch.file, "# start\n") + f"# before {patch.name}\n{patch.old}\n# after\n"
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_every_patch_is_applied(source: Path) -> None:
+    apply_patches(source, KEY)
+    for patch in PATCHES:
+        assert (source / patch.file).read_text().count(f"# before {patch.name}\n{patch.new}") == 1
+    assert f"__version__ = '{WANTED}'" in (source / "horovod" / "__init__.py").read_text()
+
+
+def test_what_is_between_patches_stays(source: Path) -> None:
+    expected = {path: path.read_text() for path in source.rglob("*") if path.is_file()}
+    for patch in PATCHES:
+        expected[source / patch.file] = expected[source / patch.file].replace(patch.old, patch.new)
+    apply_patches(source, KEY)
+    del expected[source / "horovod" / "__init__.py"]
+    for path, text in expected.items():
+        assert path.read_text() == text
+
+
+def test_every_applied_patch_is_told_with_its_reason(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    apply_patches(source, KEY)
+    printed = capsys.readouterr().out
+    for patch in PATCHES:
+        assert f"patch {patch.name}: {patch.why}" in printed
+
+
+def test_patched_tree_is_not_patched_again(source: Path) -> None:
+    apply_patches(source, KEY)
+    with pytest.raises(BuildError, match=PATCHES[0].name):
+        apply_patches(source, KEY)
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.name)
+@pytest.mark.parametrize("times", [0, 2])
+def test_text_of_a_patch_must_occur_once(source: Path, patch: build_horovod.Patch, times: int) -> None:
+    path = source / patch.file
+    path.write_text(path.read_text().replace(patch.old, (patch.old + "\n") * times))
+    with pytest.raises(BuildError) as caught:
+        apply_patches(source, KEY)
+    assert str(caught.value) == f"patch {patch.name}: its text occurs {times} times in {patch.file}, not once"
+
+
+def test_source_of_another_version_is_refused(source: Path) -> None:
+    (source / "horovod" / "__init__.py").write_text("__version__ = '0.29.0'\n")
+    with pytest.raises(BuildError, match="version-label"):
+        apply_patches(source, KEY)
+
+
+def test_names_of_patches_are_unique() -> None:
+    assert len({patch.name for patch in PATCHES}) == len(PATCHES)
+
+
+# --- the key ---------------------------------------------------------------------------------------------
+
+
+def test_key_is_stable_and_fits_a_local_version() -> None:
+    key = build_key(FRAMEWORKS, MPI, COMPILER)
+    assert key == build_key(dict(reversed(FRAMEWORKS.items())), MPI, COMPILER)
+    assert len(key) == 12
+    assert set(key) <= set("0123456789abcdef")
+
+
+@pytest.mark.parametrize(
+    ("frameworks", "mpi", "compiler"),
+    [
+        ({"torch": "2.13.0"}, MPI, COMPILER),
+        ({"tensorflow": "2.21.0"}, MPI, COMPILER),
+        ({**FRAMEWORKS, "torch": "2.13.1"}, MPI, COMPILER),
+        ({**FRAMEWORKS, "torch": "2.13.0+cu130"}, MPI, COMPILER),
+        (FRAMEWORKS, None, COMPILER),
+        (FRAMEWORKS, Mpi("mpirun (Open MPI) 5.0.0", MPI.compiler), COMPILER),
+        (FRAMEWORKS, Mpi(MPI.version, "/opt/mpi/bin/mpicxx"), COMPILER),
+        (FRAMEWORKS, MPI, "g++ (Debian 14.2.0-19) 14.2.0"),
+    ],
+)
+def test_key_changes_with_frameworks_mpi_and_compiler(frameworks: dict[str, str], mpi: Mpi | None, compiler: str) -> None:
+    assert build_key(frameworks, mpi, compiler) != build_key(FRAMEWORKS, MPI, COMPILER)
+
+
+BUILD_VARIABLES = [
+    "HOROVOD_WITH_MPI",
+    "HOROVOD_WITHOUT_GLOO",
+    "HOROVOD_WITHOUT_TENSORFLOW",
+    "HOROVOD_GPU",
+    "HOROVOD_GPU_OPERATIONS",
+    "HOROVOD_GPU_ALLREDUCE",
+    "HOROVOD_CPU_OPERATIONS",
+    "HOROVOD_CUDA_HOME",
+    "HOROVOD_NCCL_HOME",
+    "HOROVOD_NCCL_LINK",
+    "HOROVOD_ROCM_HOME",
+    "HOROVOD_BUILD_CUDA_CC_LIST",
+    "HOROVOD_BUILD_ARCH_FLAGS",
+    "HOROVOD_NVTX_INCLUDE",
+    "HOROVOD_DEBUG",
+    "HOROVOD_SKIP_COMPILE",
+    "HOROVOD_ALLOW_MIXED_GPU_IMPL",
+    "HOROVOD_CMAKE",
+]
+RUN_TIME_VARIABLES = [
+    "HOROVOD_FUSION_THRESHOLD",
+    "HOROVOD_CYCLE_TIME",
+    "HOROVOD_AUTOTUNE",
+    "HOROVOD_TIMELINE",
+    "HOROVOD_RANK",
+    "HOROVOD_SIZE",
+    "HOROVOD_CONTROLLER",
+    "HOROVOD_GLOO_IFACE",
+    "HOROVOD_GLOO_TIMEOUT_SECONDS",
+    "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS",
+    "HOROVOD_HIERARCHICAL_ALLREDUCE",
+    "HOROVOD_NUM_NCCL_STREAMS",
+    "HOROVOD_LOG_LEVEL",
+    "HVD_LM_CACHE",
+    "NCCL_DEBUG",
+    "PATH_OF_HOROVOD_WITH_MPI",
+]
+
+
+@pytest.mark.parametrize("name", BUILD_VARIABLES)
+def test_key_changes_with_a_build_variable(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    assert is_build_variable(name)
+    keys = {build_key(FRAMEWORKS, MPI, COMPILER)}
+    for value in ("1", "/opt/other"):
+        monkeypatch.setenv(name, value)
+        keys.add(build_key(FRAMEWORKS, MPI, COMPILER))
+    assert len(keys) == 3
+
+
+@pytest.mark.parametrize("name", RUN_TIME_VARIABLES)
+def test_key_does_not_change_with_a_run_time_variable(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    assert not is_build_variable(name)
+    before = build_key(FRAMEWORKS, MPI, COMPILER)
+    monkeypatch.setenv(name, "67108864")
+    assert build_key(FRAMEWORKS, MPI, COMPILER) == before
+
+
+def test_environments_that_bring_the_same_mpi_share_a_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = set()
+    for scripts in ("/home/a/venv/bin", "/home/b/venv/bin"):
+        monkeypatch.setattr(sysconfig, "get_path", lambda _, scripts=scripts: scripts)
+        keys.add(build_key(FRAMEWORKS, Mpi(MPI.version, f"{scripts}/mpicxx"), COMPILER))
+    assert len(keys) == 1
+
+
+def test_build_is_told_what_to_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOROVOD_GPU_OPERATIONS", "NCCL")
+    env = build_environment({"torch": "2.13.0"}, None)
+    told = {name: value for name, value in env.items() if name.startswith("HOROVOD_")}
+    assert told == {
+        "HOROVOD_WITH_PYTORCH": "1",
+        "HOROVOD_WITHOUT_TENSORFLOW": "1",
+        "HOROVOD_WITHOUT_MXNET": "1",
+        "HOROVOD_WITH_GLOO": "1",
+        "HOROVOD_WITHOUT_MPI": "1",
+        "HOROVOD_GPU_OPERATIONS": "NCCL",
+    }
+    assert env["PATH"].split(":")[0] == sysconfig.get_path("scripts")
+
+
+# --- the cache -------------------------------------------------------------------------------------------
+
+
+def wheel_in(folder: Path, content: bytes = b"PK wheel") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    wheel = folder / f"horovod-{WANTED}-cp311-cp311-linux_x86_64.whl"
+    wheel.write_bytes(content)
+    return wheel
+
+
+def test_stored_wheel_is_found(tmp_path: Path) -> None:
+    entry = tmp_path / "cache" / KEY
+    stored = store(wheel_in(tmp_path / "dist"), entry)
+    assert cached_wheel(entry) == stored
+    assert stored.parent == entry
+    assert stored.read_bytes() == b"PK wheel"
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [KEY], "nothing half-written is left"
+
+
+def test_empty_cache_has_no_wheel(tmp_path: Path) -> None:
+    assert cached_wheel(tmp_path / "nowhere") is None
+
+
+def test_stored_wheel_replaces_the_older_one(tmp_path: Path) -> None:
+    entry = tmp_path / "cache" / KEY
+    store(wheel_in(tmp_path / "dist", b"old"), entry)
+    stored = store(wheel_in(tmp_path / "dist", b"new"), entry)
+    assert cached_wheel(entry) == stored
+    assert stored.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("damage", ["tampered", "truncated", "no checksum", "empty checksum", "second wheel"])
+def test_broken_entry_is_told_and_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
+    entry = tmp_path / "cache" / KEY
+    stored = store(wheel_in(tmp_path / "dist"), entry)
+    match damage:
+        case "tampered":
+            stored.write_bytes(b"PK wheeL")
+        case "truncated":
+            stored.write_bytes(b"PK")
+        case "no checksum":
+            (entry / "sha256").unlink()
+        case "empty checksum":
+            (entry / "sha256").write_text("")
+        case "second wheel":
+            (entry / "another.whl").write_bytes(b"PK")
+    assert cached_wheel(entry) is None
+    assert not entry.exists()
+    assert str(entry) in capsys.readouterr().out
+    assert store(wheel_in(tmp_path / "dist"), entry) == cached_wheel(entry)
+
+
+def test_cache_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_directory() == tmp_path / "home" / ".cache" / "hvd_lm" / "horovod"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_directory() == tmp_path / "xdg" / "hvd_lm" / "horovod"
+    monkeypatch.setenv("HVD_LM_CACHE", str(tmp_path / "own"))
+    assert cache_directory() == tmp_path / "own" / "horovod"
+
+
+@pytest.mark.parametrize("name", ["HVD_LM_CACHE", "XDG_CACHE_HOME"])
+def test_empty_variable_counts_as_unset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(name, "")
+    assert cache_directory() == tmp_path / ".cache" / "hvd_lm" / "horovod"
+
+
+# --- what is installed -----------------------------------------------------------------------------------
+
+
+def pretend_installed(monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
+    monkeypatch.setattr(build_horovod, "installed_version", lambda *_: version)
+
+
+def test_missing_horovod_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_installed(monkeypatch, None)
+    assert check_installed(FRAMEWORKS, MPI, KEY) == "Horovod is not installed"
+
+
+@pytest.mark.parametrize("version", [HOROVOD_VERSION, "0.27.0", f"{HOROVOD_VERSION}+hvdlm.ba9876543210", f"{WANTED}0"])
+def test_foreign_version_is_reported(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    pretend_installed(monkeypatch, version)
+    problem = check_installed(FRAMEWORKS, MPI, KEY)
+    assert problem is not None
+    assert problem.startswith(f"Horovod {version} was built for other versions")
+
+
+def test_wanted_build_that_loads_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_installed(monkeypatch, WANTED)
+    asked: list[str] = []
+
+    def loads(command: list[str], **_: object) -> str:
+        asked.append(command[-1])
+        return ""
+
+    monkeypatch.setattr(build_horovod, "run", loads)
+    assert check_installed(FRAMEWORKS, MPI, KEY) is None
+    assert [name for name in FRAMEWORKS if any(f"horovod.{name} " in code for code in asked)] == list(FRAMEWORKS)
+
+
+def test_wanted_build_that_does_not_load_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_installed(monkeypatch, WANTED)
+
+    def broken(command: list[str], **_: object) -> str:
+        if "horovod.tensorflow" in command[-1]:
+            raise BuildError("undefined symbol: _ZN10tensorflow")
+        return ""
+
+    monkeypatch.setattr(build_horovod, "run", broken)
+    problem = check_installed(FRAMEWORKS, MPI, KEY)
+    assert problem is not None
+    assert "tensorflow does not load" in problem
+    assert "undefined symbol" in problem
+
+
+def test_installed_version_of_the_first_that_is_there() -> None:
+    assert build_horovod.installed_version("no-such-distribution") is None
+    assert build_horovod.installed_version("no-such-distribution", "pytest") == pytest.__version__
+
+
+def test_framework_under_another_distribution_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    present = {"tensorflow-cpu": "2.21.0"}
+    monkeypatch.setattr(
+        build_horovod, "installed_version", lambda *names: next((present[name] for name in names if name in present), None)
+    )
+    assert build_horovod.installed_frameworks() == {"tensorflow": "2.21.0"}
+
+
+# --- the command -----------------------------------------------------------------------------------------
+
+
+def test_failed_command_is_told_with_the_end_of_its_output(tmp_path: Path) -> None:
+    code = "for i in range(100): print('line', i)\nraise SystemExit(3)"
+    with pytest.raises(BuildError) as caught:
+        build_horovod.run([sys.executable, "-c", code], cwd=tmp_path)
+    lines = str(caught.value).splitlines()
+    assert "ended with 3" in str(caught.value)
+    assert lines[-1] == "line 99"
+    assert "line 10" not in lines
+
+
+def test_without_a_framework_nothing_is_built(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(build_horovod, "installed_frameworks", dict)
+    assert build_horovod.main(["--no-apt"]) == 2
+    assert "install torch or TensorFlow first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("problem", "code"), [(None, 0), ("Horovod is not installed", 1)])
+def test_check_tells_by_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], problem: str | None, code: int
+) -> None:
+    monkeypatch.setattr(build_horovod, "installed_frameworks", lambda: FRAMEWORKS)
+    monkeypatch.setattr(build_horovod, "ensure_compiler", lambda _: COMPILER)
+    monkeypatch.setattr(build_horovod, "find_mpi", lambda: MPI)
+    monkeypatch.setattr(build_horovod, "check_installed", lambda *_: problem)
+    assert build_horovod.main(["--check"]) == code
+    assert (problem or "is in place") in capsys.readouterr().out

@@ -1,0 +1,164 @@
+"""What travels, and when: counted in Horovod's own timeline, and felt when a gradient overflows."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import launcher
+import numpy as np
+import pytest
+
+from hvd_lm.config import ModelConfig
+from hvd_lm.weights import weight_shapes
+
+pytestmark = pytest.mark.ranks
+
+STEPS, MODEL = 4, ModelConfig(vocabulary_size=1000, embedding_size=96, hidden_size=512, layers=2)
+ITEM_SIZES = {"float16": 2, "float32": 4, "float64": 8}
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """One all-reduce of one tensor."""
+
+    tensor: str
+    submitted: int
+    """When the first rank had it ready, microseconds."""
+    bytes: int
+
+
+def reductions(timeline: Path) -> list[Reduction]:
+    """The finished all-reduces in a timeline of Horovod."""
+    text = timeline.read_text().strip().rstrip(",")
+    events = [event for event in json.loads(text if text.endswith("]") else f"{text}]") if event]
+    names = {
+        event["pid"]: event["args"]["name"] for event in events if event.get("name") == "process_name" and "name" in event["args"]
+    }
+    submitted: dict[int, int] = {}
+    found = []
+    for event in events:
+        if event.get("name") == "NEGOTIATE_ALLREDUCE" and event["ph"] == "B":
+            submitted[event["pid"]] = event["ts"]
+        elif event.get("ph") == "E" and "dtype" in event.get("args", {}) and event["pid"] in submitted:
+            items = math.prod(json.loads(event["args"]["shape"]))
+            name = names[event["pid"]].removeprefix("allreduce.")
+            found.append(Reduction(name, submitted.pop(event["pid"]), items * ITEM_SIZES[event["args"]["dtype"]]))
+    return found
+
+
+@pytest.fixture
+def train_with_timeline(framework: str, tmp_path: Path):  # type: ignore[no-untyped-def]
+    def train(compression: str) -> list[Reduction]:
+        timeline = tmp_path / f"{compression}.json"
+        launcher.hvd_lm(
+            2, "train", "--framework", framework, "--out", tmp_path / compression, "--compression", compression,
+            "--steps", str(STEPS), "--backward-passes-per-step", "3", "--batch-size", "4", "--sequence-length", "32",
+            "--vocabulary-size", str(MODEL.vocabulary_size), "--embedding-size", str(MODEL.embedding_size),
+            "--hidden-size", str(MODEL.hidden_size), "--validation-share", "0", "--timeline-filename", timeline,
+        ).expect_success()  # fmt: skip
+        return reductions(timeline)
+
+    return train
+
+
+def test_each_gradient_travels_once_a_window(train_with_timeline) -> None:  # type: ignore[no-untyped-def]
+    """Not once per micro-batch; the bytes are those of the gradients, and half of that with fp16."""
+    gradients = {f"gradient.{name}": math.prod(shape) for name, shape in weight_shapes(MODEL).items()}
+    travelled = {}
+    for compression in ("none", "fp16"):
+        found = train_with_timeline(compression)
+        counts = Counter(r.tensor for r in found)
+        assert {name: counts.pop(name) for name in [*gradients, "loss"]} == dict.fromkeys([*gradients, "loss"], STEPS)
+        assert counts.total() == 1, f"only the comparison of the texts at the start, not {counts}"
+        travelled[compression] = sum(r.bytes for r in found if r.tensor in gradients)
+    assert travelled["none"] == STEPS * 4 * sum(gradients.values())
+    assert travelled["fp16"] * 2 == travelled["none"]
+
+
+def test_the_reduction_overlaps_with_the_last_backward(train_with_timeline) -> None:  # type: ignore[no-untyped-def]
+    """Gradients leave as the backward makes them, the output layer's first, and not all at its end, within microseconds."""
+    found = train_with_timeline("none")
+    of = {name: [r for r in found if r.tensor == f"gradient.{name}"] for name in ("output_kernel", "embedding")}
+    leads = [last.submitted - first.submitted for first, last in zip(of["output_kernel"], of["embedding"], strict=True)]
+    assert np.median(leads) > 1000, leads
+
+
+def test_an_overflow_on_one_rank_skips_the_step_on_all(framework: str) -> None:
+    ranks = launcher.body("overflow", 2, framework)
+    assert ranks[0] == ranks[1]
+    before, overflowed, after = ranks[0]
+    assert [window["applied"] for window in ranks[0]] == [True, False, True]
+    assert overflowed["finite_loss"]
+    assert (overflowed["weights"], overflowed["moments"]) == (before["weights"], before["moments"])
+    assert after["weights"] != before["weights"]
+    assert after["applied_steps"] == 2
+
+
+def test_an_overflow_is_counted_reported_and_outlived(framework: str, tmp_path: Path) -> None:
+    """A loss scale far too large: it halves until the gradients fit, and training goes on."""
+    ended = launcher.hvd_lm(
+        2, "train", "--framework", framework, "--out", tmp_path, *launcher.SMALL, "--steps", "12", "--learning-rate", "0.01",
+        "--backward-passes-per-step", "2", "--compression", "fp16", "--loss-scale", str(2.0**22),
+    ).expect_success()  # fmt: skip
+    rows = launcher.metrics(tmp_path)
+    skipped = [row["skipped"] for row in rows]
+    count = sum(skipped)
+    assert 1 <= count < 12
+    assert skipped == [True] * count + [False] * (12 - count)
+    assert [row["skipped_steps"] for row in rows] == [*range(1, count + 1)] + [count] * (12 - count)
+    assert rows[0]["gradient_norm"] is None
+    assert [row["loss_scale"] for row in rows[:count]] == [2.0 ** (21 - k) for k in range(count)]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert "SKIPPED" in ended.output
+    assert f"{count} of 12 steps were skipped" in ended.output
+
+
+def test_fp16_learns_like_fp32(framework: str, tmp_path: Path) -> None:
+    curves = []
+    for compression in ("none", "fp16"):
+        out = tmp_path / compression
+        launcher.hvd_lm(
+            2, "train", "--framework", framework, "--out", out, *launcher.SMALL, "--steps", "40", "--compression", compression,
+            "--backward-passes-per-step", "2", "--learning-rate", "0.01",
+        ).expect_success()  # fmt: skip
+        curves.append(launcher.losses(out))
+    plain, compressed = np.array(curves)
+    assert plain[-1] < plain[0] - 0.5
+    np.testing.assert_allclose(compressed, plain, rtol=5e-3)
+    assert (compressed != plain).any(), "fp16 was on the wire"
+
+
+def test_gradients_are_reduced_inside_the_data_group(framework: str) -> None:
+    """4 ranks as 2 x 2: two groups with different texts, each in step within, and apart from the other."""
+    results = launcher.body("process_sets", 4, framework)
+    groups = [results[0::2], results[1::2]]
+    for group in groups:
+        assert group[0] == group[1]
+    assert groups[0][0]["weights"] != groups[1][0]["weights"]
+    assert [group[0]["ranks"] for group in groups] == [0 + 2, 1 + 3]
+
+
+def test_adasum_combines_the_gradients_of_two_ranks(framework: str) -> None:
+    """Equation of Maleki et al. 2020: (1 - a.b / 2|a|^2) a + (1 - a.b / 2|b|^2) b."""
+    results = launcher.body("adasum", 2, framework, controller="mpi")
+    a, b = (np.array(result["own"]) for result in results)
+    dot = a @ b
+    expected = (1 - dot / (2 * a @ a)) * a + (1 - dot / (2 * b @ b)) * b
+    for result in results:
+        np.testing.assert_allclose(result["combined"], expected, rtol=1e-4, atol=1e-7)
+
+
+def test_predivision_changes_no_figure(framework: str, tmp_path: Path) -> None:
+    curves = []
+    for factor in ("1", "8"):
+        out = tmp_path / factor
+        launcher.hvd_lm(
+            2, "train", "--framework", framework, "--out", out, *launcher.SMALL, "--steps", "6", "--backward-passes-per-step", "2",
+            "--gradient-predivide-factor", factor,
+        ).expect_success()  # fmt: skip
+        curves.append(launcher.losses(out))
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-6)

@@ -1,0 +1,125 @@
+"""Dropout masks: the same for a stream on whichever rank, different everywhere else, of the right share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from hvd_lm.config import ModelConfig
+from hvd_lm.dropout import dropout_masks, dropout_widths, keep_probability
+from hvd_lm.errors import ConfigError
+
+
+def masks_of(
+    rate: float = 0.5,
+    *,
+    widths: tuple[int, ...] = (24, 32, 32),
+    sequence_length: int = 8,
+    stream_ids: range = range(8),
+    micro_batch: int = 0,
+    seed: int = 1,
+) -> list[NDArray[np.bool_]]:
+    return dropout_masks(
+        rate, widths=widths, sequence_length=sequence_length, stream_ids=stream_ids, micro_batch=micro_batch, seed=seed
+    )
+
+
+def test_a_place_drops_before_each_layer_and_the_output() -> None:
+    assert dropout_widths(embedding_size=3, hidden_size=5, layers=2) == [3, 5, 5]
+
+
+def test_shapes_and_type() -> None:
+    masks = masks_of(widths=(3, 5, 5), sequence_length=7, stream_ids=range(4))
+    assert [mask.shape for mask in masks] == [(7, 4, 3), (7, 4, 5), (7, 4, 5)]
+    assert {mask.dtype for mask in masks} == {np.dtype(bool)}
+
+
+def test_rate_zero_makes_no_masks() -> None:
+    assert masks_of(0.0) == []
+    assert keep_probability(0.0) == 1.0
+
+
+def test_masks_are_a_pure_function() -> None:
+    for first, second in zip(masks_of(), masks_of(), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rate=st.floats(0.01, 0.9),
+    micro_batch=st.integers(0, 10**6),
+    seed=st.integers(0, 2**40),
+    split=st.sampled_from([(1, 8), (2, 4), (4, 2), (8, 1)]),
+)
+def test_stream_has_its_mask_whatever_the_split_over_ranks(
+    rate: float, micro_batch: int, seed: int, split: tuple[int, int]
+) -> None:
+    ranks, batch_size = split
+    whole = masks_of(rate, micro_batch=micro_batch, seed=seed)
+    for rank in range(ranks):
+        streams = range(rank * batch_size, (rank + 1) * batch_size)
+        for mask, part in zip(whole, masks_of(rate, micro_batch=micro_batch, seed=seed, stream_ids=streams), strict=True):
+            np.testing.assert_array_equal(mask[:, streams.start : streams.stop], part)
+
+
+def agreement(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    """Share of equal positions: 0.5 for independent masks of rate 0.5."""
+    return float((first == second).mean())
+
+
+def test_masks_differ_across_streams() -> None:
+    mask = masks_of(sequence_length=64)[0]
+    for stream in range(1, mask.shape[1]):
+        assert agreement(mask[:, 0], mask[:, stream]) == pytest.approx(0.5, abs=0.08)
+
+
+@pytest.mark.parametrize("other", [{"seed": 2}, {"micro_batch": 1}, {"micro_batch": 2**32}, {"seed": 2**32 + 1}, {"seed": 0}])
+def test_masks_differ_across_seeds_and_micro_batches(other: dict[str, Any]) -> None:
+    for first, second in zip(masks_of(sequence_length=64), masks_of(sequence_length=64, **other), strict=True):
+        assert agreement(first, second) == pytest.approx(0.5, abs=0.03)
+
+
+def test_masks_differ_across_places() -> None:
+    masks = masks_of(sequence_length=64, widths=(32, 32, 32))
+    for first in range(3):
+        for second in range(first):
+            assert agreement(masks[first], masks[second]) == pytest.approx(0.5, abs=0.03)
+
+
+def test_seed_and_stream_are_not_interchangeable() -> None:
+    first, second = masks_of(seed=1, stream_ids=range(2, 3))[0], masks_of(seed=2, stream_ids=range(1, 2))[0]
+    assert agreement(first, second) == pytest.approx(0.5, abs=0.15)
+
+
+def test_long_masks_do_not_repeat_the_next_micro_batch() -> None:
+    """Counters of neighbouring masks must not overlap, however many numbers a mask takes."""
+    first = masks_of(widths=(512,), sequence_length=256, stream_ids=range(1), micro_batch=0)[0].ravel()
+    second = masks_of(widths=(512,), sequence_length=256, stream_ids=range(1), micro_batch=1)[0].ravel()
+    start = second[:256]
+    windows = np.lib.stride_tricks.sliding_window_view(first, 256)
+    assert not (windows == start).all(axis=1).any()
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.1, 0.25, 0.5, 0.65, 0.9, 0.99])
+def test_kept_share_is_one_minus_the_rate(rate: float) -> None:
+    mask = masks_of(rate, widths=(1000,), sequence_length=50, stream_ids=range(4))[0]
+    deviation = (rate * (1 - rate) / mask.size) ** 0.5
+    assert mask.mean() == pytest.approx(1 - rate, abs=5 * deviation)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rate=st.floats(0.0, 0.999))
+def test_keep_probability_is_one_minus_the_rate(rate: float) -> None:
+    assert keep_probability(rate) == pytest.approx(1 - rate, abs=1e-5)
+    assert keep_probability(rate) > 0
+
+
+def test_no_accepted_rate_divides_by_zero() -> None:
+    assert keep_probability(ModelConfig(dropout=0.99).dropout) == pytest.approx(0.01, abs=1e-5)
+    with pytest.raises(ConfigError, match="--dropout"):
+        ModelConfig(dropout=0.999999)

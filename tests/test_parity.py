@@ -1,0 +1,57 @@
+"""The same seed gives the same loss curve in PyTorch and in TensorFlow: 100 steps of the reference recipe on real text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import launcher
+import numpy as np
+import pytest
+from conftest import INSTALLED
+
+pytestmark = [pytest.mark.ranks, pytest.mark.skipif(len(INSTALLED) < 2, reason="parity needs both frameworks")]
+
+RECIPE = [
+    "--steps",
+    "100",
+    "--vocabulary-size",
+    "1000",
+    "--hidden-size",
+    "96",
+    "--layers",
+    "2",
+    "--sequence-length",
+    "16",
+    "--batch-size",
+    "4",
+    "--backward-passes-per-step",
+    "10",
+    "--learning-rate",
+    "0.002",
+    "--validation-every",
+    "50",
+]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "flags"),
+    [
+        pytest.param(1, ["--embedding-size", "48"], id="alone"),
+        pytest.param(1, ["--embedding-size", "96", "--tie-embedding"], id="tied"),
+        pytest.param(1, ["--embedding-size", "48", "--dropout", "0.3"], id="dropout"),
+        pytest.param(2, ["--embedding-size", "48"], id="two-ranks"),
+    ],
+)
+def test_losses_agree_at_each_step(ranks: int, flags: list[str], tmp_path: Path) -> None:
+    curves = {}
+    for framework in INSTALLED:
+        out = tmp_path / framework
+        launcher.hvd_lm(ranks, "train", "--framework", framework, "--out", out, *RECIPE, *flags).expect_success()
+        curves[framework] = launcher.metrics(out)
+    first, second = curves.values()
+    assert len(first) == 100
+    assert first[-1]["loss"] < first[0]["loss"] - 1.0, "the model learns"
+    np.testing.assert_allclose([row["loss"] for row in second], [row["loss"] for row in first], rtol=1e-4)
+    validations = [[row["validation_loss"] for row in curve if "validation_loss" in row] for curve in (first, second)]
+    assert len(validations[0]) == 2
+    np.testing.assert_allclose(validations[1], validations[0], rtol=1e-4)

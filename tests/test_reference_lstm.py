@@ -1,0 +1,40 @@
+"""The judge is judged: its gradients against finite differences."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference_lstm
+
+from hvd_lm.config import ModelConfig
+from hvd_lm.dropout import dropout_masks, dropout_widths, keep_probability
+from hvd_lm.weights import initial_weights
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_gradients_are_those_of_finite_differences(tied: bool, dropout: float) -> None:
+    size = {"embedding_size": 6, "hidden_size": 6} if tied else {"embedding_size": 4, "hidden_size": 5}
+    config = ModelConfig(vocabulary_size=11, layers=2, dropout=dropout, tie_embedding=tied, **size)
+    weights = {name: value.astype(np.float64) for name, value in initial_weights(config, seed=3).items()}
+    generator = np.random.default_rng(0)
+    inputs, targets = generator.integers(0, 11, (2, 4, 3), dtype=np.int32)
+    targets[2, 1] = -1
+    state = [(generator.normal(size=(3, config.hidden_size)), generator.normal(size=(3, config.hidden_size))) for _ in range(2)]
+    widths = dropout_widths(config.embedding_size, config.hidden_size, 2)
+    masks = dropout_masks(dropout, widths=widths, sequence_length=4, stream_ids=range(3), micro_batch=0, seed=1)
+
+    def loss() -> float:
+        return reference_lstm.run(weights, inputs, targets, state, masks, keep_probability(dropout)).loss_sum
+
+    gradients = reference_lstm.run(weights, inputs, targets, state, masks, keep_probability(dropout)).gradients
+    for name, value in weights.items():
+        for _ in range(8):
+            index = tuple(generator.integers(0, n) for n in value.shape)
+            original, epsilon = value[index], 1e-6
+            value[index] = original + epsilon
+            above = loss()
+            value[index] = original - epsilon
+            below = loss()
+            value[index] = original
+            np.testing.assert_allclose(gradients[name][index], (above - below) / (2 * epsilon), atol=1e-7, err_msg=name)

@@ -1,0 +1,156 @@
+"""Contiguous streams: every token is a target once per epoch, in order, however the batch is split over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from hvd_lm.data.streams import IGNORED, Streams
+
+
+def ranks_of(n: int, ranks: int, batch_size: int, sequence_length: int) -> list[Streams]:
+    """The streams of every data rank over the tokens 0 ... n-1; n precedes the first."""
+    return [
+        Streams(
+            np.arange(n),
+            first_input=n,
+            batch_size=batch_size,
+            sequence_length=sequence_length,
+            data_rank=rank,
+            data_size=ranks,
+        )
+        for rank in range(ranks)
+    ]
+
+
+def columns(streams: Streams) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Inputs and targets of a whole epoch, ``[micro-batches * T, B]``."""
+    batches = [streams.micro_batch(index) for index in range(streams.micro_batches)]
+    empty = np.empty((0, streams.batch_size), np.int32)
+    return np.concatenate([empty, *(b.inputs_TB for b in batches)]), np.concatenate([empty, *(b.targets_TB for b in batches)])
+
+
+def each_cut(test: Callable[[int, int, int, int], None]) -> Callable[[], None]:
+    """Run `test` for texts of any length, shorter than one token a stream too, cut in any way."""
+    sizes = {"n": st.integers(0, 400), "ranks": st.integers(1, 5), "batch_size": st.integers(1, 6)}
+    given_sizes: Callable[[], None] = given(**sizes, sequence_length=st.integers(1, 20))(test)
+    return settings(max_examples=150, deadline=None)(given_sizes)
+
+
+@each_cut
+def test_every_token_is_a_target_exactly_once(n: int, ranks: int, batch_size: int, sequence_length: int) -> None:
+    targets = [columns(streams)[1] for streams in ranks_of(n, ranks, batch_size, sequence_length)]
+    counted = np.concatenate([part[part != IGNORED] for part in targets])
+    np.testing.assert_array_equal(np.sort(counted), np.arange(n))
+
+
+@each_cut
+def test_targets_of_a_stream_are_consecutive_and_padding_comes_last(
+    n: int, ranks: int, batch_size: int, sequence_length: int
+) -> None:
+    expected_start = 0
+    for streams in ranks_of(n, ranks, batch_size, sequence_length):
+        for column in columns(streams)[1].T:
+            length = int((column != IGNORED).sum())
+            np.testing.assert_array_equal(column[:length], np.arange(expected_start, expected_start + length))
+            assert (column[length:] == IGNORED).all()
+            expected_start += length
+    assert expected_start == n
+
+
+@each_cut
+def test_input_is_the_token_before_its_target(n: int, ranks: int, batch_size: int, sequence_length: int) -> None:
+    for streams in ranks_of(n, ranks, batch_size, sequence_length):
+        inputs, targets = columns(streams)
+        real = targets != IGNORED
+        before = np.where(targets == 0, n, targets - 1)
+        np.testing.assert_array_equal(inputs[real], before[real])
+        # Padding must be valid embedding rows, too.
+        assert ((inputs >= 0) & (inputs <= n)).all()
+
+
+@each_cut
+def test_streams_differ_by_one_token_at_most(n: int, ranks: int, batch_size: int, sequence_length: int) -> None:
+    lengths: list[int] = []
+    for streams in ranks_of(n, ranks, batch_size, sequence_length):
+        lengths += [int((column != IGNORED).sum()) for column in columns(streams)[1].T]
+    assert len(lengths) == ranks * batch_size
+    assert max(lengths) - min(lengths) <= 1
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    n=st.integers(0, 400),
+    ranks=st.integers(1, 5),
+    batch_size=st.integers(1, 6),
+    sequence_length=st.integers(1, 20),
+    passes=st.integers(1, 9),
+)
+def test_ranks_agree_on_windows_and_their_target_counts(
+    n: int, ranks: int, batch_size: int, sequence_length: int, passes: int
+) -> None:
+    everyone = ranks_of(n, ranks, batch_size, sequence_length)
+    windows = list(everyone[0].windows(passes))
+    for streams in everyone:
+        assert streams.micro_batches == everyone[0].micro_batches
+        assert list(streams.windows(passes)) == windows
+    for window in windows:
+        counted = sum(
+            int((streams.micro_batch(index).targets_TB != IGNORED).sum())
+            for streams in everyone
+            for index in range(window.start, window.stop)
+        )
+        assert window.target_count == counted
+        assert counted > 0, "a window without a target would divide by zero"
+    assert sum(window.target_count for window in windows) == n
+
+
+@settings(max_examples=100, deadline=None)
+@given(n=st.integers(1, 400), sequence_length=st.integers(1, 20), passes=st.integers(1, 9))
+def test_windows_are_full_but_for_the_last(n: int, sequence_length: int, passes: int) -> None:
+    streams = ranks_of(n, 1, 3, sequence_length)[0]
+    windows = list(streams.windows(passes))
+    sizes = [window.stop - window.start for window in windows]
+    assert sizes[:-1] == [passes] * (len(sizes) - 1)
+    assert sizes[-1] == (streams.micro_batches % passes or passes)
+    assert [window.start for window in windows] == [0, *(window.stop for window in windows[:-1])]
+    assert windows[-1].stop == streams.micro_batches
+
+
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(0, 500), sequence_length=st.integers(1, 20))
+def test_split_over_ranks_does_not_change_a_stream(n: int, sequence_length: int) -> None:
+    alone = columns(ranks_of(n, 1, 8, sequence_length)[0])
+    for ranks, batch_size in ((2, 4), (4, 2), (8, 1)):
+        split = ranks_of(n, ranks, batch_size, sequence_length)
+        assert [stream for streams in split for stream in streams.stream_ids] == list(range(8))
+        for whole, side in zip(alone, (0, 1), strict=True):
+            np.testing.assert_array_equal(np.concatenate([columns(streams)[side] for streams in split], axis=1), whole)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint16])
+def test_micro_batches_are_int32_of_one_shape(dtype: type[np.integer]) -> None:
+    streams = Streams(np.arange(101, dtype=dtype), first_input=0, batch_size=4, sequence_length=7, data_rank=1, data_size=2)
+    assert streams.micro_batches == 2
+    for index in range(streams.micro_batches):
+        batch = streams.micro_batch(index)
+        for array in (batch.inputs_TB, batch.targets_TB):
+            assert array.shape == (7, 4)
+            assert array.dtype == np.int32
+
+
+def test_a_small_text_by_hand() -> None:
+    """Seven tokens in two streams of four and three, two at a time."""
+    streams = Streams(np.array([10, 11, 12, 13, 14, 15, 16]), first_input=1, batch_size=2, sequence_length=2)
+    first, second = streams.micro_batch(0), streams.micro_batch(1)
+    np.testing.assert_array_equal(first.inputs_TB, [[1, 13], [10, 14]])
+    np.testing.assert_array_equal(first.targets_TB, [[10, 14], [11, 15]])
+    np.testing.assert_array_equal(second.targets_TB, [[12, 16], [13, IGNORED]])
+    np.testing.assert_array_equal(second.inputs_TB[:, 0], [11, 12])
+    assert second.inputs_TB[0, 1] == 15
+    assert [streams.target_count(0, 1), streams.target_count(1, 2), streams.target_count(0, 2)] == [4, 3, 7]

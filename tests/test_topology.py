@@ -1,0 +1,95 @@
+"""The grid of ranks: groups that partition the job, and topologies that do not fit it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hvd_lm.config import TopologyConfig
+from hvd_lm.errors import ConfigError
+from hvd_lm.parallel.topology import Topology, arrange
+
+GRIDS = st.tuples(st.integers(1, 6), st.integers(1, 6))
+
+
+@given(grid=GRIDS)
+def test_groups_partition_the_ranks(grid: tuple[int, int]) -> None:
+    data, model = grid
+    topology = Topology(0, data, model)
+    everyone = list(range(data * model))
+    assert topology.size == len(everyone)
+    for groups, count, length in ((topology.data_groups(), model, data), (topology.model_groups(), data, model)):
+        assert sorted(rank for group in groups for rank in group) == everyone
+        assert [len(group) for group in groups] == [length] * count
+
+
+@given(grid=GRIDS)
+def test_a_data_group_and_a_model_group_share_one_rank(grid: tuple[int, int]) -> None:
+    topology = Topology(0, *grid)
+    for data_group in topology.data_groups():
+        for model_group in topology.model_groups():
+            assert len(set(data_group) & set(model_group)) == 1
+
+
+@given(grid=GRIDS)
+def test_ranks_of_a_model_group_are_consecutive(grid: tuple[int, int]) -> None:
+    """They talk most, and share a host under placement by slots."""
+    for group in Topology(0, *grid).model_groups():
+        assert group == list(range(group[0], group[0] + len(group)))
+
+
+@given(grid=GRIDS)
+def test_every_rank_finds_itself_in_its_groups(grid: tuple[int, int]) -> None:
+    data, model = grid
+    places = set()
+    for rank in range(data * model):
+        topology = Topology(rank, data, model)
+        assert topology.data_groups()[topology.model_rank][topology.data_rank] == rank
+        assert topology.model_groups()[topology.data_rank][topology.model_rank] == rank
+        places.add((topology.data_rank, topology.model_rank))
+    assert places == {(d, m) for d in range(data) for m in range(model)}
+
+
+@given(grid=GRIDS)
+def test_rank_0_alone_writes(grid: tuple[int, int]) -> None:
+    data, model = grid
+    assert [rank for rank in range(data * model) if Topology(rank, data, model).is_writer] == [0]
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "expected"),
+    [
+        (TopologyConfig(), 1, (1, 1)),
+        (TopologyConfig(), 4, (4, 1)),
+        (TopologyConfig(data_parallel=4), 4, (4, 1)),
+        (TopologyConfig(model_parallel=2), 4, (2, 2)),
+        (TopologyConfig(model_parallel=4), 4, (1, 4)),
+        (TopologyConfig(data_parallel=3, model_parallel=2), 6, (3, 2)),
+    ],
+)
+def test_topology_that_fits(config: TopologyConfig, size: int, expected: tuple[int, int]) -> None:
+    for rank in range(size):
+        assert arrange(config, rank, size) == Topology(rank, *expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        (TopologyConfig(data_parallel=2), 1),
+        (TopologyConfig(data_parallel=2), 4),
+        (TopologyConfig(data_parallel=8), 4),
+        (TopologyConfig(model_parallel=3), 4),
+        (TopologyConfig(model_parallel=2), 1),
+        (TopologyConfig(model_parallel=8), 4),
+        (TopologyConfig(data_parallel=2, model_parallel=3), 4),
+    ],
+)
+def test_topology_that_does_not_fit_is_refused(config: TopologyConfig, size: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        arrange(config, 0, size)
+    message = str(caught.value)
+    assert f"{size} rank(s)" in message
+    assert "--data-parallel" in message
+    assert f"--model-parallel {config.model_parallel}" in message
+    assert "\n" not in message

@@ -1,0 +1,30 @@
+"""TensorFlow compiles each of its functions once: no step, window or length of text traces anything again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import INSTALLED
+
+from hvd_lm.config import ModelConfig, OptimizerConfig
+from hvd_lm.weights import initial_weights
+
+pytestmark = pytest.mark.skipif("tensorflow" not in INSTALLED, reason="TensorFlow is not installed")
+
+
+def test_every_function_is_traced_once() -> None:
+    from hvd_lm.adapters.tensorflow import TensorFlowAdapter
+
+    model = ModelConfig(vocabulary_size=30, embedding_size=8, hidden_size=8)
+    adapter = TensorFlowAdapter(threads=1)
+    adapter.build(model, OptimizerConfig())
+    adapter.load_weights(initial_weights(model, seed=1))
+    for window, micro_batches in enumerate((3, 3, 1, 2, 3)):
+        for index in range(micro_batches):
+            tokens = np.zeros((4 + window, 2), np.int32)
+            adapter.accumulate(tokens, tokens, adapter.zero_state(2), weight=0.1 * (window + 1), last=index == micro_batches - 1)
+        adapter.step(learning_rate=0.001 * (window + 1), clip=1.0 if window % 2 else None, unscale=1.0)
+        adapter.evaluate(tokens, tokens, adapter.zero_state(2))
+        adapter.logits(tokens, adapter.zero_state(2))
+    functions = [*adapter._accumulate.values(), adapter._apply, adapter._evaluate, adapter._logits]
+    assert [function.experimental_get_tracing_count() for function in functions] == [1] * len(functions)

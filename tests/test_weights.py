@@ -1,0 +1,133 @@
+"""The canonical weights: names, shapes, initial values, and what does not fit a model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hvd_lm.config import ModelConfig
+from hvd_lm.errors import CheckpointError, ConfigError
+from hvd_lm.weights import check_weights, initial_weights, weight_shapes
+
+MODEL = ModelConfig(vocabulary_size=11, embedding_size=3, hidden_size=5, layers=2)
+TIED = ModelConfig(vocabulary_size=11, embedding_size=5, hidden_size=5, layers=1, tie_embedding=True)
+
+
+def test_names_and_shapes_in_the_order_of_the_forward_pass() -> None:
+    assert list(weight_shapes(MODEL).items()) == [
+        ("embedding", (11, 3)),
+        ("lstm.0.input_kernel", (20, 3)),
+        ("lstm.0.recurrent_kernel", (20, 5)),
+        ("lstm.0.bias", (20,)),
+        ("lstm.1.input_kernel", (20, 5)),
+        ("lstm.1.recurrent_kernel", (20, 5)),
+        ("lstm.1.bias", (20,)),
+        ("output_kernel", (11, 5)),
+        ("output_bias", (11,)),
+    ]
+
+
+def test_tied_model_has_no_output_kernel() -> None:
+    assert list(weight_shapes(TIED)) == [
+        "embedding",
+        "lstm.0.input_kernel",
+        "lstm.0.recurrent_kernel",
+        "lstm.0.bias",
+        "output_bias",
+    ]
+
+
+def test_reference_model_has_its_known_size() -> None:
+    """V 10000, E 300, H 1024, 2 layers: 3.0 M + 5.43 M + 8.39 M + 10.25 M parameters, one bias per gate."""
+    sizes = [math.prod(shape) for shape in weight_shapes(ModelConfig(vocabulary_size=10_000)).values()]
+    assert sum(sizes) == 10_000 * 300 + 4 * 1024 * (300 + 1024 + 1) + 4 * 1024 * (1024 + 1024 + 1) + 10_000 * (1024 + 1)
+
+
+def test_open_vocabulary_size_is_refused() -> None:
+    with pytest.raises(ConfigError, match="vocabulary"):
+        weight_shapes(replace(MODEL, vocabulary_size=None))
+    with pytest.raises(ConfigError, match="vocabulary"):
+        initial_weights(replace(MODEL, vocabulary_size=None), seed=1)
+
+
+@pytest.mark.parametrize("model", [MODEL, TIED])
+def test_initial_weights_fit_the_model(model: ModelConfig) -> None:
+    weights = initial_weights(model, seed=1)
+    assert {name: array.shape for name, array in weights.items()} == weight_shapes(model)
+    assert {array.dtype for array in weights.values()} == {np.dtype(np.float32)}
+    check_weights(weights, model)
+
+
+def test_same_seed_same_weights() -> None:
+    first, second = initial_weights(MODEL, seed=7), initial_weights(MODEL, seed=7)
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_other_seed_other_weights() -> None:
+    first, second = initial_weights(MODEL, seed=7), initial_weights(MODEL, seed=8)
+    for name in set(first) - {"output_bias"}:
+        assert not np.array_equal(first[name], second[name])
+
+
+def test_initial_values_fill_their_range() -> None:
+    model = ModelConfig(vocabulary_size=500, embedding_size=64, hidden_size=100, layers=2)
+    for name, array in initial_weights(model, seed=3).items():
+        if name == "output_bias":
+            np.testing.assert_array_equal(array, 0)
+            continue
+        bound = 0.1  # 1 / sqrt(100) for the LSTM, too
+        assert np.abs(array).max() <= bound * (1 + 1e-6)
+        assert array.min() < -0.95 * bound
+        assert array.max() > 0.95 * bound
+        assert abs(float(array.mean())) < 0.1 * bound
+
+
+def test_range_of_the_lstm_follows_its_units() -> None:
+    model = ModelConfig(vocabulary_size=50, embedding_size=64, hidden_size=16, layers=1)
+    weights = initial_weights(model, seed=3)
+    assert 0.24 < np.abs(weights["lstm.0.recurrent_kernel"]).max() <= 0.25
+    assert np.abs(weights["embedding"]).max() <= 0.1
+
+
+# --- check_weights ---------------------------------------------------------------------------------------
+
+
+def refusal(weights: dict[str, np.ndarray], model: ModelConfig) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        check_weights(weights, model)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", list(weight_shapes(MODEL)))
+def test_missing_weight_is_named(name: str) -> None:
+    weights = initial_weights(MODEL, seed=1)
+    del weights[name]
+    assert name in refusal(weights, MODEL)
+
+
+def test_surplus_weight_is_named() -> None:
+    weights = initial_weights(MODEL, seed=1) | {"lstm.2.bias": np.zeros(20, np.float32)}
+    assert "lstm.2.bias" in refusal(weights, MODEL)
+
+
+@pytest.mark.parametrize("name", [name for name, shape in weight_shapes(MODEL).items() if len(set(shape)) == 2])
+def test_transposed_weight_is_named_with_both_shapes(name: str) -> None:
+    weights = initial_weights(MODEL, seed=1)
+    weights[name] = weights[name].T
+    message = refusal(weights, MODEL)
+    assert name in message
+    assert str(list(weights[name].shape)) in message
+    assert str(list(weight_shapes(MODEL)[name])) in message
+
+
+def test_weights_of_a_larger_vocabulary_are_refused() -> None:
+    assert "embedding" in refusal(initial_weights(replace(MODEL, vocabulary_size=12), seed=1), MODEL)
+
+
+def test_untied_weights_do_not_fit_a_tied_model() -> None:
+    assert "output_kernel" in refusal(initial_weights(replace(TIED, tie_embedding=False), seed=1), TIED)
