@@ -34,6 +34,16 @@ def _require_positive(config: Any, *names: str) -> None:
         _require(0 < value < math.inf, f"--{name.replace('_', '-')} must be above 0 and finite, not {value}")
 
 
+def _make_paths(config: Any, *names: str) -> None:
+    """Let Python callers give strings where a Path, or a tuple of them, is meant."""
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, str):
+            object.__setattr__(config, name, Path(value))
+        elif isinstance(value, (list, tuple)):
+            object.__setattr__(config, name, tuple(Path(item) for item in value))
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Embedding(V, E) -> LSTM(E -> H, L layers) -> Linear(H, V)."""
@@ -82,6 +92,7 @@ class DataConfig:
     """Tokens in a sequence of a micro-batch (T): how far gradients flow back in time."""
 
     def __post_init__(self) -> None:
+        _make_paths(self, "data", "validation_data")
         for name in ("batch_size", "sequence_length"):
             _require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
         _require(0.0 <= self.validation_share < 1.0, f"--validation-share must be in [0, 1), not {self.validation_share}")
@@ -163,6 +174,7 @@ class CommunicationConfig:
     """End the job when a rank has kept the others waiting that long; 0 for never (HOROVOD_STALL_SHUTDOWN_TIME_SECONDS)."""
 
     def __post_init__(self) -> None:
+        _make_paths(self, "timeline_filename")
         _require(
             self.backward_passes_per_step >= 1,
             f"--backward-passes-per-step must be at least 1, not {self.backward_passes_per_step}",
@@ -228,6 +240,7 @@ class RunConfig:
     topology: TopologyConfig = field(default_factory=TopologyConfig)
 
     def __post_init__(self) -> None:
+        _make_paths(self, "out")
         _require(self.framework in FRAMEWORKS, f"--framework must be one of {', '.join(FRAMEWORKS)}, not {self.framework}")
         for name in ("steps", "epochs", "threads", "validation_every", "checkpoint_every", "keep_checkpoints"):
             value = getattr(self, name)

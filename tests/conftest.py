@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 
+import hypothesis
 import pytest
 
 from hvd_lm.adapters.base import Adapter
@@ -14,6 +15,10 @@ from hvd_lm.config import FRAMEWORKS, CommunicationConfig, ModelConfig, Optimize
 # Containers run as root, which OpenMPI refuses unless told twice.
 os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
 os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+
+# A gate must give the same answer twice.
+hypothesis.settings.register_profile("gate", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("gate")
 
 INSTALLED = [name for name in FRAMEWORKS if importlib.util.find_spec(name)]
 
