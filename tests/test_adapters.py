@@ -265,3 +265,13 @@ def test_alone_nothing_travels(make_adapter: MakeAdapter) -> None:
     assert adapter.broadcast_object({"a": 1}) == {"a": 1}
     adapter.broadcast_state()
     assert "Horovod" in adapter.summary()
+
+
+def test_the_state_survives_a_round_trip(make_adapter: MakeAdapter) -> None:
+    adapter = ready(make_adapter, PLAIN)
+    inputs, _ = random_tokens(9)
+    _, state = adapter.logits(inputs, adapter.zero_state(B))
+    stored = adapter.state_to_numpy(state)
+    assert (stored.shape, stored.dtype) == ((2, 2, B, 16), np.float32)
+    restored = adapter.state_from_numpy(stored)
+    np.testing.assert_array_equal(adapter.logits(inputs, restored)[0], adapter.logits(inputs, state)[0])

@@ -137,6 +137,12 @@ class Adapter(ABC):
     def all_reduce(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sum of `values` over the data group. Collective."""
 
+    def all_gather(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """`values` of every rank of the data group, stacked in the order of the data ranks: ``[R, ...]``. Collective."""
+        slots = np.zeros((self.topology.data_size, *values.shape))
+        slots[self.topology.data_rank] = values
+        return self.all_reduce(slots).astype(np.float32)
+
     @property
     def _root(self) -> int:
         """First rank of this rank's data group."""
@@ -185,6 +191,14 @@ class Adapter(ABC):
     @abstractmethod
     def zero_state(self, batch_size: int) -> State:
         """The state at the beginning of a text."""
+
+    @abstractmethod
+    def state_to_numpy(self, state: State) -> NDArray[np.float32]:
+        """A copy of an LSTM state, ``float32 [L, 2, B, H]``: h and c of every layer."""
+
+    @abstractmethod
+    def state_from_numpy(self, state_L2BH: NDArray[np.float32]) -> State:
+        """The inverse of `state_to_numpy`."""
 
     @abstractmethod
     def accumulate(

@@ -209,6 +209,13 @@ class PyTorchAdapter(Adapter):
 
         return [(zeros(), zeros()) for _ in range(self.model.layers)]
 
+    def state_to_numpy(self, state: State) -> NDArray[np.float32]:
+        return np.stack([np.stack([_to_numpy(tensor)[0] for tensor in layer]) for layer in state])
+
+    def state_from_numpy(self, state_L2BH: NDArray[np.float32]) -> State:
+        tensors = torch.tensor(state_L2BH, device=self.device).unsqueeze(2)
+        return [(h.contiguous(), c.contiguous()) for h, c in tensors]
+
     def accumulate(
         self,
         inputs_TB: NDArray[np.int32],

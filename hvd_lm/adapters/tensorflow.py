@@ -313,6 +313,12 @@ class TensorFlowAdapter(Adapter):
         zeros = tf.zeros((batch_size, self.model.hidden_size))
         return [(zeros, zeros) for _ in range(self.model.layers)]
 
+    def state_to_numpy(self, state: State) -> NDArray[np.float32]:
+        return np.stack([np.stack([tensor.numpy() for tensor in layer]) for layer in state])
+
+    def state_from_numpy(self, state_L2BH: NDArray[np.float32]) -> State:
+        return [(tf.constant(h), tf.constant(c)) for h, c in state_L2BH]
+
     def accumulate(
         self,
         inputs_TB: NDArray[np.int32],
