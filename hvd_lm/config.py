@@ -232,7 +232,12 @@ class RunConfig:
     checkpoint_every: int | None = None
     """Optimizer steps between checkpoints. Unless given: at the end of each epoch and of the run."""
     keep_checkpoints: int = 2
-    """How many checkpoints to keep, the newest."""
+    """How many checkpoints to keep: the newest ones, and the one with the lowest validation loss besides."""
+    resume: str | None = None
+    """Go on with an earlier run: auto for the newest checkpoint in --out (none there: begin), or the folder of a run or of
+    a checkpoint. --steps and --epochs are the totals of the run. Ranks, batch size and framework may change."""
+    deterministic: bool = False
+    """Make every sum repeatable, bit for bit: deterministic kernels, and no fusion unless --fusion-threshold-mb is given."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -245,6 +250,7 @@ class RunConfig:
         for name in ("steps", "epochs", "threads", "validation_every", "checkpoint_every", "keep_checkpoints"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        _require(self.resume != "", "--resume needs auto or a folder")
         _require(self.seed >= 0, f"--seed must not be negative, not {self.seed}")
 
 

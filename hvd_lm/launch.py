@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 
 from hvd_lm.config import CommunicationConfig
@@ -42,6 +43,12 @@ def launched_local_size() -> int:
 def default_threads() -> int:
     """Compute threads for a rank: the cores that this process may use, shared by the ranks of the machine."""
     return max(1, len(os.sched_getaffinity(0)) // launched_local_size())
+
+
+def warn(message: str) -> None:
+    """Tell the user something that does not end the job: one line on standard error, by rank 0."""
+    if launched_rank() == 0:
+        print(f"hvd-lm: warning: {message}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

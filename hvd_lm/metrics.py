@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -38,11 +39,15 @@ class MetricsWriter:
 
     _SECONDS_BETWEEN_LINES = 1.0
 
-    def __init__(self, out: Path, total_steps: int) -> None:
-        self._file = (out / "metrics.jsonl").open("w", encoding="utf-8")
-        self._board = _tensorboard(out / "tensorboard")
+    def __init__(self, out: Path, total_steps: int, goes_on_after: int = 0) -> None:
+        """A run that goes on keeps its rows up to step `goes_on_after`; later ones will come again."""
+        path = out / "metrics.jsonl"
+        _cut_rows(path, goes_on_after)
+        self._file = path.open("a", encoding="utf-8")
+        self._board = _tensorboard(out / "tensorboard", goes_on_after)
         self._total = total_steps
-        self._bar = tqdm(total=total_steps, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
+        interactive = sys.stderr.isatty()
+        self._bar = tqdm(total=total_steps, initial=goes_on_after, unit="step", dynamic_ncols=True) if interactive else None
         self._last_line = -math.inf
 
     def __enter__(self) -> Self:
@@ -87,7 +92,21 @@ class MetricsWriter:
             self.say(f"step {row['step']}/{self._total}  {text}")
 
 
-def _tensorboard(folder: Path) -> Any:
+def _cut_rows(path: Path, last_step: int) -> None:
+    """Drop the rows after `last_step`, and a last row that a killed run left incomplete."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        with suppress(ValueError, TypeError, KeyError):
+            if json.loads(line)["step"] <= last_step:
+                kept.append(line)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    partial.rename(path)
+
+
+def _tensorboard(folder: Path, last_step: int) -> Any:
     """A TensorBoard writer. tensorboardX imports torch wherever it finds it; a TensorFlow run should not pay for that."""
     hide = "torch" not in sys.modules
     if hide:
@@ -97,4 +116,5 @@ def _tensorboard(folder: Path) -> Any:
     finally:
         if hide:
             del sys.modules["torch"]
-    return SummaryWriter(str(folder))
+    # What came after this step is hidden by TensorBoard, and comes again.
+    return SummaryWriter(str(folder), purge_step=last_step + 1 if last_step else None)

@@ -13,20 +13,20 @@ import math
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hvd_lm import checkpoint as checkpoints
-from hvd_lm import launch
+from hvd_lm import launch, resume
 from hvd_lm.adapters import adapter_class
-from hvd_lm.adapters.base import Adapter, State, StepResult
-from hvd_lm.config import DataConfig, RunConfig, with_vocabulary_size, write_yaml
+from hvd_lm.adapters.base import Adapter, StepResult
+from hvd_lm.checkpoint import Checkpoint, CheckpointWriter, Progress
+from hvd_lm.config import DataConfig, RunConfig, to_dict, with_vocabulary_size, write_yaml
 from hvd_lm.data.corpus import read_text
-from hvd_lm.data.streams import Streams, Window
+from hvd_lm.data.streams import Streams, Window, continue_streams
 from hvd_lm.data.tokenizer import Tokenizer, train_word_level
 from hvd_lm.dropout import dropout_masks, dropout_widths
 from hvd_lm.errors import ConfigError, DataError, LostWorkerError, TrainingError
@@ -61,6 +61,7 @@ class Corpus:
         """Equal on all ranks, or they would train on different texts."""
         hashed = hashlib.sha256(self.tokenizer.to_json().encode())
         for tokens in (self.training, self.validation):
+            hashed.update(len(tokens).to_bytes(8, "little"))
             hashed.update(tokens.tobytes())
         return hashed.hexdigest()
 
@@ -68,16 +69,34 @@ class Corpus:
 def train(config: RunConfig) -> TrainingResult:
     """Train as `config` says, alone or as one rank of a job; rank 0 writes into `config.out`. Collective.
 
-    Raises a HvdLmError (ConfigError, DataError, FrameworkError, TrainingError, LostWorkerError) that says what to do.
+    Raises a HvdLmError (ConfigError, DataError, CheckpointError, FrameworkError, TrainingError, LostWorkerError) that says
+    what to do.
     """
     # Everything that can be refused is refused before Horovod starts, on all ranks alike.
     corpus = read_corpus(config)
-    if launch.launched_rank() == 0:
-        prepare_folder(config.out)
+    fingerprint = corpus.fingerprint()
     config = with_vocabulary_size(config, corpus.tokenizer.vocabulary_size)
-    adapter = adapter_class(config.framework)(config.communication, config.topology, config.threads)
+    earlier = None
+    if launch.launched_rank() == 0:
+        if earlier := resume.find_checkpoint(config):
+            resume.check_text(earlier, fingerprint, config)
+        prepare_folder(config.out, goes_on_after=earlier.step if earlier and resume.continues_folder(config) else None)
+    adapter = adapter_class(config.framework)(
+        config.communication, config.topology, config.threads, deterministic=config.deterministic
+    )
     try:
-        return _train(config, corpus, adapter)
+        if adapter.topology.model_size > 1:
+            raise ConfigError("--model-parallel above 1 is not built yet: leave it at 1")
+        _check_same_text(adapter, fingerprint)
+        adapter.build(config.model, config.optimizer)
+        if adapter.topology.is_writer:
+            adapter.load_weights(earlier.weights if earlier else initial_weights(config.model, config.seed))
+        if earlier:
+            adapter.load_optimizer_state(earlier.optimizer_state)
+        adapter.broadcast_state()
+        step, progress = adapter.broadcast_object((earlier.step, earlier.progress) if earlier else (0, None))
+        del earlier  # as large as weights and moments together
+        return _train(_Run(config, corpus, fingerprint, adapter, step, progress))
     except adapter.communication_errors as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LostWorkerError(f"a collective operation failed, probably because another rank ended ({reason})") from error
@@ -110,9 +129,10 @@ def _check_length(tokens: NDArray[np.int32], data: DataConfig, config: RunConfig
         )
 
 
-def prepare_folder(out: Path) -> None:
+def prepare_folder(out: Path, *, goes_on_after: int | None = None) -> None:
     """Make `out`, and move what an earlier run left in it aside, so that nothing is lost.
 
+    With `goes_on_after` that run goes on, and only its checkpoints after this step are moved.
     Raises ConfigError if it cannot be written.
     """
     try:
@@ -120,10 +140,10 @@ def prepare_folder(out: Path) -> None:
         probe = out / f".writable-{os.getpid()}"
         probe.touch()
         probe.unlink()
-        earlier = [path for name in _RUN_FILES if (path := out / name).exists()]
-        if earlier:
-            number = 1 + sum(1 for _ in out.glob("earlier-*"))
-            aside = out / f"earlier-{number}"
+        aside = out / f"earlier-{1 + sum(1 for _ in out.glob('earlier-*'))}"
+        if goes_on_after is not None:
+            checkpoints.discard_after(goes_on_after, out, aside)
+        elif earlier := [path for name in _RUN_FILES if (path := out / name).exists()]:
             aside.mkdir()
             for path in earlier:
                 path.rename(aside / path.name)
@@ -134,28 +154,23 @@ def prepare_folder(out: Path) -> None:
 _RUN_FILES = ("config.yaml", "metrics.jsonl", "tensorboard", "tokenizer.json", checkpoints.FOLDER)
 
 
-def _train(config: RunConfig, corpus: Corpus, adapter: Adapter) -> TrainingResult:
-    topology = adapter.topology
-    if topology.model_size > 1:
-        raise ConfigError("--model-parallel above 1 is not built yet: leave it at 1")
-    fingerprint = corpus.fingerprint()
+def _check_same_text(adapter: Adapter, fingerprint: str) -> None:
     differs = adapter.broadcast_object(fingerprint) != fingerprint
     # All ranks must learn of it, or those that are fine would wait for the others.
     different = int(adapter.all_reduce(np.array([float(differs)]))[0])
     if different:
-        raise DataError(f"{different} of {topology.size} ranks read another text than rank 0: give every host the same files")
+        size = adapter.topology.size
+        raise DataError(f"{different} of {size} ranks read another text than rank 0: give every host the same files")
 
-    adapter.build(config.model, config.optimizer)
-    if topology.is_writer:
-        adapter.load_weights(initial_weights(config.model, config.seed))
-    adapter.broadcast_state()
 
+def _train(run: _Run) -> TrainingResult:
+    config = run.config
     with ExitStack() as stack:
-        run = _Run(config, corpus, adapter)
-        if topology.is_writer:
+        if run.adapter.topology.is_writer:
             write_yaml(config, config.out / "config.yaml")
-            corpus.tokenizer.save(config.out / "tokenizer.json")
-            run.metrics = stack.enter_context(MetricsWriter(config.out, run.total_steps))
+            run.corpus.tokenizer.save(config.out / "tokenizer.json")
+            run.metrics = stack.enter_context(MetricsWriter(config.out, run.total_steps, goes_on_after=run.step))
+            run.writer = stack.enter_context(CheckpointWriter(config.out, config.keep_checkpoints))
         run.metrics.say(run.headline())
         return run.train()
 
@@ -163,22 +178,67 @@ def _train(config: RunConfig, corpus: Corpus, adapter: Adapter) -> TrainingResul
 class _Run:
     """The state of a training run between two optimizer steps."""
 
-    def __init__(self, config: RunConfig, corpus: Corpus, adapter: Adapter) -> None:
-        self.config, self.corpus, self.adapter = config, corpus, adapter
+    def __init__(
+        self, config: RunConfig, corpus: Corpus, fingerprint: str, adapter: Adapter, step: int, progress: Progress | None
+    ) -> None:
+        """A run at its beginning, or after `step` steps if there is `progress`."""
+        self.config, self.corpus, self.fingerprint, self.adapter = config, corpus, fingerprint, adapter
         self.metrics: Metrics = SilentMetrics()
-        self.training = self._streams(corpus.training)
+        self.writer: CheckpointWriter | None = None
         self.validation = self._streams(corpus.validation) if len(corpus.validation) else None
-        communication = config.communication
-        self.sequences_per_step = adapter.topology.data_size * config.data.batch_size * communication.backward_passes_per_step
-        windows = sum(1 for _ in self.training.windows(communication.backward_passes_per_step))
-        limits = [config.steps, config.epochs and config.epochs * windows]
-        self.total_steps = min((limit for limit in limits if limit is not None), default=windows)
+        self.passes = config.communication.backward_passes_per_step
+        self.sequences_per_step = adapter.topology.data_size * config.data.batch_size * self.passes
         self.loss_scale: LossScale | None = None
-        if communication.compression == "fp16" and adapter.reduces:
-            self.loss_scale = LossScale(communication.loss_scale, communication.loss_scale_growth_steps)
-        self.step = 0
+        if config.communication.compression == "fp16" and adapter.reduces:
+            self.loss_scale = LossScale(config.communication.loss_scale, config.communication.loss_scale_growth_steps)
+        self.step = step
+        self.epoch = 0
+        self.micro_batch = 0
+        """Next micro-batch of the streams in `training`."""
+        self.micro_batches_read = 0
+        """Since the run began."""
         self.tokens = 0
         self.seconds = 0.0
+        self.best_validation_loss: float | None = None
+        self.saved_step: int | None = None
+        self.training = self._streams(corpus.training)
+        self.state = adapter.zero_state(config.data.batch_size)
+        windows = self._windows_left()
+        if progress:
+            self._go_on(progress)
+        by_epochs = self.step + self._windows_left() + ((config.epochs or 1) - self.epoch - 1) * windows
+        if config.steps is None:
+            self.total_steps = by_epochs
+        else:
+            self.total_steps = config.steps if config.epochs is None else min(config.steps, by_epochs)
+
+    def _go_on(self, progress: Progress) -> None:
+        data, topology = self.config.data, self.adapter.topology
+        self.epoch, self.tokens, self.seconds = progress.epoch, progress.tokens, progress.seconds
+        self.micro_batches_read = progress.micro_batches
+        self.best_validation_loss = progress.best_validation_loss
+        self.saved_step = self.step
+        if self.loss_scale and progress.loss_scale:
+            self.loss_scale = progress.loss_scale
+        self.training, self.micro_batch, continued = continue_streams(
+            progress.position,
+            self.corpus.training,
+            first_input=self.corpus.tokenizer.end_of_line_id,
+            batch_size=data.batch_size,
+            sequence_length=data.sequence_length,
+            data_rank=topology.data_rank,
+            data_size=topology.data_size,
+        )
+        before_L2SH = progress.lstm_state_L2SH
+        state_L2BH = np.zeros((*before_L2SH.shape[:2], data.batch_size, before_L2SH.shape[3]), np.float32)
+        for column, stream in enumerate(self.training.stream_ids):
+            if (old := continued[stream]) is not None:
+                state_L2BH[:, :, column] = before_L2SH[:, :, old]
+        self.state = self.adapter.state_from_numpy(state_L2BH)
+
+    def _windows_left(self) -> int:
+        """Windows until the end of the epoch."""
+        return -(-(self.training.micro_batches - self.micro_batch) // self.passes)
 
     def _streams(self, tokens: NDArray[np.int32]) -> Streams:
         return Streams(
@@ -192,50 +252,65 @@ class _Run:
 
     def headline(self) -> str:
         model, data, corpus = self.config.model, self.config.data, self.corpus
+        goes_on = f"going on after step {self.step}, {self.tokens:,} tokens; " if self.step else ""
         return (
             f"{self.adapter.summary()}; {self.adapter.topology.size} rank(s) x {self.adapter.threads} thread(s)\n"
             f"model: vocabulary {model.vocabulary_size}, embedding {model.embedding_size}, {model.layers} LSTM layer(s) of "
             f"{model.hidden_size}; text: {len(corpus.training):,} tokens to train on, {len(corpus.validation):,} to validate\n"
-            f"{self.total_steps} optimizer steps of {self.config.communication.backward_passes_per_step} x {data.batch_size} x "
-            f"{data.sequence_length} tokens per rank; writing to {self.config.out}"
+            f"{self.total_steps} optimizer steps of {self.passes} x {data.batch_size} x "
+            f"{data.sequence_length} tokens per rank; {goes_on}writing to {self.config.out}"
         )
 
     def train(self) -> TrainingResult:
         """Epochs of windows, until `total_steps`."""
-        result = TrainingResult(0, math.nan, None, 0, self.config.out)
-        epoch = 0
+        if self.step >= self.total_steps:
+            self.metrics.say(f"the run has its {self.total_steps} steps already: raise --steps or --epochs to go on")
+        loss, validation = math.nan, None
         while self.step < self.total_steps:
-            state = self.adapter.zero_state(self.config.data.batch_size)
-            windows = list(self.training.windows(self.config.communication.backward_passes_per_step))
-            for window in windows:
-                state, row = self._window(epoch, window, state)
-                ends = self.step == self.total_steps or window is windows[-1]
-                validation = self._validate() if self._due(self.config.validation_every, ends) else None
-                if validation:
-                    row |= {"validation_loss": validation.loss, "perplexity": validation.perplexity}
-                self.metrics.write(row)
-                if self._due(self.config.checkpoint_every, ends):
-                    self._checkpoint()
-                skipped = self.loss_scale.skipped_steps if self.loss_scale else 0
-                result = TrainingResult(self.step, row["loss"], validation, skipped, self.config.out)
-                if self.step == self.total_steps:
-                    break
-            epoch += 1
-        if result.skipped_steps:
-            self.metrics.say(f"{result.skipped_steps} of {result.steps} steps were skipped because a gradient overflowed in fp16")
-        return result
+            window = next(self.training.windows(self.passes, self.micro_batch), None)
+            if window is None:
+                self._begin_epoch()
+                continue
+            row = self._window(window)
+            ends = window.stop == self.training.micro_batches
+            validation = self._validate() if self._due(self.config.validation_every, ends) else None
+            if validation:
+                row |= {"validation_loss": validation.loss, "perplexity": validation.perplexity}
+            self.metrics.write(row)
+            improved = self._note_best(validation)
+            if improved or self._due(self.config.checkpoint_every, ends):
+                self._checkpoint(validation)
+            loss = row["loss"]
+        skipped = self.loss_scale.skipped_steps if self.loss_scale else 0
+        if skipped:
+            self.metrics.say(f"{skipped} of {self.step} steps were skipped because a gradient overflowed in fp16")
+        return TrainingResult(self.step, loss, validation, skipped, self.config.out)
+
+    def _begin_epoch(self) -> None:
+        self.epoch += 1
+        self.training, self.micro_batch = self._streams(self.corpus.training), 0
+        self.state = self.adapter.zero_state(self.config.data.batch_size)
+
+    def _note_best(self, validation: Evaluation | None) -> bool:
+        """Whether this validation is the best so far."""
+        best = self.best_validation_loss
+        if validation is None or not math.isfinite(validation.loss) or (best is not None and validation.loss >= best):
+            return False
+        self.best_validation_loss = validation.loss
+        return True
 
     def _due(self, every: int | None, ends: bool) -> bool:
         """Whether something that happens `every` steps (None: at the end of epochs and of the run) happens after this one."""
         return self.step == self.total_steps or (ends if every is None else self.step % every == 0)
 
-    def _window(self, epoch: int, window: Window, state: State) -> tuple[State, Row]:
-        """One optimizer step: its row for the metrics, and the LSTM state to go on with."""
+    def _window(self, window: Window) -> Row:
+        """One optimizer step; its row for the metrics."""
         began = time.perf_counter()
         communication = self.config.communication
         scale = self.loss_scale.scale if self.loss_scale else 1.0
         predivide = communication.gradient_predivide_factor
         weight = scale / (predivide * window.target_count)
+        state = self.state
         for index in range(window.start, window.stop):
             batch = self.training.micro_batch(index)
             state = self.adapter.accumulate(
@@ -244,7 +319,7 @@ class _Run:
                 state,
                 weight=weight,
                 last=index == window.stop - 1,
-                dropout_masks=self._dropout_masks(epoch * self.training.micro_batches + index),
+                dropout_masks=self._dropout_masks(self.micro_batches_read + index - window.start),
             )
         rate = learning_rate(
             self.config.optimizer, step=self.step + 1, total_steps=self.total_steps, sequences_per_step=self.sequences_per_step
@@ -257,12 +332,14 @@ class _Run:
         loss = outcome.loss_sum / window.target_count
         self._check(loss, outcome)
         self.step += 1
+        self.state, self.micro_batch = state, window.stop
+        self.micro_batches_read += window.stop - window.start
         self.tokens += window.target_count
         elapsed = time.perf_counter() - began
         self.seconds += elapsed
         row: Row = {
             "step": self.step,
-            "epoch": epoch + 1,
+            "epoch": self.epoch + 1,
             "loss": loss,
             "tokens": self.tokens,
             "tokens_per_second": window.target_count / elapsed,
@@ -277,7 +354,7 @@ class _Run:
                 "skipped_steps": self.loss_scale.skipped_steps,
                 "loss_scale": self.loss_scale.scale,
             }
-        return state, row
+        return row
 
     def _dropout_masks(self, micro_batch: int) -> list[NDArray[np.bool_]]:
         model = self.config.model
@@ -297,26 +374,42 @@ class _Run:
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {outcome.gradient_norm}"
         advice = "lower --learning-rate, set --clip, or add --warmup-steps"
         if self.step:
-            self._checkpoint()
+            self._checkpoint(None)
             advice += f"; the weights before that step are in {self.config.out / checkpoints.FOLDER}"
         raise TrainingError(f"{what} at step {self.step + 1}, which was not applied: {advice}")
 
     def _validate(self) -> Evaluation | None:
         return evaluate_streams(self.adapter, self.validation) if self.validation else None
 
-    def _checkpoint(self) -> None:
-        if not self.adapter.topology.is_writer:
+    def _checkpoint(self, validation: Evaluation | None) -> None:
+        """Collective: the LSTM states of all ranks go into it."""
+        if self.saved_step == self.step:
             return
-        counters: dict[str, Any] = {"tokens": self.tokens, "seconds": self.seconds}
-        if self.loss_scale:
-            counters |= {"loss_scale": self.loss_scale.scale, "skipped_steps": self.loss_scale.skipped_steps}
-        checkpoint = checkpoints.Checkpoint(
-            step=self.step,
-            model=self.config.model,
-            optimizer=self.config.optimizer,
-            weights=self.adapter.weights(),
-            optimizer_state=self.adapter.optimizer_state(),
-            tokenizer=self.corpus.tokenizer,
-            counters=counters,
+        self.saved_step = self.step
+        lstm_state_L2SH = np.concatenate(self.adapter.all_gather(self.adapter.state_to_numpy(self.state)), axis=2)
+        if self.writer is None:
+            return
+        progress = Progress(
+            epoch=self.epoch,
+            position=self.training.position(self.micro_batch),
+            micro_batches=self.micro_batches_read,
+            tokens=self.tokens,
+            seconds=self.seconds,
+            text=self.fingerprint,
+            lstm_state_L2SH=lstm_state_L2SH,
+            loss_scale=self.loss_scale and replace(self.loss_scale),
+            validation_loss=validation.loss if validation else None,
+            best_validation_loss=self.best_validation_loss,
+            settings=to_dict(self.config),
         )
-        checkpoints.save(checkpoint, self.config.out, keep=self.config.keep_checkpoints)
+        self.writer.write(
+            Checkpoint(
+                step=self.step,
+                model=self.config.model,
+                optimizer=self.config.optimizer,
+                weights=self.adapter.weights(),
+                optimizer_state=self.adapter.optimizer_state(),
+                tokenizer=self.corpus.tokenizer,
+                progress=progress,
+            )
+        )

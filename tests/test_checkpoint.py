@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,20 +11,33 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm.adapters.base import OptimizerState
-from hvd_lm.checkpoint import Checkpoint
+from hvd_lm.checkpoint import Checkpoint, CheckpointWriter, Progress
 from hvd_lm.config import ModelConfig, OptimizerConfig
+from hvd_lm.data.streams import Position
 from hvd_lm.data.tokenizer import train_word_level
 from hvd_lm.errors import CheckpointError
+from hvd_lm.loss_scale import LossScale
 from hvd_lm.weights import initial_weights
 
+FILES = ["weights.safetensors", "optimizer.safetensors", "state.safetensors", "checkpoint.json", "tokenizer.json"]
 TEXT = "the cat sat\non the mat\n"
 
 
-def example(step: int = 20, **counters: Any) -> Checkpoint:
+def progress(model: ModelConfig, **changes: Any) -> Progress:
+    """Of a run over 40 tokens in 3 streams, with values that rounding would change."""
+    lstm_state = np.random.default_rng(3).standard_normal((model.layers, 2, 3, model.hidden_size)).astype(np.float32)
+    position = Position(segments=((3, 20), (25, 40)), streams=3, sequence_length=4, micro_batches=2)
+    made = Progress(1, position, micro_batches=7, tokens=2**40, seconds=0.1, text="ab12", lstm_state_L2SH=lstm_state)
+    return replace(made, **changes)
+
+
+def example(step: int = 20, **changes: Any) -> Checkpoint:
     """A small checkpoint with every kind of content; the moments are random, with values that rounding would change."""
     tokenizer = train_word_level(TEXT, None)
     model = ModelConfig(tokenizer.vocabulary_size, embedding_size=3, hidden_size=4, layers=2, dropout=0.1)
@@ -36,7 +50,7 @@ def example(step: int = 20, **counters: Any) -> Checkpoint:
     }
     optimizer = OptimizerConfig(learning_rate=3e-4, clip=None, beta1=0.85, epsilon=1e-7)
     state = OptimizerState(applied_steps=step - 1, moments=moments)
-    return Checkpoint(step, model, optimizer, weights, state, tokenizer, {"tokens": 2**40, "seconds": 0.1, **counters})
+    return Checkpoint(step, model, optimizer, weights, state, tokenizer, progress(model, **changes))
 
 
 def refusal(path: Path) -> str:
@@ -56,11 +70,12 @@ def folders(run: Path) -> list[str]:
 
 
 def test_everything_comes_back(tmp_path: Path) -> None:
-    saved = example(loss_scale=8192.0, skipped_steps=1)
+    saved = example(loss_scale=LossScale(8192.0, 100, good_steps=7, skipped_steps=1), settings={"seed": 3, "out": "x"})
     folder = checkpoints.save(saved, tmp_path, keep=2)
     loaded = checkpoints.load(folder)
     assert (loaded.step, loaded.model, loaded.optimizer) == (saved.step, saved.model, saved.optimizer)
-    assert loaded.counters == saved.counters
+    np.testing.assert_array_equal(loaded.progress.lstm_state_L2SH, saved.progress.lstm_state_L2SH)
+    assert replace(loaded.progress, lstm_state_L2SH=None) == replace(saved.progress, lstm_state_L2SH=None)
     assert loaded.optimizer_state.applied_steps == saved.optimizer_state.applied_steps
     assert loaded.tokenizer.to_json() == saved.tokenizer.to_json()
     np.testing.assert_array_equal(loaded.tokenizer.encode(TEXT), saved.tokenizer.encode(TEXT))
@@ -93,7 +108,8 @@ def test_arrays_that_are_not_contiguous_come_back(tmp_path: Path) -> None:
 def test_tied_model_without_moments_comes_back(tmp_path: Path) -> None:
     tokenizer = train_word_level(TEXT, None)
     model = ModelConfig(tokenizer.vocabulary_size, embedding_size=4, hidden_size=4, layers=1, tie_embedding=True)
-    saved = Checkpoint(1, model, OptimizerConfig(optimizer="sgd"), initial_weights(model, 1), OptimizerState(1, {}), tokenizer, {})
+    sgd = OptimizerConfig(optimizer="sgd")
+    saved = Checkpoint(1, model, sgd, initial_weights(model, 1), OptimizerState(1, {}), tokenizer, progress(model))
     loaded = checkpoints.load(checkpoints.save(saved, tmp_path, keep=1))
     assert loaded.model == model
     assert loaded.optimizer_state.moments == {}
@@ -105,6 +121,7 @@ def test_files_are_safetensors_and_json(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
         "checkpoint.json",
         "optimizer.safetensors",
+        "state.safetensors",
         "tokenizer.json",
         "weights.safetensors",
     ]
@@ -135,9 +152,9 @@ def test_the_newest_are_kept(tmp_path: Path, keep: int) -> None:
 
 def test_same_step_is_replaced(tmp_path: Path) -> None:
     checkpoints.save(example(7), tmp_path, keep=2)
-    checkpoints.save(example(7, tries=2), tmp_path, keep=2)
+    checkpoints.save(example(7, tokens=5), tmp_path, keep=2)
     assert folders(tmp_path) == ["step-00000007"]
-    assert checkpoints.load(tmp_path).counters["tries"] == 2
+    assert checkpoints.load(tmp_path).progress.tokens == 5
 
 
 def test_partial_folder_is_ignored(tmp_path: Path) -> None:
@@ -186,7 +203,7 @@ def test_missing(tmp_path: Path) -> None:
         assert "no checkpoint" in message
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors"])
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".safetensors")])
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
 def test_truncated_arrays(saved: Path, name: str, share: float) -> None:
     content = (saved / name).read_bytes()
@@ -194,14 +211,14 @@ def test_truncated_arrays(saved: Path, name: str, share: float) -> None:
     assert str(saved) in refusal(saved)
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "checkpoint.json", "tokenizer.json"])
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("content", [b"", b"\x00" * 64, b"\xff\xfe garbage", b"[1, 2]", b"{}", b"null", b'"text"'])
 def test_garbage(saved: Path, name: str, content: bytes) -> None:
     (saved / name).write_bytes(content)
     assert str(saved) in refusal(saved)
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "checkpoint.json", "tokenizer.json"])
+@pytest.mark.parametrize("name", FILES)
 def test_missing_file(saved: Path, name: str) -> None:
     (saved / name).unlink()
     # Asked for by the run, as a user does: without checkpoint.json the folder itself is no checkpoint.
@@ -209,10 +226,22 @@ def test_missing_file(saved: Path, name: str) -> None:
     assert saved.name in message
 
 
+def reseal(folder: Path, **changes: Any) -> None:
+    """Change the description, and make all checksums fit what is there: damage that only a look at the content finds."""
+    path = folder / "checkpoint.json"
+    description = json.loads(path.read_text(encoding="utf-8")) | changes
+    description.pop("checksum", None)
+    if "files" in description:
+        description["files"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in description["files"]}
+    description["checksum"] = checkpoints.checksum(description)
+    path.write_text(json.dumps(description), encoding="utf-8")
+
+
 def change_arrays(path: Path, change: Callable[[dict[str, np.ndarray]], None]) -> None:
     arrays = load_file(path)
     change(arrays)
     save_file(arrays, path)
+    reseal(path.parent)
 
 
 def transpose(arrays: dict[str, np.ndarray]) -> None:
@@ -245,15 +274,9 @@ def test_weights_of_another_number_format(saved: Path) -> None:
     assert "embedding" in refusal(saved)
 
 
-def change_description(folder: Path, change: dict[str, Any]) -> None:
-    path = folder / "checkpoint.json"
-    description = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(description | change), encoding="utf-8")
-
-
 @pytest.mark.parametrize("version", [0, 2, "1", None])
 def test_other_format(saved: Path, version: object) -> None:
-    change_description(saved, {"format_version": version})
+    reseal(saved, format_version=version)
     message = refusal(saved)
     assert str(saved) in message
     assert f"format {version}" in message
@@ -271,20 +294,24 @@ def test_other_format(saved: Path, version: object) -> None:
         {"optimizer": {"learning_rate": -1}},
         {"optimizer": [1]},
         {"model": {"vocabulary_size": None}},
+        {"progress": {}},
+        {"progress": None},
     ],
     ids=str,
 )
 def test_description_that_makes_no_sense(saved: Path, change: dict[str, Any]) -> None:
-    change_description(saved, change)
+    reseal(saved, **change)
     assert str(saved) in refusal(saved)
 
 
-@pytest.mark.parametrize("name", ["step", "applied_steps", "model", "optimizer", "counters", "format_version"])
+@pytest.mark.parametrize("name", ["step", "applied_steps", "model", "optimizer", "progress", "files", "checksum", "format_version"])
 def test_description_that_lacks_an_entry(saved: Path, name: str) -> None:
     path = saved / "checkpoint.json"
     description = json.loads(path.read_text(encoding="utf-8"))
     del description[name]
     path.write_text(json.dumps(description), encoding="utf-8")
+    if name != "checksum":
+        reseal(saved)
     message = refusal(saved)
     assert str(saved) in message
     assert name in message
@@ -295,3 +322,77 @@ def test_tokenizer_of_another_size_does_not_fit_the_model(tmp_path: Path) -> Non
     good = example()
     folder = checkpoints.save(replace(good, tokenizer=train_word_level(TEXT + "many more words\n", None)), tmp_path, keep=1)
     assert str(folder) in refusal(folder)
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that each example copies from, and restores."""
+    return checkpoints.save(example(), tmp_path_factory.mktemp("pristine"), keep=1)
+
+
+def without_blanks(content: bytes) -> bytes:
+    return b"".join(content.split())
+
+
+@settings(max_examples=150)
+@given(name=st.sampled_from(FILES), place=st.floats(0, 1, exclude_max=True), change=st.integers(1, 255), truncate=st.booleans())
+def test_no_altered_byte_goes_unnoticed(pristine: Path, name: str, place: float, change: int, truncate: bool) -> None:
+    path = pristine / name
+    content = path.read_bytes()
+    index = int(place * len(content))
+    damaged = content[:index] if truncate else content[:index] + bytes([content[index] ^ change]) + content[index + 1 :]
+    try:
+        path.write_bytes(damaged)
+        # JSON may change in its blanks only.
+        if name == "checkpoint.json" and without_blanks(damaged) == without_blanks(content):
+            assert checkpoints.load(pristine).step == 20
+        else:
+            assert str(pristine) in refusal(pristine)
+    finally:
+        path.write_bytes(content)
+
+
+def test_the_one_before_a_damaged_one_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step in (5, 6, 7):
+        newest = checkpoints.save(example(step), tmp_path, keep=3)
+    for folder in (newest, newest.with_name("step-00000006")):
+        with (folder / "weights.safetensors").open("r+b") as file:
+            file.seek(-1, 2)
+            file.truncate()
+    assert checkpoints.load(tmp_path).step == 5
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert "step-00000007" in said
+    assert "weights.safetensors was altered or truncated" in said
+    assert str(newest) in refusal(newest)
+
+
+# --- the best one, and writing beside training -----------------------------------------------------------
+
+
+def test_the_best_is_kept_and_linked(tmp_path: Path) -> None:
+    losses = {1: 5.0, 2: 4.0, 3: 4.5, 4: None, 5: 6.0}
+    best = None
+    for step, loss in losses.items():
+        best = loss if best is None or (loss is not None and loss < best) else best
+        checkpoints.save(example(step, validation_loss=loss, best_validation_loss=best), tmp_path, keep=1)
+    assert folders(tmp_path) == ["best", "step-00000002", "step-00000005"]
+    assert checkpoints.load(tmp_path / "checkpoints" / "best").step == 2
+    assert checkpoints.load(tmp_path).step == 5
+
+
+def test_writer_has_all_on_the_disk_when_it_ends(tmp_path: Path) -> None:
+    with CheckpointWriter(tmp_path, keep=2) as writer:
+        for step in (1, 2, 3):
+            writer.write(example(step))
+    assert folders(tmp_path) == ["step-00000002", "step-00000003"]
+    assert checkpoints.load(tmp_path).step == 3
+
+
+def test_writer_tells_what_went_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", full_disk)
+    with pytest.raises(CheckpointError, match="No space left on device"), CheckpointWriter(tmp_path, keep=2) as writer:
+        writer.write(example(1))

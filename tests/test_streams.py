@@ -154,3 +154,51 @@ def test_a_small_text_by_hand() -> None:
     np.testing.assert_array_equal(second.inputs_TB[:, 0], [11, 12])
     assert second.inputs_TB[0, 1] == 15
     assert [streams.target_count(0, 1), streams.target_count(1, 2), streams.target_count(0, 2)] == [4, 3, 7]
+
+
+CUTS = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 9), st.integers(0, 12))
+
+
+@settings(max_examples=150, deadline=None)
+@given(n=st.integers(0, 300), cuts=st.lists(CUTS, min_size=1, max_size=4))
+def test_ranks_may_change_within_an_epoch(n: int, cuts: list[tuple[int, int, int, int]]) -> None:
+    """Some micro-batches with each of `cuts` (ranks, batch, length, micro-batches), the rest with the last: nothing is lost."""
+    seen: list[int] = []
+    segments = None
+    for number, (ranks, batch_size, sequence_length, micro_batches) in enumerate(cuts):
+        everyone = [
+            Streams(
+                np.arange(n),
+                first_input=n,
+                batch_size=batch_size,
+                sequence_length=sequence_length,
+                data_rank=rank,
+                data_size=ranks,
+                segments=segments,
+            )
+            for rank in range(ranks)
+        ]
+        read = everyone[0].micro_batches if number == len(cuts) - 1 else min(micro_batches, everyone[0].micro_batches)
+        for streams in everyone:
+            batches = [streams.micro_batch(index) for index in range(read)]
+            for column in range(batch_size):
+                targets = np.concatenate([np.empty(0, np.int32), *(batch.targets_TB[:, column] for batch in batches)])
+                inputs = np.concatenate([np.empty(0, np.int32), *(batch.inputs_TB[:, column] for batch in batches)])
+                real = targets != IGNORED
+                assert (np.diff(targets[real]) > 0).all(), "a stream goes forward through the text"
+                np.testing.assert_array_equal(inputs[real], np.where(targets[real] == 0, n, targets[real] - 1))
+                seen += targets[real].tolist()
+        segments = [segment for stream in everyone[0].unread(read) for segment in stream]
+    assert sorted(seen) == list(range(n))
+
+
+def test_unread_segments_by_hand() -> None:
+    """Ten tokens in two streams of five; after one micro-batch of two, three streams of two share the rest."""
+    first = Streams(np.arange(10), first_input=99, batch_size=2, sequence_length=2)
+    assert first.unread(0) == [[(0, 5)], [(5, 10)]]
+    assert first.unread(1) == [[(2, 5)], [(7, 10)]]
+    assert first.unread(3) == [[], []]
+    rest = Streams(np.arange(10), first_input=99, batch_size=3, sequence_length=2, segments=[(2, 5), (7, 10)])
+    np.testing.assert_array_equal(rest.micro_batch(0).targets_TB.T, [[2, 3], [4, 7], [8, 9]])
+    np.testing.assert_array_equal(rest.micro_batch(0).inputs_TB.T, [[1, 2], [3, 6], [7, 8]])
+    assert rest.unread(0) == [[(2, 4)], [(4, 5), (7, 8)], [(8, 10)]]

@@ -43,9 +43,11 @@ def adapter(
     communication: CommunicationConfig | None = None,
     topology: TopologyConfig | None = None,
     threads: int | None = None,
+    *,
+    deterministic: bool = False,
 ) -> Adapter:
     """The adapter of `framework` ("torch" or "tensorflow"), with this process as a rank of its job (or alone).
 
     Raises ConfigError for an unknown name or an impossible topology; FrameworkError if the framework is absent or broken.
     """
-    return adapter_class(framework)(communication, topology, threads)
+    return adapter_class(framework)(communication, topology, threads, deterministic=deterministic)

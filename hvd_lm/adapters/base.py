@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, ClassVar, TypeAlias
 
@@ -77,17 +77,24 @@ class Adapter(ABC):
         communication: CommunicationConfig | None = None,
         topology: TopologyConfig | None = None,
         threads: int | None = None,
+        *,
+        deterministic: bool = False,
     ) -> None:
         """Initialise framework and Horovod for this rank. Collective over all ranks.
 
         Raises ConfigError if the topology does not fit the number of ranks, or the launcher is not one that Horovod knows.
         """
         self.communication = communication or CommunicationConfig()
+        if deterministic and self.communication.fusion_threshold_mb is None:
+            # What is fused, and with it the order of a sum over three ranks or more, depends on timing.
+            self.communication = replace(self.communication, fusion_threshold_mb=0)
         self.threads = threads or launch.default_threads()
         topology = topology or TopologyConfig()
         # The launcher's word first: a bad topology must not cost an initialisation of Horovod.
         expected = arrange(topology, launch.launched_rank(), launch.launched_size())
         self._set_threads(self.threads)
+        if deterministic:
+            self._make_deterministic()
         with launch.horovod_environment(self.communication):
             self._data_set = self._initialize_horovod(expected)
         if self.horovod.size() != expected.size:
@@ -123,6 +130,10 @@ class Adapter(ABC):
     @abstractmethod
     def _set_threads(self, threads: int) -> None:
         """Limit the framework's compute threads; before Horovod starts."""
+
+    @abstractmethod
+    def _make_deterministic(self) -> None:
+        """Let the framework use kernels only whose results are the same each time; for the whole process."""
 
     @abstractmethod
     def _choose_device(self, local_rank: int) -> None:

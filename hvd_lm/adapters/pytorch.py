@@ -119,6 +119,9 @@ class PyTorchAdapter(Adapter):
     def _set_threads(self, threads: int) -> None:
         torch.set_num_threads(threads)
 
+    def _make_deterministic(self) -> None:
+        torch.use_deterministic_algorithms(True)
+
     def _choose_device(self, local_rank: int) -> None:
         self.device = torch.device("cpu")
         if torch.cuda.is_available():

@@ -125,6 +125,9 @@ class TensorFlowAdapter(Adapter):
         except RuntimeError:  # fixed since TensorFlow ran its first operation in this process
             self.threads = tf.config.threading.get_intra_op_parallelism_threads()
 
+    def _make_deterministic(self) -> None:
+        tf.config.experimental.enable_op_determinism()
+
     def _choose_device(self, local_rank: int) -> None:
         if gpus := tf.config.list_physical_devices("GPU"):
             for gpu in gpus:

@@ -6,16 +6,23 @@ Data rank r reads the streams r*B ... r*B + B-1, T tokens at a time. The last mi
 `IGNORED` targets, so that every token is a target exactly once, shapes never change, and all ranks agree on the number of
 micro-batches. (R=1, B=8) and (R=2, B=4) see the same tokens.
 
+A run that goes on with another number of streams cuts what the old ones had not read yet (`unread`) into new ones: every
+token is still a target exactly once in the epoch.
+
 Shapes: T time, B streams of this rank, S all streams.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+Segment = tuple[int, int]
+"""Targets ``start <= index < stop`` of a text."""
 
 IGNORED = -1
 """Target of a padded position: no loss, no gradient, not counted."""
@@ -39,6 +46,19 @@ class Window:
     """Targets in the window on all data ranks."""
 
 
+@dataclass(frozen=True)
+class Position:
+    """How far the streams of an epoch were read: enough to go on with any number of them."""
+
+    segments: tuple[Segment, ...]
+    """The parts of the text that the streams were cut from."""
+    streams: int
+    """How many streams, on all data ranks (S)."""
+    sequence_length: int
+    micro_batches: int
+    """How many micro-batches were read of each stream."""
+
+
 class Streams:
     """The streams that one data rank reads from `tokens`."""
 
@@ -51,14 +71,20 @@ class Streams:
         sequence_length: int,
         data_rank: int = 0,
         data_size: int = 1,
+        segments: Sequence[Segment] | None = None,
     ) -> None:
-        """`tokens` are the n targets, ``[n]``; `first_input` precedes the first of them."""
+        """`tokens` are the n targets, ``[n]``; `first_input` precedes the first of them. Only `segments` are read, unless None."""
         self.tokens = tokens
         self.first_input = first_input
         self.batch_size = batch_size
         self.sequence_length = sequence_length
+        whole = [(0, len(tokens))] if segments is None else segments
+        self.segments = [(start, stop) for start, stop in whole if start < stop]
+        lengths = [stop - start for start, stop in self.segments]
+        # Streams are cut from the segments joined; a segment begins at its offset there.
+        self._offsets = [sum(lengths[:index]) for index in range(len(lengths))]
         count = batch_size * data_size
-        share, longer = divmod(len(tokens), count)
+        share, longer = divmod(sum(lengths), count)
         self.lengths_S: NDArray[np.int64] = np.full(count, share, dtype=np.int64)
         self.lengths_S[:longer] += 1
         self.starts_S: NDArray[np.int64] = np.concatenate(([0], np.cumsum(self.lengths_S)[:-1]))
@@ -79,24 +105,81 @@ class Streams:
         shape = (self.sequence_length, self.batch_size)
         inputs_TB = np.full(shape, self.first_input, np.int32)
         targets_TB = np.full(shape, IGNORED, np.int32)
-        offset = index * self.sequence_length
         for column, stream in enumerate(self.stream_ids):
-            start = int(self.starts_S[stream]) + offset
-            count = max(0, min(self.sequence_length, int(self.lengths_S[stream]) - offset))
-            targets_TB[:count, column] = self.tokens[start : start + count]
-            if count and start:
-                inputs_TB[:count, column] = self.tokens[start - 1 : start - 1 + count]
-            elif count:
-                inputs_TB[1:count, column] = self.tokens[: count - 1]
+            row = 0
+            for start, stop in self._read(stream, index * self.sequence_length, self.sequence_length):
+                after = row + stop - start
+                targets_TB[row:after, column] = self.tokens[start:stop]
+                before = self.tokens[max(start - 1, 0) : stop - 1]
+                inputs_TB[after - len(before) : after, column] = before
+                row = after
         return MicroBatch(inputs_TB, targets_TB)
+
+    def _read(self, stream: int, position: int, count: int | None = None) -> Iterator[Segment]:
+        """Where in the text the next `count` targets (None: all that follow) of a stream at `position` are."""
+        end = int(self.lengths_S[stream])
+        low = int(self.starts_S[stream]) + min(position, end)
+        high = int(self.starts_S[stream]) + (end if count is None else min(position + count, end))
+        index = bisect_right(self._offsets, low) - 1
+        while low < high:
+            start, stop = self.segments[index]
+            first = start + low - self._offsets[index]
+            after = min(stop, first + high - low)
+            yield first, after
+            low += after - first
+            index += 1
+
+    def unread(self, micro_batches: int) -> list[list[Segment]]:
+        """What each of the S streams has not read after `micro_batches` micro-batches."""
+        return [list(self._read(stream, micro_batches * self.sequence_length)) for stream in range(len(self.lengths_S))]
 
     def target_count(self, start: int, stop: int) -> int:
         """Targets in the micro-batches ``start <= index < stop`` on all data ranks."""
         low, high = start * self.sequence_length, stop * self.sequence_length
         return int((np.clip(self.lengths_S, low, high) - low).sum())
 
-    def windows(self, backward_passes_per_step: int) -> Iterator[Window]:
-        """The windows of an epoch; the last one is short if the micro-batches do not divide."""
-        for start in range(0, self.micro_batches, backward_passes_per_step):
-            stop = min(start + backward_passes_per_step, self.micro_batches)
-            yield Window(start, stop, self.target_count(start, stop))
+    def windows(self, backward_passes_per_step: int, start: int = 0) -> Iterator[Window]:
+        """The windows from micro-batch `start` on; the last one is short if the micro-batches do not divide."""
+        for first in range(start, self.micro_batches, backward_passes_per_step):
+            stop = min(first + backward_passes_per_step, self.micro_batches)
+            yield Window(first, stop, self.target_count(first, stop))
+
+    def position(self, micro_batches: int) -> Position:
+        """After `micro_batches` micro-batches."""
+        return Position(tuple(self.segments), len(self.lengths_S), self.sequence_length, micro_batches)
+
+
+def continue_streams(
+    position: Position,
+    tokens: NDArray[np.integer],
+    *,
+    first_input: int,
+    batch_size: int,
+    sequence_length: int,
+    data_rank: int = 0,
+    data_size: int = 1,
+) -> tuple[Streams, int, list[int | None]]:
+    """The streams for the rest of an epoch that was read up to `position`, by whatever ranks.
+
+    Returns them, the micro-batch to go on with, and for each of the S streams which old stream it continues, whose LSTM
+    state it therefore takes (None: it begins within an old stream, or there is nothing left to read).
+    """
+
+    def cut(segments: Sequence[Segment], sequence_length: int, batch_size: int, data_rank: int, data_size: int) -> Streams:
+        return Streams(
+            tokens,
+            first_input=first_input,
+            batch_size=batch_size,
+            sequence_length=sequence_length,
+            data_rank=data_rank,
+            data_size=data_size,
+            segments=segments,
+        )
+
+    if (position.streams, position.sequence_length) == (batch_size * data_size, sequence_length):
+        same = cut(position.segments, sequence_length, batch_size, data_rank, data_size)
+        return same, position.micro_batches, list(range(position.streams))
+    unread = cut(position.segments, position.sequence_length, position.streams, 0, 1).unread(position.micro_batches)
+    next_target = {segments[0][0]: stream for stream, segments in enumerate(unread) if segments}
+    streams = cut([segment for segments in unread for segment in segments], sequence_length, batch_size, data_rank, data_size)
+    return streams, 0, [next_target.get(segments[0][0]) if segments else None for segments in streams.unread(0)]

@@ -1,0 +1,179 @@
+"""A run that ends early, by kill -9 too, goes on: exactly, with other ranks, or in the other framework."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import launcher
+import numpy as np
+import psutil
+import pytest
+from conftest import INSTALLED
+
+from hvd_lm import checkpoint as checkpoints
+
+RECIPE = [*launcher.SMALL, "--backward-passes-per-step", "2", "--learning-rate", "0.005", "--dropout", "0.2", "--threads", "1"]
+FOUR = ["--batch-size", "4"]
+
+pytestmark = pytest.mark.ranks
+
+
+def start_and_kill(ranks: int, out: Path, *flags: str, after_step: int) -> None:
+    """Start a run, and kill -9 one of its ranks once `after_step` is done; all of its processes must be gone then."""
+    command = ["hvd-lm", "train", "--out", str(out), *flags]
+    if ranks > 1:
+        command = ["horovodrun", "-np", str(ranks), "-H", f"localhost:{ranks}", "--gloo", *command]
+    env = {**os.environ, "PATH": os.pathsep.join((launcher.SCRIPTS, os.environ["PATH"]))}
+    with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as job:
+        metrics = out / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while not metrics.exists() or metrics.read_text().count("\n") < after_step:
+            assert job.poll() is None, "the job ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        rank = job.pid
+        if ranks > 1:
+            trainers = [p for p in psutil.Process(job.pid).children(recursive=True) if "hvd-lm" in " ".join(p.cmdline()[:3])]
+            rank = trainers[-1].pid
+        os.kill(rank, signal.SIGKILL)
+        assert job.wait(timeout=60) != 0
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_killed_run_goes_on_bit_for_bit(framework: str, ranks: int, tmp_path: Path) -> None:
+    flags = ["--framework", framework, *RECIPE, *FOUR, "--deterministic"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    launcher.hvd_lm(ranks, "train", "--out", whole, *flags, "--steps", "60").expect_success()
+    start_and_kill(ranks, parts, *flags, "--steps", "60", "--checkpoint-every", "30", after_step=33)
+    assert checkpoints.load(parts).step == 30
+    launcher.hvd_lm(ranks, "train", "--out", parts, *flags, "--steps", "60", "--resume", "auto").expect_success()
+    rows = launcher.metrics(parts)
+    assert [row["step"] for row in rows] == list(range(1, 61))
+    assert launcher.losses(parts) == launcher.losses(whole)
+    assert rows[-1]["tokens"] == launcher.metrics(whole)[-1]["tokens"]
+    assert rows[-1]["perplexity"] == launcher.metrics(whole)[-1]["perplexity"]
+
+
+@pytest.mark.skipif(len(INSTALLED) < 2, reason="needs both frameworks")
+def test_a_run_goes_on_in_the_other_framework(tmp_path: Path) -> None:
+    flags = [*RECIPE, *FOUR]
+    for framework in INSTALLED:
+        launcher.hvd_lm(
+            1, "train", "--framework", framework, "--out", tmp_path / framework, *flags, "--steps", "60"
+        ).expect_success()
+    mixed = tmp_path / "mixed"
+    launcher.hvd_lm(1, "train", "--framework", INSTALLED[0], "--out", mixed, *flags, "--steps", "30").expect_success()
+    launcher.hvd_lm(
+        1, "train", "--framework", INSTALLED[1], "--out", mixed, *flags, "--steps", "60", "--resume", "auto"
+    ).expect_success()
+    assert len(launcher.losses(mixed)) == 60
+    for framework in INSTALLED:
+        np.testing.assert_allclose(launcher.losses(mixed), launcher.losses(tmp_path / framework), rtol=1e-4)
+
+
+def test_other_ranks_read_the_rest_of_the_epoch(framework: str, tmp_path: Path) -> None:
+    """2 -> 1 -> 4 ranks of the same batch size each: the epoch has every token once, and the next one begins whole."""
+    out = tmp_path / "run"
+    flags = ["--framework", framework, *RECIPE, *FOUR, "--validation-share", "0"]
+    for ranks, steps in ((2, 30), (1, 60), (4, 90)):
+        launcher.hvd_lm(ranks, "train", "--out", out, *flags, "--steps", str(steps), "--resume", "auto").expect_success()
+    launcher.hvd_lm(4, "train", "--out", out, *flags, "--epochs", "1", "--resume", "auto").expect_success()
+    rows = launcher.metrics(out)
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    sizes = np.diff([0, *(row["tokens"] for row in rows)])
+    assert list(sizes[[29, 59, 89]]) == [2 * 2 * 4 * 16, 2 * 4 * 16, 4 * 2 * 4 * 16]
+    from hvd_lm.config import DataConfig, ModelConfig, RunConfig
+    from hvd_lm.training import read_corpus
+
+    corpus = read_corpus(RunConfig(model=ModelConfig(vocabulary_size=1000), data=DataConfig(validation_share=0)))
+    assert rows[-1]["tokens"] == len(corpus.training)
+    assert {row["epoch"] for row in rows} == {1}
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
+
+
+def test_the_same_streams_go_on_over_other_ranks(framework: str, tmp_path: Path) -> None:
+    """(R=2, B=4) -> (R=1, B=8): LSTM states and streams move, so the losses are those of a run that never stopped."""
+    flags = ["--framework", framework, *RECIPE]
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    launcher.hvd_lm(1, "train", "--out", whole, *flags, "--batch-size", "8", "--steps", "20").expect_success()
+    launcher.hvd_lm(2, "train", "--out", moved, *flags, "--batch-size", "4", "--steps", "10").expect_success()
+    launcher.hvd_lm(1, "train", "--out", moved, *flags, "--batch-size", "8", "--steps", "20", "--resume", "auto").expect_success()
+    np.testing.assert_allclose(launcher.losses(moved), launcher.losses(whole), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 4 steps with two checkpoints."""
+    out = tmp_path_factory.mktemp("ended") / "run"
+    launcher.hvd_lm(
+        1, "train", "--framework", INSTALLED[0], "--out", out, *RECIPE, *FOUR, "--steps", "4", "--checkpoint-every", "2"
+    ).expect_success()
+    return out
+
+
+def resume(out: Path, *flags: str, source: str | Path = "auto", ranks: int = 1) -> launcher.Ended:
+    base = ["train", "--framework", INSTALLED[0], "--out", out, *RECIPE, *FOUR]
+    return launcher.hvd_lm(ranks, *base, "--resume", source, *flags, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--hidden-size", "48"], "--hidden-size 32, this run 48"),
+        (["--vocabulary-size", "900"], "--vocabulary-size 1000, this run 900"),
+        (["--optimizer", "sgd"], "--optimizer adam, this run sgd"),
+        (["--validation-share", "0.2"], "another text"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(ended: Path, flags: list[str], words: str) -> None:
+    before = (ended / "metrics.jsonl").read_text()
+    done = resume(ended, *flags, "--steps", "6")
+    assert done.code == 2
+    assert len(done.output.strip().splitlines()) == 1
+    assert words in done.output
+    assert (ended / "metrics.jsonl").read_text() == before, "nothing is lost"
+
+
+def test_what_does_not_fit_ends_the_whole_job(ended: Path) -> None:
+    done = resume(ended, "--hidden-size", "48", ranks=2)
+    assert done.code != 0
+    assert len([line for line in done.output.splitlines() if "hvd-lm: " in line]) == 1, done.output
+
+
+def test_no_checkpoint_there(tmp_path: Path) -> None:
+    done = resume(tmp_path / "new", "--steps", "2", source=tmp_path / "nowhere")
+    assert done.code == 2
+    assert "no checkpoint in" in done.output
+    resume(tmp_path / "new", "--steps", "2").expect_success()  # auto begins
+    assert len(launcher.metrics(tmp_path / "new")) == 2
+
+
+def test_going_on_from_an_older_checkpoint_keeps_the_newer_one_aside(ended: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    resume(elsewhere, "--steps", "5", source=ended).expect_success()
+    assert [row["step"] for row in launcher.metrics(elsewhere)] == [5]
+    resume(elsewhere, "--steps", "8", "--checkpoint-every", "1", "--keep-checkpoints", "9").expect_success()
+    resume(elsewhere, "--steps", "7", source=elsewhere / "checkpoints" / "step-00000006").expect_success()
+    assert [row["step"] for row in launcher.metrics(elsewhere)] == [5, 6, 7]
+    assert (elsewhere / "earlier-1" / "checkpoints" / "step-00000008").is_dir()
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(ended: Path) -> None:
+    newest = ended / "checkpoints" / "step-00000004"
+    content = (newest / "optimizer.safetensors").read_bytes()
+    (newest / "optimizer.safetensors").write_bytes(content[:-7])
+    done = resume(ended, "--steps", "6").expect_success()
+    assert "step-00000004" in done.output
+    assert "optimizer.safetensors was altered or truncated" in done.output
+    assert [row["step"] for row in launcher.metrics(ended)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_nothing_left_to_do_is_said(tmp_path: Path) -> None:
+    resume(tmp_path, "--steps", "2").expect_success()
+    done = resume(tmp_path, "--steps", "2").expect_success()
+    assert "has its 2 steps already" in done.output
+    assert len(launcher.metrics(tmp_path)) == 2
