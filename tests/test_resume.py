@@ -48,7 +48,10 @@ def test_a_killed_run_goes_on_bit_for_bit(framework: str, ranks: int, tmp_path: 
     flags = ["--framework", framework, *RECIPE, *FOUR, "--deterministic"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     launcher.hvd_lm(ranks, "train", "--out", whole, *flags, "--steps", "60").expect_success()
-    start_and_kill(ranks, parts, *flags, "--steps", "60", "--checkpoint-every", "30", after_step=33)
+    launcher.hvd_lm(ranks, "train", "--out", parts, *flags, "--steps", "30").expect_success()
+    # So many steps that it cannot end before it is killed, and no checkpoint meanwhile.
+    endless = ["--steps", "100000", "--checkpoint-every", "100000", "--validation-every", "100000"]
+    start_and_kill(ranks, parts, *flags, *endless, "--resume", "auto", after_step=33)
     assert checkpoints.load(parts).step == 30
     launcher.hvd_lm(ranks, "train", "--out", parts, *flags, "--steps", "60", "--resume", "auto").expect_success()
     rows = launcher.metrics(parts)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hvd_lm.data.streams import IGNORED, Streams
+from hvd_lm.data.streams import IGNORED, Streams, continue_streams
 
 
 def ranks_of(n: int, ranks: int, batch_size: int, sequence_length: int) -> list[Streams]:
@@ -164,23 +164,25 @@ CUTS = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 9), st.int
 def test_ranks_may_change_within_an_epoch(n: int, cuts: list[tuple[int, int, int, int]]) -> None:
     """Some micro-batches with each of `cuts` (ranks, batch, length, micro-batches), the rest with the last: nothing is lost."""
     seen: list[int] = []
-    segments = None
+    position = ranks_of(n, 1, 1, 1)[0].position(0)
     for number, (ranks, batch_size, sequence_length, micro_batches) in enumerate(cuts):
-        everyone = [
-            Streams(
+        parts = [
+            continue_streams(
+                position,
                 np.arange(n),
                 first_input=n,
                 batch_size=batch_size,
                 sequence_length=sequence_length,
                 data_rank=rank,
                 data_size=ranks,
-                segments=segments,
             )
             for rank in range(ranks)
         ]
-        read = everyone[0].micro_batches if number == len(cuts) - 1 else min(micro_batches, everyone[0].micro_batches)
-        for streams in everyone:
-            batches = [streams.micro_batch(index) for index in range(read)]
+        streams, first, continued = parts[0]
+        assert all((part[1], part[2]) == (first, continued) for part in parts), "ranks agree"
+        stop = streams.micro_batches if number == len(cuts) - 1 else min(first + micro_batches, streams.micro_batches)
+        for part, _, _ in parts:
+            batches = [part.micro_batch(index) for index in range(first, stop)]
             for column in range(batch_size):
                 targets = np.concatenate([np.empty(0, np.int32), *(batch.targets_TB[:, column] for batch in batches)])
                 inputs = np.concatenate([np.empty(0, np.int32), *(batch.inputs_TB[:, column] for batch in batches)])
@@ -188,8 +190,26 @@ def test_ranks_may_change_within_an_epoch(n: int, cuts: list[tuple[int, int, int
                 assert (np.diff(targets[real]) > 0).all(), "a stream goes forward through the text"
                 np.testing.assert_array_equal(inputs[real], np.where(targets[real] == 0, n, targets[real] - 1))
                 seen += targets[real].tolist()
-        segments = [segment for stream in everyone[0].unread(read) for segment in stream]
+        position = streams.position(stop)
     assert sorted(seen) == list(range(n))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "continued"),
+    [(1, [0]), (3, [0, None, None]), (6, [0, None, None, 1, None, None]), (7, [0, None, None, 1, None, None, None])],
+)
+def test_a_stream_that_begins_where_an_old_one_stopped_continues_it(batch_size: int, continued: list[int | None]) -> None:
+    """Ten tokens in two streams, two read of each: [2, 5) and [7, 10) are left."""
+    position = Streams(np.arange(10), first_input=99, batch_size=2, sequence_length=2).position(1)
+    left = continue_streams(position, np.arange(10), first_input=99, batch_size=batch_size, sequence_length=2)
+    assert left[1:] == (0, continued)
+    assert left[0].target_count(0, left[0].micro_batches) == 6
+
+
+def test_as_many_streams_go_on_as_they_are() -> None:
+    position = Streams(np.arange(10), first_input=99, batch_size=2, sequence_length=2).position(1)
+    streams, micro_batch, continued = continue_streams(position, np.arange(10), first_input=99, batch_size=2, sequence_length=2)
+    assert (streams.micro_batches, micro_batch, continued) == (3, 1, [0, 1])
 
 
 def test_unread_segments_by_hand() -> None:

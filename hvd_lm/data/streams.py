@@ -17,6 +17,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -165,21 +166,12 @@ def continue_streams(
     state it therefore takes (None: it begins within an old stream, or there is nothing left to read).
     """
 
-    def cut(segments: Sequence[Segment], sequence_length: int, batch_size: int, data_rank: int, data_size: int) -> Streams:
-        return Streams(
-            tokens,
-            first_input=first_input,
-            batch_size=batch_size,
-            sequence_length=sequence_length,
-            data_rank=data_rank,
-            data_size=data_size,
-            segments=segments,
-        )
-
+    cut = partial(Streams, tokens, first_input=first_input)
+    mine = {"batch_size": batch_size, "sequence_length": sequence_length, "data_rank": data_rank, "data_size": data_size}
     if (position.streams, position.sequence_length) == (batch_size * data_size, sequence_length):
-        same = cut(position.segments, sequence_length, batch_size, data_rank, data_size)
-        return same, position.micro_batches, list(range(position.streams))
-    unread = cut(position.segments, position.sequence_length, position.streams, 0, 1).unread(position.micro_batches)
+        return cut(segments=position.segments, **mine), position.micro_batches, list(range(position.streams))
+    earlier = cut(segments=position.segments, batch_size=position.streams, sequence_length=position.sequence_length)
+    unread = earlier.unread(position.micro_batches)
     next_target = {segments[0][0]: stream for stream, segments in enumerate(unread) if segments}
-    streams = cut([segment for segments in unread for segment in segments], sequence_length, batch_size, data_rank, data_size)
+    streams = cut(segments=[segment for segments in unread for segment in segments], **mine)
     return streams, 0, [next_target.get(segments[0][0]) if segments else None for segments in streams.unread(0)]
