@@ -52,7 +52,8 @@ def test_train_writes_a_run(framework: str, controller: str, tmp_path: Path) -> 
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["model"]["vocabulary_size"] == 1000
     assert {path.name for path in out.iterdir()} == {"config.yaml", "metrics.jsonl", "tensorboard", "tokenizer.json", "checkpoints"}
-    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000012"]
+    # Each validation is the best so far, and a best one is kept.
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["best", "step-00000006", "step-00000012"]
     # One rank speaks: every line of the log comes once.
     assert ended.output.count("validation perplexity") == 1
     assert f"over {'MPI' if controller == 'mpi' else 'Gloo'}" in ended.output
