@@ -17,12 +17,15 @@ setup(
     entry_points={"console_scripts": ["hvd-lm = hvd_lm.cli:main"]},
     install_requires=[
         "numpy",
+        "pooch",
         "pyyaml",
+        "requests",
         "safetensors",
         "tensorboardX",
         "tokenizers",
         "tqdm",
         "tyro>=1.0",
+        "zstandard",
         # What Horovod needs at run time; its own build comes from hvd_lm.build_horovod.
         "cloudpickle",
         "packaging",
@@ -32,6 +35,16 @@ setup(
     extras_require={
         "torch": ["torch==2.13.0"],
         "tensorflow": ["tensorflow-cpu==2.21.0"],
-        "dev": ["hypothesis", "mypy", "pytest", "pytest-timeout", "ruff", "types-PyYAML", "types-tqdm", "types-setuptools"],
+        "dev": [
+            "hypothesis",
+            "mypy",
+            "pytest",
+            "pytest-timeout",
+            "ruff",
+            "types-PyYAML",
+            "types-requests",
+            "types-setuptools",
+            "types-tqdm",
+        ],
     },
 )

@@ -14,9 +14,7 @@ Generators need no state: dropout masks are functions of the seed and of the num
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,6 +35,7 @@ from hvd_lm.data import tokenizer as tokenizers
 from hvd_lm.data.streams import Position
 from hvd_lm.data.tokenizer import Tokenizer
 from hvd_lm.errors import CheckpointError
+from hvd_lm.files import checksum, publish, sha256, sync
 from hvd_lm.launch import warn
 from hvd_lm.loss_scale import LossScale
 from hvd_lm.weights import Array, Weights, check_weights
@@ -113,18 +112,15 @@ def save(checkpoint: Checkpoint, run: Path, *, keep: int) -> Path:
         "model": to_dict(checkpoint.model),
         "optimizer": to_dict(checkpoint.optimizer),
         "progress": {k: v for k, v in to_dict(progress).items() if k != "lstm_state_L2SH"},
-        "files": {path.name: _sha256(path) for path in sorted(staging.iterdir())},
+        "files": {path.name: sha256(path) for path in sorted(staging.iterdir())},
     }
     text = json.dumps(description | {"checksum": checksum(description)}, indent=2)
     (staging / "checkpoint.json").write_text(text + "\n", encoding="utf-8")
-    for path in (*staging.iterdir(), staging):
-        _sync(path)
     if folder.exists():
         shutil.rmtree(folder)
-    staging.rename(folder)
+    publish(staging, folder)
     if progress.is_best:
         _link_best(folder)
-    _sync(folder.parent)
     best = (folder.parent / BEST).resolve()
     for old in _folders(run)[:-keep]:
         if old.resolve() != best:
@@ -137,11 +133,7 @@ def _link_best(folder: Path) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(folder.name)
     link.rename(folder.with_name(BEST))
-
-
-def checksum(description: Mapping[str, Any]) -> str:
-    """SHA-256 of a description's content, whatever its layout in the file."""
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+    sync(folder.parent)
 
 
 class CheckpointWriter:
@@ -250,7 +242,7 @@ def _check_sums(folder: Path, description: dict[str, Any]) -> None:
     if description["checksum"] != checksum({key: value for key, value in description.items() if key != "checksum"}):
         raise CheckpointError("checkpoint.json was altered")
     for name, expected in description["files"].items():
-        if _sha256(folder / name) != expected:
+        if sha256(folder / name) != expected:
             raise CheckpointError(f"{name} was altered or truncated")
 
 
@@ -277,16 +269,3 @@ def _folders(run: Path) -> list[Path]:
 def _contiguous(arrays: Mapping[str, Array]) -> dict[str, Array]:
     """safetensors writes memory as it lies, whatever the strides say."""
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

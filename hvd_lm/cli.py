@@ -1,4 +1,4 @@
-"""The command line: ``hvd-lm train | evaluate | generate | doctor``, flags made from the config dataclasses.
+"""The command line: ``hvd-lm COMMAND``, flags made from the config dataclasses.
 
 An error is one line on one rank: rank 0 speaks, the others give it time to, and speak only if it has nothing to say.
 """
@@ -23,6 +23,7 @@ import tyro
 
 from hvd_lm import launch
 from hvd_lm.config import RunConfig, read_yaml
+from hvd_lm.data.prepare import PrepareConfig, prepare
 from hvd_lm.errors import ConfigError, HvdLmError
 from hvd_lm.evaluation import EvaluateConfig, evaluate
 from hvd_lm.generation import GenerateConfig, generate
@@ -84,6 +85,19 @@ def run(argv: list[str]) -> int:
     return COMMANDS[name].run(rest)
 
 
+def run_prepare(argv: list[str]) -> int:
+    """Make token shards; tells what is in them."""
+    config = parse(PrepareConfig, "prepare", argv)
+    if launch.launched_rank() != 0:
+        return 0
+    prepared = prepare(config)
+    print(f"{prepared.tokenizer.kind} tokenizer, vocabulary {prepared.tokenizer.vocabulary_size}; in {prepared.folder}:")
+    for split, counts in prepared.counts.items():
+        unknown = "" if prepared.tokenizer.unknown_id is None else f", {counts.unknown_share:.2%} unknown"
+        print(f"  {split:<10}  {counts.tokens:,} tokens of {counts.words:,} words in {counts.lines:,} lines{unknown}")
+    return 0
+
+
 def run_train(argv: list[str]) -> int:
     """Train; rank 0 prints where the run is."""
     result = train(parse(RunConfig, "train", argv, accepts_yaml=True))
@@ -140,6 +154,7 @@ def run_doctor(argv: list[str]) -> int:
 
 
 COMMANDS: Mapping[str, Command] = {
+    "prepare": Command("turn texts, or a public corpus, into token shards to train on", run_prepare),
     "train": Command("train a language model, alone or under horovodrun", run_train),
     "evaluate": Command("perplexity of a checkpoint on a text", run_evaluate),
     "generate": Command("write text with a checkpoint", run_generate),

@@ -23,7 +23,8 @@ REFERENCE_VOCABULARY_SIZE = 10_000
 _Config = TypeVar("_Config")
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raises ConfigError with `message` unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
 
@@ -31,10 +32,10 @@ def _require(condition: bool, message: str) -> None:
 def _require_positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        _require(0 < value < math.inf, f"--{name.replace('_', '-')} must be above 0 and finite, not {value}")
+        require(0 < value < math.inf, f"--{name.replace('_', '-')} must be above 0 and finite, not {value}")
 
 
-def _make_paths(config: Any, *names: str) -> None:
+def make_paths(config: Any, *names: str) -> None:
     """Let Python callers give strings where a Path, or a tuple of them, is meant."""
     for name in names:
         value = getattr(config, name)
@@ -64,13 +65,13 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("embedding_size", "hidden_size", "layers"):
-            _require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
-        _require(
+            require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        require(
             self.vocabulary_size is None or self.vocabulary_size >= 2,
             f"--vocabulary-size must be at least 2 (<unk> and <eos>), not {self.vocabulary_size}",
         )
-        _require(0.0 <= self.dropout <= 0.99, f"--dropout must be in [0, 0.99], not {self.dropout}")
-        _require(
+        require(0.0 <= self.dropout <= 0.99, f"--dropout must be in [0, 0.99], not {self.dropout}")
+        require(
             not self.tie_embedding or self.embedding_size == self.hidden_size,
             f"--tie-embedding needs --embedding-size equal to --hidden-size, not {self.embedding_size} and {self.hidden_size}",
         )
@@ -81,9 +82,11 @@ class DataConfig:
     """What is read, and how it is cut into micro-batches."""
 
     data: tuple[Path, ...] = ()
-    """UTF-8 texts to train on, one after the other. None: English prose that ships with Python (pydoc_data.topics)."""
+    """A folder that hvd-lm prepare made, or UTF-8 texts to train on, one after the other (files, also compressed, folders,
+    globs). None: English prose that ships with Python (pydoc_data.topics)."""
     validation_data: tuple[Path, ...] = ()
-    """Texts to validate on. None: the last part of the training text (see --validation-share)."""
+    """Texts to validate on. None: the validation split of a prepared folder, or the last part of the training text
+    (see --validation-share)."""
     validation_share: float = 0.05
     """Share of the text, at its end, kept for validation unless --validation-data is given; 0 for no validation."""
     batch_size: int = 8
@@ -92,10 +95,10 @@ class DataConfig:
     """Tokens in a sequence of a micro-batch (T): how far gradients flow back in time."""
 
     def __post_init__(self) -> None:
-        _make_paths(self, "data", "validation_data")
+        make_paths(self, "data", "validation_data")
         for name in ("batch_size", "sequence_length"):
-            _require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
-        _require(0.0 <= self.validation_share < 1.0, f"--validation-share must be in [0, 1), not {self.validation_share}")
+            require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        require(0.0 <= self.validation_share < 1.0, f"--validation-share must be in [0, 1), not {self.validation_share}")
 
 
 @dataclass(frozen=True)
@@ -131,15 +134,15 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "learning_rate", "epsilon")
-        _require(self.base_batch_size >= 1, f"--base-batch-size must be at least 1, not {self.base_batch_size}")
-        _require(self.warmup_steps >= 0, f"--warmup-steps must not be negative, not {self.warmup_steps}")
-        _require(self.clip is None or self.clip > 0, f"--clip must be above 0 (or None), not {self.clip}")
-        _require(
+        require(self.base_batch_size >= 1, f"--base-batch-size must be at least 1, not {self.base_batch_size}")
+        require(self.warmup_steps >= 0, f"--warmup-steps must not be negative, not {self.warmup_steps}")
+        require(self.clip is None or self.clip > 0, f"--clip must be above 0 (or None), not {self.clip}")
+        require(
             0 < self.final_learning_rate_fraction <= 1,
             f"--final-learning-rate-fraction must be in (0, 1], not {self.final_learning_rate_fraction}",
         )
         for name in ("beta1", "beta2", "momentum"):
-            _require(0 <= getattr(self, name) < 1, f"--{name} must be in [0, 1), not {getattr(self, name)}")
+            require(0 <= getattr(self, name) < 1, f"--{name} must be in [0, 1), not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -174,22 +177,22 @@ class CommunicationConfig:
     """End the job when a rank has kept the others waiting that long; 0 for never (HOROVOD_STALL_SHUTDOWN_TIME_SECONDS)."""
 
     def __post_init__(self) -> None:
-        _make_paths(self, "timeline_filename")
-        _require(
+        make_paths(self, "timeline_filename")
+        require(
             self.backward_passes_per_step >= 1,
             f"--backward-passes-per-step must be at least 1, not {self.backward_passes_per_step}",
         )
         _require_positive(self, "loss_scale", "gradient_predivide_factor")
-        _require(
+        require(
             self.loss_scale_growth_steps >= 1, f"--loss-scale-growth-steps must be at least 1, not {self.loss_scale_growth_steps}"
         )
-        _require(
+        require(
             self.fusion_threshold_mb is None or self.fusion_threshold_mb >= 0,
             f"--fusion-threshold-mb must not be negative, not {self.fusion_threshold_mb}",
         )
-        _require(self.cycle_time_ms is None or self.cycle_time_ms > 0, f"--cycle-time-ms must be above 0, not {self.cycle_time_ms}")
-        _require(self.stall_shutdown_seconds >= 0, "--stall-shutdown-seconds must not be negative")
-        _require(
+        require(self.cycle_time_ms is None or self.cycle_time_ms > 0, f"--cycle-time-ms must be above 0, not {self.cycle_time_ms}")
+        require(self.stall_shutdown_seconds >= 0, "--stall-shutdown-seconds must not be negative")
+        require(
             not (self.reduction == "adasum" and self.compression == "fp16"),
             "--reduction adasum works on full gradients: use it with --compression none",
         )
@@ -205,10 +208,10 @@ class TopologyConfig:
     """Ranks that share one copy of the parameters (M)."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.data_parallel is None or self.data_parallel >= 1, f"--data-parallel must be at least 1, not {self.data_parallel}"
         )
-        _require(self.model_parallel >= 1, f"--model-parallel must be at least 1, not {self.model_parallel}")
+        require(self.model_parallel >= 1, f"--model-parallel must be at least 1, not {self.model_parallel}")
 
 
 @dataclass(frozen=True)
@@ -245,13 +248,13 @@ class RunConfig:
     topology: TopologyConfig = field(default_factory=TopologyConfig)
 
     def __post_init__(self) -> None:
-        _make_paths(self, "out")
-        _require(self.framework in FRAMEWORKS, f"--framework must be one of {', '.join(FRAMEWORKS)}, not {self.framework}")
+        make_paths(self, "out")
+        require(self.framework in FRAMEWORKS, f"--framework must be one of {', '.join(FRAMEWORKS)}, not {self.framework}")
         for name in ("steps", "epochs", "threads", "validation_every", "checkpoint_every", "keep_checkpoints"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, not {value}")
-        _require(self.resume != "", "--resume needs auto or a folder")
-        _require(self.seed >= 0, f"--seed must not be negative, not {self.seed}")
+            require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        require(self.resume != "", "--resume needs auto or a folder")
+        require(self.seed >= 0, f"--seed must not be negative, not {self.seed}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -275,7 +278,7 @@ def from_dict(config_type: type[_Config], values: Mapping[str, Any]) -> _Config:
     assert is_dataclass(config_type)
     known = {f.name for f in fields(config_type)}
     unknown = sorted(set(values) - known)
-    _require(not unknown, f"unknown setting {', '.join(unknown)} for {config_type.__name__}")
+    require(not unknown, f"unknown setting {', '.join(unknown)} for {config_type.__name__}")
     return config_type(**values)
 
 
@@ -300,7 +303,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read --config {path}: {getattr(error, 'strerror', None) or error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    _require(content is None or isinstance(content, dict), f"--config {path} must hold `name: value` lines")
+    require(content is None or isinstance(content, dict), f"--config {path} must hold `name: value` lines")
     settings: dict[str, Any] = {}
 
     def flatten(mapping: Mapping[Any, Any]) -> None:
@@ -309,7 +312,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
                 flatten(value)
             else:
                 name = str(key).replace("-", "_")
-                _require(name not in settings, f"--config {path} names {key} twice")
+                require(name not in settings, f"--config {path} names {key} twice")
                 settings[name] = value
 
     flatten(content or {})

@@ -69,7 +69,7 @@ def draw(logits: NDArray[np.float32], config: SamplingConfig, generator: np.rand
 
 
 def continue_text(
-    adapter: Adapter, prompt: NDArray[np.int32], *, first_input: int, excluded: int, length: int, sampling: SamplingConfig
+    adapter: Adapter, prompt: NDArray[np.int32], *, first_input: int, excluded: int | None, length: int, sampling: SamplingConfig
 ) -> Iterator[int]:
     """`length` token ids after those of `prompt`, ``[tokens]``, which may be empty; never the token `excluded`."""
     generator = np.random.default_rng(sampling.seed)
@@ -78,7 +78,8 @@ def continue_text(
     for _ in range(length):
         logits_TBV, state = adapter.logits(inputs[:, None], state)
         logits_V = logits_TBV[-1, 0]
-        logits_V[excluded] = -np.inf
+        if excluded is not None:
+            logits_V[excluded] = -np.inf
         token = draw(logits_V, sampling, generator)
         yield token
         inputs = np.array([token], np.int32)

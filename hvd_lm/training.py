@@ -8,7 +8,6 @@ weighted by 1 / (targets of the window), ranks and micro-batches are summed.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import time
@@ -24,10 +23,9 @@ from hvd_lm import launch, resume
 from hvd_lm.adapters import adapter_class
 from hvd_lm.adapters.base import Adapter, StepResult
 from hvd_lm.checkpoint import Checkpoint, CheckpointWriter, Progress
-from hvd_lm.config import DataConfig, RunConfig, to_dict, with_vocabulary_size, write_yaml
-from hvd_lm.data.corpus import read_text
-from hvd_lm.data.streams import Streams, Window, continue_streams
-from hvd_lm.data.tokenizer import Tokenizer, train_word_level
+from hvd_lm.config import RunConfig, to_dict, with_vocabulary_size, write_yaml
+from hvd_lm.data.streams import Streams, Tokens, Window, continue_streams
+from hvd_lm.data.texts import Texts, read_texts
 from hvd_lm.dropout import dropout_masks, dropout_widths
 from hvd_lm.errors import ConfigError, DataError, LostWorkerError, TrainingError
 from hvd_lm.evaluation import Evaluation, evaluate_streams
@@ -49,23 +47,6 @@ class TrainingResult:
     out: Path
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """The tokens of a run."""
-
-    tokenizer: Tokenizer
-    training: NDArray[np.int32]
-    validation: NDArray[np.int32]
-
-    def fingerprint(self) -> str:
-        """Equal on all ranks, or they would train on different texts."""
-        hashed = hashlib.sha256(self.tokenizer.to_json().encode())
-        for tokens in (self.training, self.validation):
-            hashed.update(len(tokens).to_bytes(8, "little"))
-            hashed.update(tokens.tobytes())
-        return hashed.hexdigest()
-
-
 def train(config: RunConfig) -> TrainingResult:
     """Train as `config` says, alone or as one rank of a job; rank 0 writes into `config.out`. Collective.
 
@@ -73,9 +54,9 @@ def train(config: RunConfig) -> TrainingResult:
     what to do.
     """
     # Everything that can be refused is refused before Horovod starts, on all ranks alike.
-    corpus = read_corpus(config)
-    fingerprint = corpus.fingerprint()
-    config = with_vocabulary_size(config, corpus.tokenizer.vocabulary_size)
+    texts = read_texts(config)
+    fingerprint = texts.fingerprint()
+    config = with_vocabulary_size(config, texts.tokenizer.vocabulary_size)
     earlier = None
     if launch.launched_rank() == 0:
         if earlier := resume.find_checkpoint(config):
@@ -96,37 +77,10 @@ def train(config: RunConfig) -> TrainingResult:
         adapter.broadcast_state()
         step, progress = adapter.broadcast_object((earlier.step, earlier.progress) if earlier else (0, None))
         del earlier  # as large as weights and moments together
-        return _train(_Run(config, corpus, fingerprint, adapter, step, progress))
+        return _train(_Run(config, texts, fingerprint, adapter, step, progress))
     except adapter.communication_errors as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LostWorkerError(f"a collective operation failed, probably because another rank ended ({reason})") from error
-
-
-def read_corpus(config: RunConfig) -> Corpus:
-    """Read, split and tokenize the texts.
-
-    Raises DataError if a text is missing, empty or too short; ConfigError for a vocabulary larger than the text yields.
-    """
-    data = config.data
-    text = read_text(data.data)
-    tokenizer = train_word_level(text, config.model.vocabulary_size)
-    tokens = tokenizer.encode(text)
-    if data.validation_data:
-        training, validation = tokens, tokenizer.encode(read_text(data.validation_data))
-    else:
-        split = len(tokens) - int(len(tokens) * data.validation_share)
-        training, validation = tokens[:split], tokens[split:]
-    _check_length(training, data, config)
-    return Corpus(tokenizer, training, validation)
-
-
-def _check_length(tokens: NDArray[np.int32], data: DataConfig, config: RunConfig) -> None:
-    data_size = max(1, launch.launched_size() // config.topology.model_parallel)
-    if len(tokens) < data_size * data.batch_size:
-        raise DataError(
-            f"the training text has {len(tokens)} tokens, fewer than the {data_size * data.batch_size} streams of "
-            f"{data_size} data rank(s) x --batch-size {data.batch_size}: give more text or a smaller batch"
-        )
 
 
 def prepare_folder(out: Path, *, goes_on_after: int | None = None) -> None:
@@ -168,7 +122,7 @@ def _train(run: _Run) -> TrainingResult:
     with ExitStack() as stack:
         if run.adapter.topology.is_writer:
             write_yaml(config, config.out / "config.yaml")
-            run.corpus.tokenizer.save(config.out / "tokenizer.json")
+            run.texts.tokenizer.save(config.out / "tokenizer.json")
             run.metrics = stack.enter_context(MetricsWriter(config.out, run.total_steps, goes_on_after=run.step))
             run.writer = stack.enter_context(CheckpointWriter(config.out, config.keep_checkpoints))
         run.metrics.say(run.headline())
@@ -179,13 +133,13 @@ class _Run:
     """The state of a training run between two optimizer steps."""
 
     def __init__(
-        self, config: RunConfig, corpus: Corpus, fingerprint: str, adapter: Adapter, step: int, progress: Progress | None
+        self, config: RunConfig, texts: Texts, fingerprint: str, adapter: Adapter, step: int, progress: Progress | None
     ) -> None:
         """A run at its beginning, or after `step` steps if there is `progress`."""
-        self.config, self.corpus, self.fingerprint, self.adapter = config, corpus, fingerprint, adapter
+        self.config, self.texts, self.fingerprint, self.adapter = config, texts, fingerprint, adapter
         self.metrics: Metrics = SilentMetrics()
         self.writer: CheckpointWriter | None = None
-        self.validation = self._streams(corpus.validation) if len(corpus.validation) else None
+        self.validation = self._streams(texts.validation) if len(texts.validation) else None
         self.passes = config.communication.backward_passes_per_step
         self.sequences_per_step = adapter.topology.data_size * config.data.batch_size * self.passes
         self.loss_scale: LossScale | None = None
@@ -201,7 +155,7 @@ class _Run:
         self.seconds = 0.0
         self.best_validation_loss: float | None = None
         self.saved_step: int | None = None
-        self.training = self._streams(corpus.training)
+        self.training = self._streams(texts.training)
         self.state = adapter.zero_state(config.data.batch_size)
         windows = self._windows_left()
         if progress:
@@ -222,8 +176,8 @@ class _Run:
             self.loss_scale = progress.loss_scale
         self.training, self.micro_batch, continued = continue_streams(
             progress.position,
-            self.corpus.training,
-            first_input=self.corpus.tokenizer.end_of_line_id,
+            self.texts.training,
+            first_input=self.texts.tokenizer.end_of_line_id,
             batch_size=data.batch_size,
             sequence_length=data.sequence_length,
             data_rank=topology.data_rank,
@@ -240,10 +194,10 @@ class _Run:
         """Windows until the end of the epoch."""
         return -(-(self.training.micro_batches - self.micro_batch) // self.passes)
 
-    def _streams(self, tokens: NDArray[np.int32]) -> Streams:
+    def _streams(self, tokens: Tokens) -> Streams:
         return Streams(
             tokens,
-            first_input=self.corpus.tokenizer.end_of_line_id,
+            first_input=self.texts.tokenizer.end_of_line_id,
             batch_size=self.config.data.batch_size,
             sequence_length=self.config.data.sequence_length,
             data_rank=self.adapter.topology.data_rank,
@@ -251,12 +205,12 @@ class _Run:
         )
 
     def headline(self) -> str:
-        model, data, corpus = self.config.model, self.config.data, self.corpus
+        model, data, texts = self.config.model, self.config.data, self.texts
         goes_on = f"going on after step {self.step}, {self.tokens:,} tokens; " if self.step else ""
         return (
             f"{self.adapter.summary()}; {self.adapter.topology.size} rank(s) x {self.adapter.threads} thread(s)\n"
             f"model: vocabulary {model.vocabulary_size}, embedding {model.embedding_size}, {model.layers} LSTM layer(s) of "
-            f"{model.hidden_size}; text: {len(corpus.training):,} tokens to train on, {len(corpus.validation):,} to validate\n"
+            f"{model.hidden_size}; text: {len(texts.training):,} tokens to train on, {len(texts.validation):,} to validate\n"
             f"{self.total_steps} optimizer steps of {self.passes} x {data.batch_size} x "
             f"{data.sequence_length} tokens per rank; {goes_on}writing to {self.config.out}"
         )
@@ -288,7 +242,7 @@ class _Run:
 
     def _begin_epoch(self) -> None:
         self.epoch += 1
-        self.training, self.micro_batch = self._streams(self.corpus.training), 0
+        self.training, self.micro_batch = self._streams(self.texts.training), 0
         self.state = self.adapter.zero_state(self.config.data.batch_size)
 
     def _note_best(self, validation: Evaluation | None) -> bool:
@@ -409,7 +363,7 @@ class _Run:
                 optimizer=self.config.optimizer,
                 weights=self.adapter.weights(),
                 optimizer_state=self.adapter.optimizer_state(),
-                tokenizer=self.corpus.tokenizer,
+                tokenizer=self.texts.tokenizer,
                 progress=progress,
             )
         )

@@ -22,6 +22,7 @@ from hvd_lm.config import ModelConfig, OptimizerConfig
 from hvd_lm.data.streams import Position
 from hvd_lm.data.tokenizer import train_word_level
 from hvd_lm.errors import CheckpointError
+from hvd_lm.files import checksum
 from hvd_lm.loss_scale import LossScale
 from hvd_lm.weights import initial_weights
 
@@ -233,7 +234,7 @@ def reseal(folder: Path, **changes: Any) -> None:
     description.pop("checksum", None)
     if "files" in description:
         description["files"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in description["files"]}
-    description["checksum"] = checkpoints.checksum(description)
+    description["checksum"] = checksum(description)
     path.write_text(json.dumps(description), encoding="utf-8")
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import os
+import random
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
-from hvd_lm.data.corpus import embedded_corpus, read_text
+from hvd_lm.data import corpus
+from hvd_lm.data.corpus import blocks_of, embedded_corpus, read_text
 from hvd_lm.errors import DataError
 
 
@@ -26,10 +35,9 @@ def test_missing_file(tmp_path: Path) -> None:
     assert "No such file" in message
 
 
-def test_directory(tmp_path: Path) -> None:
-    message = refusal(tmp_path)
-    assert str(tmp_path) in message
-    assert "directory" in message
+def test_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    assert "folder names no file" in refusal(tmp_path / "folder")
 
 
 def test_broken_link(tmp_path: Path) -> None:
@@ -81,6 +89,79 @@ def test_byte_order_mark_of_every_file_is_dropped(tmp_path: Path) -> None:
     for path in paths:
         path.write_bytes(b"\xef\xbb\xbftext\n")
     assert read_text(paths).split() == ["text", "text"]
+
+
+def test_byte_order_mark_does_not_shift_the_byte_that_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "bom.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + b"x" * (3 << 20) + b"\xe9 au lait")
+    assert f"byte {(3 << 20) + 3}" in refusal(path)
+
+
+@pytest.mark.parametrize("text", ["a\r\nb\r\n", "a\rb\r", "a\nb\n"])
+def test_line_breaks_of_every_system_are_line_breaks(tmp_path: Path, text: str) -> None:
+    (tmp_path / "text").write_bytes(text.encode())
+    assert read_text([tmp_path / "text"]) == "a\nb\n"
+
+
+COMPRESS = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress, ".zst": zstandard.compress}
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_compressed_files(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"text.txt{suffix}"
+    text = "Größe\nzwei Zeilen\n" * 200_000
+    path.write_bytes(COMPRESS[suffix](text.encode()))
+    assert read_text([path]) == text
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("damage", ["truncated", "not compressed"])
+def test_damaged_compressed_file_is_named(tmp_path: Path, suffix: str, damage: str) -> None:
+    path = tmp_path / f"text.txt{suffix}"
+    noise = random.Random(1).randbytes(10_000).hex().encode()
+    path.write_bytes(noise if damage == "not compressed" else COMPRESS[suffix](noise)[:-40])
+    message = refusal(path)
+    assert path.name in message
+    assert "damaged" in message
+
+
+def test_folder_holds_its_files_in_the_order_of_their_names(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("b.txt", "a.txt", "sub/c.txt", ".hidden"):
+        (tmp_path / name).write_text(f"{name}\n")
+    assert read_text([tmp_path]).split() == ["a.txt", "b.txt", "sub/c.txt"]
+
+
+def test_glob_finds_files(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.txt", "c.md"):
+        (tmp_path / name).write_text(f"{name}\n")
+    assert read_text([tmp_path / "*.txt"]).split() == ["a.txt", "b.txt"]
+    assert "names no file" in refusal(tmp_path / "*.html")
+
+
+def test_file_whose_name_looks_like_a_glob(tmp_path: Path) -> None:
+    (tmp_path / "a[1].txt").write_text("text\n")
+    assert read_text([tmp_path / "a[1].txt"]) == "text\n"
+
+
+# --- blocks ----------------------------------------------------------------------------------------------
+
+WORDS = ["\n", " ", "  ", "word", "\u2028", "é", "🙂", "x" * 30]
+PIECES = st.lists(st.one_of(st.sampled_from(WORDS), st.text(max_size=5)), max_size=60)
+
+
+@given(pieces=PIECES, size=st.integers(1, 40))
+def test_blocks_are_the_text_and_cut_only_what_is_longer_than_a_block(pieces: list[str], size: int) -> None:
+    with patch.object(corpus, "BLOCK", size):
+        blocks = list(blocks_of(pieces))
+    text = "".join(pieces)
+    assert "".join(blocks) == text
+    assert all(blocks)
+    place = 0
+    for block in blocks[:-1]:
+        place += len(block)
+        at_line_break, before_blank = text[place - 1] == "\n", text[place] == " "
+        assert at_line_break or before_blank or len(block) >= size
 
 
 def test_files_come_in_the_order_given(tmp_path: Path) -> None:

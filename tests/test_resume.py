@@ -90,9 +90,9 @@ def test_other_ranks_read_the_rest_of_the_epoch(framework: str, tmp_path: Path) 
     sizes = np.diff([0, *(row["tokens"] for row in rows)])
     assert list(sizes[[29, 59, 89]]) == [2 * 2 * 4 * 16, 2 * 4 * 16, 4 * 2 * 4 * 16]
     from hvd_lm.config import DataConfig, ModelConfig, RunConfig
-    from hvd_lm.training import read_corpus
+    from hvd_lm.data.texts import read_texts
 
-    corpus = read_corpus(RunConfig(model=ModelConfig(vocabulary_size=1000), data=DataConfig(validation_share=0)))
+    corpus = read_texts(RunConfig(model=ModelConfig(vocabulary_size=1000), data=DataConfig(validation_share=0)))
     assert rows[-1]["tokens"] == len(corpus.training)
     assert {row["epoch"] for row in rows} == {1}
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.5

@@ -1,4 +1,4 @@
-"""The word-level tokenizer: PTB and WikiText conventions, the frequency cut, odd texts, its file."""
+"""Tokenizers, word-level above all: PTB and WikiText conventions, the frequency cut, odd texts, its file."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+import tokenizers as tokenizers_library
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hvd_lm.config import REFERENCE_VOCABULARY_SIZE
+from hvd_lm.data import corpus
 from hvd_lm.data import tokenizer as tokenizers
-from hvd_lm.data.tokenizer import END_OF_LINE, UNKNOWN, Tokenizer, train_word_level
+from hvd_lm.data.corpus import blocks_of
+from hvd_lm.data.tokenizer import END_OF_LINE, KINDS, UNKNOWN, Tokenizer, TokenizerKind, train_tokenizer, train_word_level
 from hvd_lm.errors import CheckpointError, ConfigError
 
 # As in PTB and WikiText: rare words are replaced in the text itself, numbers by N or @,@.
@@ -221,7 +225,8 @@ def check_odd_text(text: str, folder: Path) -> None:
     assert ids.ndim == 1
     assert ((ids >= 0) & (ids < tokenizer.vocabulary_size)).all()
     literal = text.count(END_OF_LINE)
-    assert len(text.splitlines()) <= int((ids == tokenizer.end_of_line_id).sum()) <= len(text.splitlines()) + literal
+    lines = text.count("\n") + bool(text and not text.endswith("\n"))
+    assert lines <= int((ids == tokenizer.end_of_line_id).sum()) <= lines + literal
     path = folder / "tokenizer.json"
     tokenizer.save(path)
     loaded = tokenizers.load(path)
@@ -270,6 +275,105 @@ def test_prompt_bytes_that_are_no_utf8_are_unknown_words() -> None:
     tokenizer = train_word_level("a b\n", None)
     prompt = b"a \xff".decode("utf-8", "surrogateescape")
     assert [int(i) for i in tokenizer.encode_prompt(prompt)] == [ids_of(tokenizer, "a")[0], tokenizer.unknown_id]
+
+
+# --- other kinds -----------------------------------------------------------------------------------------
+
+LOSSLESS = ["char", "byte", "bpe"]
+SAMPLE = "Größe, naïve: the cat's 🙂 hat\n\n  two  blanks\tand\x00NUL\n" * 30
+
+
+def of_kind(kind: TokenizerKind, text: str = SAMPLE) -> Tokenizer:
+    return train_tokenizer(blocks_of([text]), kind, 270 if kind == "bpe" else None)
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+@given(text=TEXTS)
+@example(text=SAMPLE)
+@example(text="\n\n \n")
+@example(text="no line break at the end")
+def test_text_comes_back_as_it_was(kind: TokenizerKind, text: str) -> None:
+    tokenizer = of_kind(kind, SAMPLE + text)
+    ids = tokenizer.encode(text)
+    assert ids.dtype == np.int32
+    assert ((ids >= 0) & (ids < tokenizer.vocabulary_size)).all()
+    assert tokenizer.decode(ids) == text
+    assert int((ids == tokenizer.end_of_line_id).sum()) == text.count("\n")
+    assert "".join(tokenizer.pieces(ids)) == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_are_those_of_the_library(kind: TokenizerKind, tmp_path: Path) -> None:
+    """The file serves others: byte and char have a way of their own here, which must give what HF tokenizers give."""
+    tokenizer = of_kind(kind)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    library = tokenizers_library.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    line = "the cat's naïve 🙂 hat"
+    assert library.encode(line).ids == tokenizer.encode_prompt(line).tolist()
+    if kind != "word":
+        assert library.encode(SAMPLE).ids == tokenizer.encode(SAMPLE).tolist()
+        assert library.decode(tokenizer.encode(SAMPLE).tolist()) == SAMPLE
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kind_survives_the_file(kind: TokenizerKind, tmp_path: Path) -> None:
+    of_kind(kind).save(tmp_path / "tokenizer.json")
+    loaded = tokenizers.load(tmp_path / "tokenizer.json")
+    assert loaded.kind == kind
+    assert (loaded.unknown_id is None) == (kind in ("byte", "bpe"))
+    np.testing.assert_array_equal(loaded.encode(SAMPLE), of_kind(kind).encode(SAMPLE))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_give_the_ids_of_the_whole(kind: TokenizerKind) -> None:
+    tokenizer = of_kind(kind)
+    with patch.object(corpus, "BLOCK", 50):
+        blocks = list(blocks_of([SAMPLE]))
+    assert len(blocks) > 10
+    np.testing.assert_array_equal(np.concatenate(list(tokenizer.encode_blocks(blocks))), tokenizer.encode(SAMPLE))
+
+
+def test_a_byte_is_its_own_id() -> None:
+    assert of_kind("byte").encode("A\né").tolist() == [65, 10, 0xC3, 0xA9]
+
+
+def test_bpe_merges_what_is_frequent() -> None:
+    text = "the the the the the\n" * 50
+    tokenizer = train_tokenizer([text], "bpe", None)
+    assert 256 < tokenizer.vocabulary_size < 300
+    assert len(tokenizer.encode(" the")) == 1
+    assert len(tokenizer.encode("xyz")) == 3
+
+
+def test_cut_characters_are_unknown() -> None:
+    tokenizer = train_tokenizer(["aaabbc"], "char", 4)
+    assert tokenizer.encode("abc").tolist() == [2, 3, tokenizer.unknown_id]
+
+
+@pytest.mark.parametrize(("kind", "size"), [("byte", 255), ("byte", 257), ("bpe", 255)])
+def test_bytes_need_their_place(kind: TokenizerKind, size: int) -> None:
+    with pytest.raises(ConfigError, match=f"--tokenizer {kind} needs a --vocabulary-size of .* 256, not {size}"):
+        train_tokenizer([SAMPLE], kind, size)
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_vocabulary_that_the_text_does_not_yield(kind: TokenizerKind) -> None:
+    with pytest.raises(ConfigError, match="the text yields a vocabulary of"):
+        train_tokenizer([SAMPLE], kind, 10_000)
+
+
+def test_pieces_hold_an_incomplete_character_back() -> None:
+    tokenizer = of_kind("byte")
+    assert list(tokenizer.pieces(tokenizer.encode("a🙂b"))) == ["a", "", "", "", "🙂", "b"]
+    assert "".join(tokenizer.pieces([65, 0xF0, 0x9F])) == "A\ufffd"
+
+
+def test_pieces_set_words_off_from_what_is_before() -> None:
+    tokenizer = train_word_level("a b\n", None)
+    a, eos = tokenizer.encode("a").tolist()
+    assert list(tokenizer.pieces([a, eos, a], after="b")) == [" a", "\n", "a"]
+    assert list(tokenizer.pieces([a], after="b ")) == ["a"]
+    assert list(tokenizer.pieces([a], after="")) == ["a"]
 
 
 # --- the file --------------------------------------------------------------------------------------------

@@ -18,9 +18,19 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class Tokens(Protocol):
+    """Token ids of a text, ``[n]``: a NumPy array, or shards on the disk."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, where: slice, /) -> NDArray[np.integer]: ...
+
 
 Segment = tuple[int, int]
 """Targets ``start <= index < stop`` of a text."""
@@ -65,7 +75,7 @@ class Streams:
 
     def __init__(
         self,
-        tokens: NDArray[np.integer],
+        tokens: Tokens,
         *,
         first_input: int,
         batch_size: int,
@@ -152,7 +162,7 @@ class Streams:
 
 def continue_streams(
     position: Position,
-    tokens: NDArray[np.integer],
+    tokens: Tokens,
     *,
     first_input: int,
     batch_size: int,

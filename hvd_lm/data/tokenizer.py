@@ -1,29 +1,63 @@
-"""Word-level tokens in the conventions of PTB and WikiText: words between blanks, <eos> per line, <unk> for the rest."""
+"""Text to token ids and back: words, characters, bytes, or byte-level BPE, each a HF tokenizer in one JSON file.
+
+    word   words between blanks, <eos> after each line, <unk> for words that were cut: the conventions of PTB and WikiText
+    char   every character a token, <unk> for those that were cut
+    byte   every byte of UTF-8 a token: 256, nothing is unknown
+    bpe    byte-level byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909; Radford et al. 2019): nothing is unknown
+
+A line break is a token of its own in all of them, and the input before the first token of a text. All but word give the text
+back as it was.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import codecs
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
-from tokenizers import models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from hvd_lm.config import REFERENCE_VOCABULARY_SIZE
+from hvd_lm.data.corpus import blocks_of
 from hvd_lm.errors import CheckpointError, ConfigError
+
+TokenizerKind = Literal["word", "char", "byte", "bpe"]
+KINDS: tuple[TokenizerKind, ...] = get_args(TokenizerKind)
 
 UNKNOWN = "<unk>"
 END_OF_LINE = "<eos>"
+_CODE_POINTS = 0x110000
+_LONGEST_WORD = 256
+"""Bytes; BPE merges nothing across its end."""
+
+
+def _byte_names() -> list[str]:
+    """The printable character that stands for each byte in the vocabulary of a byte-level tokenizer (as in GPT-2)."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+_BYTE_NAMES = _byte_names()
+_BYTES = {name: byte for byte, name in enumerate(_BYTE_NAMES)}
 
 
 class Tokenizer:
     """Text to token ids and back, on top of a HF tokenizer that holds the vocabulary."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        """Raises CheckpointError if `backend` is none of hvd_lm's."""
         self._backend = backend
-        self.end_of_line_id = self._id(END_OF_LINE)
-        self.unknown_id = self._id(UNKNOWN)
+        self.kind = _kind(backend)
+        self.is_byte_level = self.kind in ("byte", "bpe")
+        line_break = {"word": END_OF_LINE, "char": "\n"}.get(self.kind, _BYTE_NAMES[ord("\n")])
+        self.end_of_line_id = self._id(line_break)
+        self.unknown_id: int | None = None if self.is_byte_level else self._id(UNKNOWN)
 
     def _id(self, token: str) -> int:
         token_id = self._backend.token_to_id(token)
@@ -35,33 +69,103 @@ class Tokenizer:
     def vocabulary_size(self) -> int:
         return int(self._backend.get_vocab_size())
 
+    # --- text to ids -------------------------------------------------------------------------------------
+
     def encode(self, text: str) -> NDArray[np.int32]:
-        """Token ids ``int32 [tokens]`` of `text`, an <eos> after each line."""
-        # Bytes of a command line that are no UTF-8 arrive as lone surrogates.
-        lines = text.encode("utf-8", "replace").decode("utf-8").splitlines()
-        encoded = self._backend.encode_batch_fast(lines)
-        ids = [np.asarray([*line.ids, self.end_of_line_id], dtype=np.int32) for line in encoded]
+        """Token ids ``int32 [tokens]`` of `text`; a last line without line break gets its <eos> from word-level too."""
+        ids = list(self.encode_blocks(blocks_of([text])))
         return np.concatenate(ids) if ids else np.empty(0, np.int32)
+
+    def encode_blocks(self, blocks: Iterable[str]) -> Iterator[NDArray[np.int32]]:
+        """Token ids of a long text that comes in blocks (`corpus.blocks_of`), array by array."""
+        block = "\n"
+        for block in blocks:
+            yield self._encode_block(block)
+        if self.kind == "word" and not block.endswith("\n"):
+            yield np.array([self.end_of_line_id], np.int32)
 
     def encode_prompt(self, prompt: str) -> NDArray[np.int32]:
         """Like `encode`, but the last line goes on: no <eos> after it."""
-        ids = self.encode(prompt)
-        is_open = bool(prompt) and prompt.splitlines()[-1] == prompt.splitlines(keepends=True)[-1]
-        return ids[:-1] if is_open else ids
+        ids = [self._encode_block(block) for block in blocks_of([prompt.replace("\r\n", "\n")])]
+        return np.concatenate(ids) if ids else np.empty(0, np.int32)
+
+    def _encode_block(self, text: str) -> NDArray[np.int32]:
+        # Bytes of a command line that are no UTF-8 arrive as lone surrogates.
+        data = text.encode("utf-8", "replace")
+        if self.kind == "byte":
+            return self._table[np.frombuffer(data, np.uint8)]
+        text = data.decode("utf-8")
+        if self.kind == "char":
+            return self._table[_code_points(text)]
+        first, *others = self._backend.encode_batch_fast(text.split("\n"))
+        ids = [np.asarray(first.ids, np.int32)]
+        ids += [np.asarray([self.end_of_line_id, *line.ids], np.int32) for line in others]
+        return np.concatenate(ids)
+
+    @cached_property
+    def _table(self) -> NDArray[np.int32]:
+        """Id of every byte (byte) or code point (char)."""
+        if self.kind == "byte":
+            return np.array([self._id(name) for name in _BYTE_NAMES], np.int32)
+        table = np.full(_CODE_POINTS, self.unknown_id, np.int32)
+        for token, token_id in self._backend.get_vocab().items():
+            if token != UNKNOWN:
+                table[ord(token)] = token_id
+        return table
+
+    # --- ids to text -------------------------------------------------------------------------------------
 
     def token(self, token_id: int) -> str:
         """How `token_id` reads in text: a line break for <eos>."""
-        return "\n" if token_id == self.end_of_line_id else str(self._backend.id_to_token(token_id))
+        if token_id == self.end_of_line_id:
+            return "\n"
+        return self._bytes(token_id).decode("utf-8", "replace") if self.is_byte_level else self._name(token_id)
+
+    def _name(self, token_id: int) -> str:
+        return str(self._backend.id_to_token(int(token_id)))
+
+    def _bytes(self, token_id: int) -> bytes:
+        return bytes(_BYTES[character] for character in self._name(token_id))
+
+    def pieces(self, ids: Iterable[int], after: str = "") -> Iterator[str]:
+        """The text of each of `ids` as it comes, with the blank that sets a word off from the one before (or from `after`).
+
+        A character whose bytes are spread over several tokens appears with the last of them.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        at_start = not after or after[-1].isspace()
+        for token_id in ids:
+            if self.is_byte_level:
+                yield decoder.decode(self._bytes(token_id))
+                continue
+            text = self.token(token_id)
+            yield text if at_start or text == "\n" or self.kind == "char" else f" {text}"
+            at_start = text == "\n"
+        if cut := decoder.decode(b"", final=True):
+            yield cut
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Words joined by blanks, lines by line breaks."""
-        return " ".join(self.token(i) for i in ids).replace(" \n ", "\n").replace(" \n", "\n")
+        """The text of `ids`; words joined by blanks."""
+        return "".join(self.pieces(ids))
+
+    # --- files -------------------------------------------------------------------------------------------
 
     def to_json(self) -> str:
         return str(self._backend.to_str())
 
     def save(self, path: Path) -> None:
         path.write_text(self.to_json(), encoding="utf-8")
+
+
+def _kind(backend: tokenizers.Tokenizer) -> TokenizerKind:
+    match backend.model, backend.pre_tokenizer:
+        case models.WordLevel(), pre_tokenizers.WhitespaceSplit():
+            return "word"
+        case models.WordLevel(), pre_tokenizers.Split():
+            return "char"
+        case models.BPE(), pre_tokenizers.Sequence():
+            return "byte" if backend.get_vocab_size() == len(_BYTE_NAMES) else "bpe"
+    raise CheckpointError("the tokenizer splits text in another way than hvd_lm's do: it was not made by hvd_lm")
 
 
 def from_json(text: str) -> Tokenizer:
@@ -79,29 +183,46 @@ def load(path: Path) -> Tokenizer:
         raise CheckpointError(f"cannot read the tokenizer {path}: {error}") from error
 
 
-def train_word_level(text: str, vocabulary_size: int | None) -> Tokenizer:
-    """The `vocabulary_size` most frequent words of `text`, <unk> and <eos> among them.
+# --- vocabularies ----------------------------------------------------------------------------------------
 
-    None takes the reference size, or all words if they are fewer.
-    Raises ConfigError if `text` yields fewer than `vocabulary_size`.
+
+def train_tokenizer(blocks: Iterable[str], kind: TokenizerKind, vocabulary_size: int | None = None) -> Tokenizer:
+    """A tokenizer for the text that comes in `blocks`, with the `vocabulary_size` most frequent tokens, specials among them.
+
+    None takes the reference size (char: every character), or what the text yields if that is less; byte has 256 always.
+    Raises ConfigError if the text yields fewer than `vocabulary_size`.
     """
+    if kind == "word":
+        tokenizer = _train_word(blocks, vocabulary_size)
+    elif kind == "char":
+        tokenizer = _train_char(blocks, vocabulary_size)
+    else:
+        tokenizer = _train_bytes(blocks if kind == "bpe" else [], vocabulary_size, kind)
+    if vocabulary_size is not None and tokenizer.vocabulary_size != vocabulary_size:
+        raise ConfigError(
+            f"the text yields a vocabulary of {tokenizer.vocabulary_size} only: "
+            f"set --vocabulary-size to that or less (now {vocabulary_size}), or give more text"
+        )
+    return tokenizer
+
+
+def train_word_level(text: str, vocabulary_size: int | None) -> Tokenizer:
+    """The tokenizer of a plain text in memory, as `train_tokenizer` with words."""
+    return train_tokenizer(blocks_of([text]), "word", vocabulary_size)
+
+
+def _train_word(blocks: Iterable[str], vocabulary_size: int | None) -> Tokenizer:
     specials = [UNKNOWN, END_OF_LINE]
     limit = vocabulary_size or REFERENCE_VOCABULARY_SIZE
     counter = _word_level({})
     # Pre-tokenized texts hold the specials as words; as "special tokens" the trainer would list them twice and match them
     # inside of words, so it only counts, and the vocabulary is put together here.
     trainer = trainers.WordLevelTrainer(vocab_size=limit + len(specials), min_frequency=0, special_tokens=[], show_progress=False)
-    counter.train_from_iterator(_blocks(text.splitlines()), trainer)
+    counter.train_from_iterator(_lines(blocks), trainer)
     counted = counter.get_vocab()
     words = [word for word in sorted(counted, key=counted.__getitem__) if word not in specials]
     vocabulary = [*specials, *words][:limit]
-    tokenizer = Tokenizer(_word_level({word: index for index, word in enumerate(vocabulary)}))
-    if vocabulary_size is not None and tokenizer.vocabulary_size < vocabulary_size:
-        raise ConfigError(
-            f"the text yields a vocabulary of {tokenizer.vocabulary_size} only: "
-            f"set --vocabulary-size to that or less (now {vocabulary_size}), or give more text"
-        )
-    return tokenizer
+    return Tokenizer(_word_level({word: index for index, word in enumerate(vocabulary)}))
 
 
 def _word_level(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
@@ -111,6 +232,47 @@ def _word_level(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
     return backend
 
 
-def _blocks(lines: Sequence[str], size: int = 1000) -> Iterable[Sequence[str]]:
-    for start in range(0, len(lines), size):
-        yield lines[start : start + size]
+def _train_char(blocks: Iterable[str], vocabulary_size: int | None) -> Tokenizer:
+    counts = np.zeros(_CODE_POINTS, np.int64)
+    for block in blocks:
+        counts += np.bincount(_code_points(block), minlength=_CODE_POINTS)
+    counts[ord("\n")] = 0  # it has its place already
+    found = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+    vocabulary = [UNKNOWN, "\n", *map(chr, found.tolist())][:vocabulary_size]
+    backend = tokenizers.Tokenizer(models.WordLevel({token: index for index, token in enumerate(vocabulary)}, unk_token=UNKNOWN))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    return Tokenizer(backend)
+
+
+def _train_bytes(blocks: Iterable[str], vocabulary_size: int | None, kind: TokenizerKind) -> Tokenizer:
+    limit = len(_BYTE_NAMES) if kind == "byte" else vocabulary_size or REFERENCE_VOCABULARY_SIZE
+    if limit < len(_BYTE_NAMES) or (kind == "byte" and vocabulary_size not in (None, limit)):
+        few = "exactly" if kind == "byte" else "at least"
+        raise ConfigError(f"--tokenizer {kind} needs a --vocabulary-size of {few} {len(_BYTE_NAMES)}, not {vocabulary_size}")
+    backend = tokenizers.Tokenizer(models.BPE({name: byte for byte, name in enumerate(_BYTE_NAMES)}, []))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("\n", "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == "bpe"),
+            # The time for a word grows with the square of its length, or nearly.
+            pre_tokenizers.FixedLength(_LONGEST_WORD),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    if kind == "bpe":
+        trainer = trainers.BpeTrainer(
+            vocab_size=limit, initial_alphabet=_BYTE_NAMES, special_tokens=[], show_progress=False, max_token_length=64
+        )
+        backend.train_from_iterator(_lines(blocks), trainer)
+    return Tokenizer(backend)
+
+
+def _lines(blocks: Iterable[str]) -> Iterator[Sequence[str]]:
+    """The lines of a text, many at once: what the trainers of the library spread over the cores."""
+    for block in blocks:
+        yield block.split("\n")
+
+
+def _code_points(text: str) -> NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le", "replace"), np.uint32)

@@ -1,0 +1,69 @@
+"""How much text a sequence of tokens stands for: what per-word and per-character figures are divided by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_lm.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class TextCounts:
+    """Tokens, and the text that they came from."""
+
+    tokens: int = 0
+    unknown: int = 0
+    """Tokens that are <unk>."""
+    characters: int = 0
+    """Line breaks included."""
+    bytes: int = 0
+    """In UTF-8."""
+    words: int = 0
+    """Between blanks."""
+    lines: int = 0
+
+    def __add__(self, other: TextCounts) -> TextCounts:
+        return TextCounts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+    @property
+    def unknown_share(self) -> float:
+        """Out-of-vocabulary rate, among all tokens."""
+        return self.unknown / self.tokens if self.tokens else 0.0
+
+
+def _count_text(text: str) -> TextCounts:
+    size = len(text.encode("utf-8", "replace"))
+    return TextCounts(characters=len(text), bytes=size, words=len(text.split()), lines=text.count("\n"))
+
+
+def _count_tokens(ids: NDArray[np.int32], tokenizer: Tokenizer) -> TextCounts:
+    unknown = 0 if tokenizer.unknown_id is None else int(np.count_nonzero(ids == tokenizer.unknown_id))
+    return TextCounts(tokens=len(ids), unknown=unknown)
+
+
+class CountedTokens:
+    """The token ids of a split, counted as they pass."""
+
+    def __init__(self, blocks: Iterable[str], tokenizer: Tokenizer) -> None:
+        self._blocks, self._tokenizer = blocks, tokenizer
+        self.counts = TextCounts()
+
+    def __iter__(self) -> Iterator[NDArray[np.int32]]:
+        for ids in self._tokenizer.encode_blocks(self._read()):
+            self._add(_count_tokens(ids, self._tokenizer))
+            yield ids
+
+    def _read(self) -> Iterator[str]:
+        last = "\n"
+        for last in self._blocks:
+            self._add(_count_text(last))
+            yield last
+        if not last.endswith("\n"):
+            self._add(TextCounts(lines=1))
+
+    def _add(self, more: TextCounts) -> None:
+        self.counts = self.counts + more
