@@ -12,6 +12,8 @@ No framework is imported before it is asked for.
 
 from hvd_lm.adapters import adapter
 from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TopologyConfig
+from hvd_lm.data.prepare import PrepareConfig, prepare
+from hvd_lm.dynamic_evaluation import DynamicConfig
 from hvd_lm.errors import (
     CheckpointError,
     ConfigError,
@@ -22,28 +24,35 @@ from hvd_lm.errors import (
     TrainingError,
 )
 from hvd_lm.evaluation import Evaluation, evaluate
-from hvd_lm.generation import SamplingConfig, generate
+from hvd_lm.generation import TextGenerator, generate
+from hvd_lm.neural_cache import CacheConfig
+from hvd_lm.sampling import SamplingConfig
 from hvd_lm.training import TrainingResult, train
 
 __all__ = [
+    "CacheConfig",
     "CheckpointError",
     "CommunicationConfig",
     "ConfigError",
     "DataConfig",
     "DataError",
+    "DynamicConfig",
     "Evaluation",
     "FrameworkError",
     "HvdLmError",
     "LostWorkerError",
     "ModelConfig",
     "OptimizerConfig",
+    "PrepareConfig",
     "RunConfig",
     "SamplingConfig",
+    "TextGenerator",
     "TopologyConfig",
     "TrainingError",
     "TrainingResult",
     "adapter",
     "evaluate",
     "generate",
+    "prepare",
     "train",
 ]

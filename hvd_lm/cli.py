@@ -21,12 +21,13 @@ from unittest.mock import patch
 
 import tyro
 
-from hvd_lm import launch
+from hvd_lm import evaluation, launch
 from hvd_lm.config import RunConfig, read_yaml
 from hvd_lm.data.prepare import PrepareConfig, prepare
 from hvd_lm.errors import ConfigError, HvdLmError
-from hvd_lm.evaluation import EvaluateConfig, evaluate
-from hvd_lm.generation import GenerateConfig, generate
+from hvd_lm.evaluation import EvaluateConfig
+from hvd_lm.generation import GenerateConfig, TextGenerator
+from hvd_lm.metrics import finite
 from hvd_lm.training import train
 
 PROGRAM = "hvd-lm"
@@ -109,41 +110,56 @@ def run_train(argv: list[str]) -> int:
 def run_evaluate(argv: list[str]) -> int:
     """Print loss and perplexity as one JSON object."""
     config = parse(EvaluateConfig, "evaluate", argv)
-    result = evaluate(
-        config.checkpoint,
-        config.data,
-        framework=config.framework,
-        batch_size=config.batch_size,
-        sequence_length=config.sequence_length,
-        threads=config.threads,
-    )
+    began = time.perf_counter()
+    result = evaluation.run(config)
     if launch.launched_rank() == 0:
         figures = {
             "loss": result.loss,
             "perplexity": result.perplexity,
+            "word_perplexity": result.word_perplexity,
+            "bits_per_character": result.bits_per_character,
+            "bits_per_byte": result.bits_per_byte,
             "tokens": result.tokens,
-            "unknown_share": result.unknown_share,
+            "words": result.text.words,
+            "lines": result.text.lines,
+            "characters": result.text.characters,
+            "bytes": result.text.bytes,
+            "unknown_share": result.text.unknown_share,
+            "seconds": time.perf_counter() - began,
         }
-        print(json.dumps(figures))
+        print(json.dumps(finite(figures)))
     return 0
 
 
 def run_generate(argv: list[str]) -> int:
-    """Print the prompt and what the model goes on with, as it comes."""
+    """Print the prompt and what the model goes on with: one text as it comes, several one after the other."""
     config = parse(GenerateConfig, "generate", argv)
-    if launch.launched_rank() == 0:
+    if launch.launched_rank() != 0:
+        return 0
+    writer = TextGenerator(config.checkpoint, framework=config.framework, threads=config.threads)
+    if config.beams:
+        found = writer.beam_search(
+            config.prompt, config.beams, length=config.length, length_penalty=config.length_penalty, stop=config.stop
+        )
+        _print_texts(config.prompt, [beam.text for beam in found[: config.samples]])
+    elif config.samples == 1:
         print(config.prompt, end="", flush=True)
-        for piece in generate(
-            config.checkpoint,
-            config.prompt,
-            length=config.length,
-            sampling=config.sampling,
-            framework=config.framework,
-            threads=config.threads,
-        ):
+        for piece in writer.stream(config.prompt, length=config.length, sampling=config.sampling, stop=config.stop):
             print(piece, end="", flush=True)
         print()
+    else:
+        _print_texts(
+            config.prompt,
+            writer.samples(config.prompt, config.samples, length=config.length, sampling=config.sampling, stop=config.stop),
+        )
     return 0
+
+
+def _print_texts(prompt: str, texts: Sequence[str]) -> None:
+    for number, text in enumerate(texts, start=1):
+        if len(texts) > 1:
+            print(f"--- {number} of {len(texts)} ---")
+        print(prompt + text)
 
 
 def run_doctor(argv: list[str]) -> int:

@@ -4,36 +4,52 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
 
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm.adapters import adapter_class
-from hvd_lm.adapters.base import Adapter
-from hvd_lm.config import Framework
-from hvd_lm.data.corpus import read_text
-from hvd_lm.data.streams import Streams
-from hvd_lm.errors import DataError
+from hvd_lm.adapters.base import lost_workers_reported
+from hvd_lm.config import Framework, make_paths, require
+from hvd_lm.data.counts import TextCounts
+from hvd_lm.data.shards import Split
+from hvd_lm.data.texts import read_tokens
+from hvd_lm.dynamic_evaluation import DynamicConfig, evaluate_dynamically
+from hvd_lm.errors import ConfigError, DataError
+from hvd_lm.exact_loss import evaluation_streams, exact_loss
+from hvd_lm.neural_cache import CacheConfig, evaluate_with_cache
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure the perplexity of a checkpoint on texts, alone or on every rank of a horovodrun job."""
+    """Measure the perplexity of a checkpoint on a text, alone or on every rank of a horovodrun job."""
 
     checkpoint: Path
     """Folder of a training run (its newest checkpoint), or of one checkpoint."""
     data: tuple[Path, ...] = ()
-    """UTF-8 texts, one after the other. None: the embedded corpus."""
+    """UTF-8 texts, one after the other, or a folder that hvd-lm prepare made. None: the embedded corpus."""
+    split: Split = "test"
+    """Which split of a prepared folder."""
     framework: Framework = "torch"
     """Which framework computes; any can read any checkpoint."""
-    batch_size: int = 1
-    """Streams per rank that the text is cut into; with one stream on one rank no context is lost at a cut."""
+    batch_size: int = 8
+    """Streams of a rank that are read side by side. It changes the speed, not the result."""
     sequence_length: int = 64
-    """Tokens computed at once; the state is carried, so this does not change the result."""
+    """Tokens of a stream that are computed at once. It changes the speed, not the result."""
     threads: int | None = None
     """Compute threads of a rank. Unless given: the cores of the machine shared by its ranks."""
+    dynamic: DynamicConfig = field(default_factory=DynamicConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+
+    def __post_init__(self) -> None:
+        make_paths(self, "checkpoint", "data")
+        for name in ("batch_size", "sequence_length", "threads"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        require(
+            self.dynamic.dynamic == "none" or not self.cache.cache_size,
+            "--dynamic and --cache-size change the prediction in two ways: use one of them",
+        )
 
 
 @dataclass(frozen=True)
@@ -44,58 +60,85 @@ class Evaluation:
     """Mean cross-entropy, nats per token."""
     tokens: int
     """Targets that were predicted, on all ranks."""
-    unknown_share: float = 0.0
-    """Share of the tokens that the vocabulary lacks."""
+    text: TextCounts = field(default_factory=TextCounts)
+    """How much text the tokens are."""
 
     @property
     def perplexity(self) -> float:
-        """exp(loss); infinite where that is beyond a float."""
-        try:
-            return math.exp(self.loss)
-        except OverflowError:
-            return math.inf
+        """Per token; infinite where that is beyond a float."""
+        return _exp(self.loss)
+
+    @property
+    def bits_per_character(self) -> float:
+        """Line breaks count as characters."""
+        return self._per(self.text.characters) / math.log(2)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Of UTF-8."""
+        return self._per(self.text.bytes) / math.log(2)
+
+    @property
+    def word_perplexity(self) -> float:
+        """Per word between blanks and line break, which is what a token is to word level: comparable between tokenizers."""
+        return _exp(self._per(self.text.words + self.text.lines))
+
+    def _per(self, units: int) -> float:
+        """Nats per unit."""
+        return self.loss * self.tokens / units if units else math.nan
 
 
-def evaluate_streams(adapter: Adapter, streams: Streams) -> Evaluation:
-    """Loss over all streams of all ranks, state carried within each stream. Collective."""
-    state = adapter.zero_state(streams.batch_size)
-    total = 0.0
-    for index in range(streams.micro_batches):
-        batch = streams.micro_batch(index)
-        loss_sum, state = adapter.evaluate(batch.inputs_TB, batch.targets_TB, state)
-        total += loss_sum
-    tokens = len(streams.tokens)
-    return Evaluation(float(adapter.all_reduce(np.array([total]))[0]) / tokens, tokens)
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def evaluate(
     checkpoint: Path | str,
     data: Sequence[Path | str] = (),
     *,
-    framework: str = "torch",
-    batch_size: int = 1,
+    split: Split = "test",
+    framework: Framework = "torch",
+    batch_size: int = 8,
     sequence_length: int = 64,
     threads: int | None = None,
+    dynamic: DynamicConfig | None = None,
+    cache: CacheConfig | None = None,
 ) -> Evaluation:
-    """Perplexity of `checkpoint` on the texts `data` (the embedded corpus if none). Collective.
+    """Perplexity of `checkpoint` on a text (see EvaluateConfig for the settings). Collective.
 
-    Raises CheckpointError, DataError or FrameworkError, each with what to do.
+    Raises CheckpointError, DataError, ConfigError, FrameworkError or LostWorkerError, each with what to do.
     """
-    loaded = checkpoints.load(Path(checkpoint))
-    tokens = loaded.tokenizer.encode(read_text([Path(path) for path in data]))
+    paths = tuple(map(Path, data))
+    return run(
+        EvaluateConfig(
+            Path(checkpoint), paths, split, framework, batch_size, sequence_length, threads,
+            dynamic or DynamicConfig(), cache or CacheConfig(),
+        )
+    )  # fmt: skip
+
+
+def run(config: EvaluateConfig) -> Evaluation:
+    """`evaluate`, with its settings as one config. Collective."""
+    loaded = checkpoints.load(config.checkpoint)
+    tokens, counts = read_tokens(config.data, loaded.tokenizer, config.split)
     if not len(tokens):
         raise DataError("the text holds no token")
-    adapter = adapter_class(framework)(threads=threads)
-    adapter.build(loaded.model, loaded.optimizer)
-    adapter.load_weights(loaded.weights)
-    streams = Streams(
-        tokens,
-        first_input=loaded.tokenizer.end_of_line_id,
-        batch_size=batch_size,
-        sequence_length=sequence_length,
-        data_rank=adapter.topology.data_rank,
-        data_size=adapter.topology.data_size,
-    )
-    result = evaluate_streams(adapter, streams)
-    unknown = float(np.mean(tokens == loaded.tokenizer.unknown_id))
-    return Evaluation(result.loss, result.tokens, unknown)
+    adapter = adapter_class(config.framework)(threads=config.threads)
+    first_input = loaded.tokenizer.end_of_line_id
+    in_one_stream = config.dynamic.dynamic != "none" or config.cache.cache_size
+    if in_one_stream and adapter.topology.size > 1:
+        raise ConfigError("--dynamic and --cache-size read the text in one stream: run them on one rank")
+    with lost_workers_reported(adapter):
+        if config.dynamic.dynamic != "none":
+            total = evaluate_dynamically(adapter, loaded, tokens, first_input, config.dynamic)
+            return Evaluation(total / len(tokens), len(tokens), counts)
+        adapter.build(loaded.model, loaded.optimizer)
+        adapter.load_weights(loaded.weights)
+        if config.cache.cache_size:
+            total = evaluate_with_cache(adapter, tokens, first_input, config.cache, config.sequence_length)
+        else:
+            total = exact_loss(adapter, evaluation_streams(adapter, tokens, first_input, config.batch_size, config.sequence_length))
+        return Evaluation(total / len(tokens), len(tokens), counts)

@@ -1,9 +1,9 @@
-"""Text from a model: one token at a time, the state carried, sampling in NumPy so that both frameworks agree."""
+"""Text from a model: one token at a time, the LSTM state carried, so that a token costs one step whatever came before."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,26 +12,12 @@ from numpy.typing import NDArray
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm.adapters import adapter_class
 from hvd_lm.adapters.base import Adapter
-from hvd_lm.config import Framework
-from hvd_lm.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How the next token is drawn."""
-
-    temperature: float = 1.0
-    """Divides the logits: below 1 likelier tokens, 0 always the likeliest."""
-    top_k: int | None = None
-    """Draw from the k likeliest tokens only."""
-    seed: int = 1
-    """Seed of the draws."""
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ConfigError(f"--temperature must not be negative, not {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"--top-k must be at least 1, not {self.top_k}")
+from hvd_lm.beam_search import Hypothesis, beam_search
+from hvd_lm.config import Framework, make_paths, require
+from hvd_lm.data.prompt import read_prompt
+from hvd_lm.data.tokenizer import Tokenizer
+from hvd_lm.launch import warn
+from hvd_lm.sampling import SamplingConfig, draw, next_logits
 
 
 @dataclass(frozen=True)
@@ -44,45 +30,132 @@ class GenerateConfig:
     """Text to go on from. Words that the vocabulary lacks count as <unk>, which is never written."""
     length: int = 100
     """Tokens to write."""
+    samples: int = 1
+    """Texts to write; one is shown as it comes. With --beams: how many of the best to show."""
+    stop: tuple[str, ...] = ()
+    r"""Strings before which a text ends; \n stands for a line break."""
+    beams: int = 0
+    """Search for the likeliest text with so many beams, instead of drawing; 0 for drawing."""
+    length_penalty: float = 1.0
+    """Beams: texts are ranked by log-probability / tokens ** this."""
     framework: Framework = "torch"
     """Which framework computes; any can read any checkpoint."""
     threads: int | None = None
     """Compute threads. Unless given: the cores of the machine."""
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise ConfigError(f"--length must be at least 1, not {self.length}")
+        make_paths(self, "checkpoint")
+        for name in ("length", "samples", "threads"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name} must be at least 1, not {value}")
+        require(self.beams >= 0, f"--beams must not be negative, not {self.beams}")
+        require(not self.beams or self.samples <= self.beams, f"--samples {self.samples} needs as many --beams, not {self.beams}")
+        require(all(self.stop), "--stop needs a string that is not empty")
+        object.__setattr__(self, "stop", tuple(stop.replace("\\n", "\n") for stop in self.stop))
 
 
-def draw(logits: NDArray[np.float32], config: SamplingConfig, generator: np.random.Generator) -> int:
-    """A token id from the logits ``[V]``."""
-    if config.temperature == 0:
-        return int(logits.argmax())
-    scaled = logits.astype(np.float64) / config.temperature
-    if config.top_k is not None and config.top_k < len(scaled):
-        scaled[scaled < np.partition(scaled, -config.top_k)[-config.top_k]] = -np.inf
-    probabilities = np.exp(scaled - scaled.max())
-    # One uniform draw through the cumulative sum: the same token in both frameworks but for rounding at a boundary.
-    cumulative = probabilities.cumsum()
-    return int(np.searchsorted(cumulative, generator.random() * cumulative[-1], side="right").clip(0, len(scaled) - 1))
+class TextGenerator:
+    """A model that writes.
+
+    writer = TextGenerator("runs/two")
+    print("".join(writer.stream("The value of", length=40)))
+    for text in writer.samples("The value of", count=3, sampling=SamplingConfig(temperature=0.8)):
+        ...
+    """
+
+    def __init__(self, checkpoint: Path | str, *, framework: Framework = "torch", threads: int | None = None) -> None:
+        """Raises CheckpointError or FrameworkError, each with what to do."""
+        loaded = checkpoints.load(Path(checkpoint))
+        self.tokenizer: Tokenizer = loaded.tokenizer
+        self._adapter: Adapter = adapter_class(framework)(threads=threads)
+        self._adapter.build(loaded.model, loaded.optimizer)
+        self._adapter.load_weights(loaded.weights)
+
+    def stream(
+        self, prompt: str = "", *, length: int = 100, sampling: SamplingConfig | None = None, stop: Sequence[str] = ()
+    ) -> Iterator[str]:
+        """Pieces of the text that follows `prompt`, as they are made; each brings the blank or line break before it."""
+        for pieces in self._write(prompt, 1, length, sampling, stop):
+            yield from pieces
+
+    def samples(
+        self,
+        prompt: str = "",
+        count: int = 1,
+        *,
+        length: int = 100,
+        sampling: SamplingConfig | None = None,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        """`count` texts that follow `prompt`, made side by side. The first ones are the same for any `count`."""
+        texts = [""] * count
+        for pieces in self._write(prompt, count, length, sampling, stop):
+            texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+        return texts
+
+    def beam_search(
+        self, prompt: str = "", beams: int = 4, *, length: int = 100, length_penalty: float = 1.0, stop: Sequence[str] = ()
+    ) -> list[Hypothesis]:
+        """The likeliest texts of `length` tokens, or up to a stop string, that a search of this width finds; the best first."""
+        ids = self._read(prompt)
+        return beam_search(
+            self._adapter, self.tokenizer, ids, beams=beams, length=length, length_penalty=length_penalty, stop=stop, after=prompt
+        )
+
+    def _read(self, prompt: str) -> NDArray[np.int32]:
+        """The inputs of the first step."""
+        read = read_prompt(self.tokenizer, prompt)
+        if read.unknown:
+            warn(f"not in the vocabulary, read as <unk>: {' '.join(read.unknown)}")
+        return np.concatenate(([self.tokenizer.end_of_line_id], read.ids)).astype(np.int32)
+
+    def _write(
+        self, prompt: str, count: int, length: int, sampling: SamplingConfig | None, stop: Sequence[str]
+    ) -> Iterator[list[str]]:
+        """What each of `count` texts gains, token by token."""
+        sampling = sampling or SamplingConfig()
+        generators = [np.random.default_rng([sampling.seed, index]) for index in range(count)]
+        texts = [_GrowingText(self.tokenizer, prompt, stop) for _ in range(count)]
+        inputs_TB = np.repeat(self._read(prompt)[:, None], count, axis=1)
+        state = self._adapter.zero_state(count)
+        for step in range(length):
+            logits_BV, state = next_logits(self._adapter, self.tokenizer, inputs_TB, state)
+            tokens = [draw(logits_V, sampling, generator) for logits_V, generator in zip(logits_BV, generators, strict=True)]
+            yield [text.add(token, last=step == length - 1) for text, token in zip(texts, tokens, strict=True)]
+            if all(text.ended for text in texts):
+                return
+            inputs_TB = np.array([tokens], np.int32)
 
 
-def continue_text(
-    adapter: Adapter, prompt: NDArray[np.int32], *, first_input: int, excluded: int | None, length: int, sampling: SamplingConfig
-) -> Iterator[int]:
-    """`length` token ids after those of `prompt`, ``[tokens]``, which may be empty; never the token `excluded`."""
-    generator = np.random.default_rng(sampling.seed)
-    state = adapter.zero_state(1)
-    inputs = np.concatenate(([first_input], prompt)).astype(np.int32)
-    for _ in range(length):
-        logits_TBV, state = adapter.logits(inputs[:, None], state)
-        logits_V = logits_TBV[-1, 0]
-        if excluded is not None:
-            logits_V[excluded] = -np.inf
-        token = draw(logits_V, sampling, generator)
-        yield token
-        inputs = np.array([token], np.int32)
+class _GrowingText:
+    """A text that ends before the first stop string; what could be the beginning of one is held back."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: str, stop: Sequence[str]) -> None:
+        self._pieces = tokenizer.detokenizer(after=prompt)
+        self._stop = stop
+        self._held = ""
+        self.ended = False
+
+    def add(self, token: int, *, last: bool) -> str:
+        """What can be shown now."""
+        if self.ended:
+            return ""
+        self._held += self._pieces.add(token)
+        if last:
+            self._held += self._pieces.end()
+        found = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
+        if found:
+            self.ended = True
+            return self._held[: min(found)]
+        safe = len(self._held) if last else len(self._held) - max((_overlap(self._held, stop) for stop in self._stop), default=0)
+        shown, self._held = self._held[:safe], self._held[safe:]
+        return shown
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest beginning of `stop` that `text` ends with."""
+    return next((size for size in range(min(len(stop), len(text)), 0, -1) if text.endswith(stop[:size])), 0)
 
 
 def generate(
@@ -91,29 +164,13 @@ def generate(
     *,
     length: int = 100,
     sampling: SamplingConfig | None = None,
-    framework: str = "torch",
+    stop: Sequence[str] = (),
+    framework: Framework = "torch",
     threads: int | None = None,
 ) -> Iterator[str]:
-    """Pieces of text that follow `prompt`, as they are made; each brings the blank or line break before it.
+    """Pieces of text that follow `prompt`, as they are made. For more than one text use a TextGenerator.
 
     Raises CheckpointError or FrameworkError, each with what to do.
     """
-    loaded = checkpoints.load(Path(checkpoint))
-    tokenizer = loaded.tokenizer
-    adapter = adapter_class(framework)(threads=threads)
-    adapter.build(loaded.model, loaded.optimizer)
-    adapter.load_weights(loaded.weights)
-    ids = tokenizer.encode_prompt(prompt)
-    at_line_start = not prompt or prompt.endswith(("\n", " "))
-    tokens = continue_text(
-        adapter,
-        ids,
-        first_input=tokenizer.end_of_line_id,
-        excluded=tokenizer.unknown_id,
-        length=length,
-        sampling=sampling or SamplingConfig(),
-    )
-    for token in tokens:
-        text = tokenizer.token(token)
-        yield text if at_line_start or text == "\n" else f" {text}"
-        at_line_start = text == "\n"
+    writer = TextGenerator(checkpoint, framework=framework, threads=threads)
+    yield from writer.stream(prompt, length=length, sampling=sampling, stop=stop)

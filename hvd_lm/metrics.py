@@ -60,11 +60,10 @@ class MetricsWriter:
         self._file.close()
 
     def write(self, row: Row) -> None:
-        # JSON knows no infinity: the norm of an overflowed gradient becomes null.
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        self._file.write(json.dumps(finite) + "\n")
+        plain = finite(row)
+        self._file.write(json.dumps(plain) + "\n")
         self._file.flush()
-        for name, value in finite.items():
+        for name, value in plain.items():
             if name not in ("step", "seconds") and isinstance(value, (int, float)):
                 self._board.add_scalar(name, value, row["step"])
         self._show(row)
@@ -90,6 +89,11 @@ class MetricsWriter:
         elif notable or time.monotonic() - self._last_line >= self._SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             self.say(f"step {row['step']}/{self._total}  {text}")
+
+
+def finite(row: Row) -> Row:
+    """What JSON can hold of `row`: it knows no infinity, so the norm of an overflowed gradient becomes None."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
 def _cut_rows(path: Path, last_step: int) -> None:

@@ -21,14 +21,15 @@ from numpy.typing import NDArray
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm import launch, resume
 from hvd_lm.adapters import adapter_class
-from hvd_lm.adapters.base import Adapter, StepResult
+from hvd_lm.adapters.base import Adapter, StepResult, lost_workers_reported
 from hvd_lm.checkpoint import Checkpoint, CheckpointWriter, Progress
 from hvd_lm.config import RunConfig, to_dict, with_vocabulary_size, write_yaml
-from hvd_lm.data.streams import Streams, Tokens, Window, continue_streams
+from hvd_lm.data.streams import Streams, Window, continue_streams
 from hvd_lm.data.texts import Texts, read_texts
 from hvd_lm.dropout import dropout_masks, dropout_widths
-from hvd_lm.errors import ConfigError, DataError, LostWorkerError, TrainingError
-from hvd_lm.evaluation import Evaluation, evaluate_streams
+from hvd_lm.errors import ConfigError, DataError, TrainingError
+from hvd_lm.evaluation import Evaluation
+from hvd_lm.exact_loss import evaluation_streams, exact_loss
 from hvd_lm.loss_scale import LossScale
 from hvd_lm.metrics import Metrics, MetricsWriter, Row, SilentMetrics
 from hvd_lm.schedule import learning_rate
@@ -65,7 +66,7 @@ def train(config: RunConfig) -> TrainingResult:
     adapter = adapter_class(config.framework)(
         config.communication, config.topology, config.threads, deterministic=config.deterministic
     )
-    try:
+    with lost_workers_reported(adapter):
         if adapter.topology.model_size > 1:
             raise ConfigError("--model-parallel above 1 is not built yet: leave it at 1")
         _check_same_text(adapter, fingerprint)
@@ -78,9 +79,6 @@ def train(config: RunConfig) -> TrainingResult:
         step, progress = adapter.broadcast_object((earlier.step, earlier.progress) if earlier else (0, None))
         del earlier  # as large as weights and moments together
         return _train(_Run(config, texts, fingerprint, adapter, step, progress))
-    except adapter.communication_errors as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise LostWorkerError(f"a collective operation failed, probably because another rank ended ({reason})") from error
 
 
 def prepare_folder(out: Path, *, goes_on_after: int | None = None) -> None:
@@ -139,7 +137,10 @@ class _Run:
         self.config, self.texts, self.fingerprint, self.adapter = config, texts, fingerprint, adapter
         self.metrics: Metrics = SilentMetrics()
         self.writer: CheckpointWriter | None = None
-        self.validation = self._streams(texts.validation) if len(texts.validation) else None
+        self.validation: Streams | None = None
+        if len(texts.validation):
+            first_input, data = texts.tokenizer.end_of_line_id, config.data
+            self.validation = evaluation_streams(adapter, texts.validation, first_input, data.batch_size, data.sequence_length)
         self.passes = config.communication.backward_passes_per_step
         self.sequences_per_step = adapter.topology.data_size * config.data.batch_size * self.passes
         self.loss_scale: LossScale | None = None
@@ -155,7 +156,7 @@ class _Run:
         self.seconds = 0.0
         self.best_validation_loss: float | None = None
         self.saved_step: int | None = None
-        self.training = self._streams(texts.training)
+        self.training = self._training_streams()
         self.state = adapter.zero_state(config.data.batch_size)
         windows = self._windows_left()
         if progress:
@@ -194,9 +195,9 @@ class _Run:
         """Windows until the end of the epoch."""
         return -(-(self.training.micro_batches - self.micro_batch) // self.passes)
 
-    def _streams(self, tokens: Tokens) -> Streams:
+    def _training_streams(self) -> Streams:
         return Streams(
-            tokens,
+            self.texts.training,
             first_input=self.texts.tokenizer.end_of_line_id,
             batch_size=self.config.data.batch_size,
             sequence_length=self.config.data.sequence_length,
@@ -242,7 +243,7 @@ class _Run:
 
     def _begin_epoch(self) -> None:
         self.epoch += 1
-        self.training, self.micro_batch = self._streams(self.texts.training), 0
+        self.training, self.micro_batch = self._training_streams(), 0
         self.state = self.adapter.zero_state(self.config.data.batch_size)
 
     def _note_best(self, validation: Evaluation | None) -> bool:
@@ -333,7 +334,10 @@ class _Run:
         raise TrainingError(f"{what} at step {self.step + 1}, which was not applied: {advice}")
 
     def _validate(self) -> Evaluation | None:
-        return evaluate_streams(self.adapter, self.validation) if self.validation else None
+        if self.validation is None:
+            return None
+        tokens = len(self.texts.validation)
+        return Evaluation(exact_loss(self.adapter, self.validation) / tokens, tokens)
 
     def _checkpoint(self, validation: Evaluation | None) -> None:
         """Collective: the LSTM states of all ranks go into it."""

@@ -98,9 +98,10 @@ def test_padded_positions_change_nothing(make_adapter: MakeAdapter) -> None:
     adapter = ready(make_adapter, PLAIN)
     inputs, targets = random_tokens(0)
     targets[4:] = -1
-    padded, _ = adapter.evaluate(inputs, targets, adapter.zero_state(B))
-    cut, _ = adapter.evaluate(inputs[:4], targets[:4], adapter.zero_state(B))
-    assert padded == pytest.approx(cut, rel=1e-6)
+    padded = adapter.evaluate(inputs, targets, adapter.zero_state(B)).losses_TB
+    cut = adapter.evaluate(inputs[:4], targets[:4], adapter.zero_state(B)).losses_TB
+    np.testing.assert_allclose(padded[:4], cut, rtol=1e-6)
+    assert not padded[4:].any()
 
 
 def test_the_state_carries_a_sequence_over_micro_batches(make_adapter: MakeAdapter) -> None:
@@ -219,8 +220,15 @@ def test_a_gradient_that_is_not_finite_is_dropped(make_adapter: MakeAdapter, poi
 def test_evaluate_is_the_loss_of_the_reference(make_adapter: MakeAdapter) -> None:
     adapter = ready(make_adapter, DROPPING)
     inputs, targets = random_tokens(0)
-    loss_sum, _ = adapter.evaluate(inputs, targets, adapter.zero_state(B))
-    assert loss_sum == pytest.approx(reference_lstm.run(adapter.weights(), inputs, targets).loss_sum, rel=1e-6)
+    outcome = adapter.evaluate(inputs, targets, adapter.zero_state(B))
+    expected = reference_lstm.run(adapter.weights(), inputs, targets)
+    log_sums_TB = np.log(np.exp(expected.logits_TBV).sum(axis=2))
+    losses_TB = log_sums_TB - np.take_along_axis(expected.logits_TBV, targets[:, :, None], axis=2)[:, :, 0]
+    np.testing.assert_allclose(outcome.losses_TB, losses_TB, rtol=1e-5)
+    assert outcome.losses_TB.sum() == pytest.approx(expected.loss_sum, rel=1e-6)
+    state = adapter.state_to_numpy(outcome.state)
+    np.testing.assert_allclose(outcome.outputs_TBH[-1], state[-1, 0], atol=1e-6)
+    np.testing.assert_allclose(state, expected.state, atol=1e-5)
 
 
 def test_weights_and_moments_survive_a_round_trip(make_adapter: MakeAdapter) -> None:

@@ -7,9 +7,10 @@ Shapes: T time, B sequences of this rank, V vocabulary, H units.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, ClassVar, TypeAlias
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from hvd_lm import launch
 from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig, TopologyConfig
-from hvd_lm.errors import ConfigError
+from hvd_lm.errors import ConfigError, LostWorkerError
 from hvd_lm.parallel.topology import Topology, arrange
 from hvd_lm.weights import Array, Weights
 
@@ -37,6 +38,18 @@ class StepResult:
     """Global norm of the gradient, reduced and unscaled, before clipping."""
     applied: bool
     """False if the gradient was not finite: then weights and moments are unchanged."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a model says of a text."""
+
+    losses_TB: Array
+    """Cross-entropy (nats) of every target; 0 where it is ignored."""
+    outputs_TBH: Array
+    """Outputs of the last LSTM layer."""
+    state: State
+    """After the last token."""
 
 
 @dataclass
@@ -240,9 +253,30 @@ class Adapter(ABC):
         """A copy of the gradient of the window so far: reduced after a last micro-batch, this rank's own before."""
 
     @abstractmethod
-    def evaluate(self, inputs_TB: NDArray[np.int32], targets_TB: NDArray[np.int32], state: State) -> tuple[float, State]:
-        """Sum of the cross-entropy (nats) over the targets of this rank, and the state after. No gradient, no dropout."""
+    def begin_dynamic_evaluation(self, rates: Mapping[str, Array], decays: Mapping[str, Array]) -> None:
+        """Remember the weights as those that `dynamic_step` pulls back to. Both map a weight's name to ``[]`` or its shape."""
+
+    @abstractmethod
+    def dynamic_step(self) -> float:
+        """``weight += decay * (remembered weight - weight) - rate * gradient``, element by element, and a new window.
+
+        The gradient is that of the window so far; returns its sum of cross-entropy (nats).
+        """
+
+    @abstractmethod
+    def evaluate(self, inputs_TB: NDArray[np.int32], targets_TB: NDArray[np.int32], state: State) -> Evaluated:
+        """Cross-entropy of every target of this rank. No gradient, no dropout. Targets of `streams.IGNORED` do not count."""
 
     @abstractmethod
     def logits(self, inputs_TB: NDArray[np.int32], state: State) -> tuple[NDArray[np.float32], State]:
         """Logits ``float32 [T, B, V]`` and the state after. No gradient, no dropout."""
+
+
+@contextlib.contextmanager
+def lost_workers_reported(adapter: Adapter) -> Iterator[None]:
+    """Raises LostWorkerError for a collective call that failed within."""
+    try:
+        yield
+    except adapter.communication_errors as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise LostWorkerError(f"a collective operation failed, probably because another rank ended ({reason})") from error

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hvd_lm.adapters.base import Adapter, OptimizerState, State, StepResult
+from hvd_lm.adapters.base import Adapter, Evaluated, OptimizerState, State, StepResult
 from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig
 from hvd_lm.data.streams import IGNORED
 from hvd_lm.dropout import keep_probability
@@ -58,15 +58,15 @@ class LstmLanguageModel(nn.Module):
         parameters["output_bias"] = self.output.get_parameter("bias")
         return parameters
 
-    def forward(self, inputs_TB: Tensor, state: State, masks: Sequence[Tensor] = ()) -> tuple[Tensor, State]:
-        """Logits [T*B, V] and the state after."""
+    def forward(self, inputs_TB: Tensor, state: State, masks: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor, State]:
+        """Logits [T*B, V], outputs of the last layer [T, B, H], and the state after."""
         activations = self._drop(self.embedding(inputs_TB), masks, 0)
         after = []
         for index, (layer, layer_state) in enumerate(zip(self.layers, state, strict=True)):
             activations, layer_after = layer(activations, layer_state)
             activations = self._drop(activations, masks, index + 1)
             after.append((layer_after[0].detach(), layer_after[1].detach()))
-        return self.output(activations.flatten(0, 1)), after
+        return self.output(activations.flatten(0, 1)), activations, after
 
     def _drop(self, activations: Tensor, masks: Sequence[Tensor], place: int) -> Tensor:
         return activations * masks[place] / self.keep_probability if masks else activations
@@ -241,7 +241,7 @@ class PyTorchAdapter(Adapter):
     def _loss(
         self, inputs_TB: NDArray[np.int32], targets_TB: NDArray[np.int32], state: State, masks: Sequence[Tensor] = ()
     ) -> tuple[Tensor, State]:
-        logits, state = self._module(self._indices(inputs_TB), state, masks)
+        logits, _, state = self._module(self._indices(inputs_TB), state, masks)
         targets = self._indices(targets_TB).flatten()
         return functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"), state
 
@@ -275,14 +275,35 @@ class PyTorchAdapter(Adapter):
             self._reducer.finish()
         return {name: _to_numpy(parameter.grad) for name, parameter in self._parameters.items() if parameter.grad is not None}
 
+    def begin_dynamic_evaluation(self, rates: Mapping[str, Array], decays: Mapping[str, Array]) -> None:
+        self._dynamic = [
+            (parameter, parameter.detach().clone(), self._tensor(rates[name]), self._tensor(decays[name]))
+            for name, parameter in self._parameters.items()
+        ]
+
+    def _tensor(self, array: Array) -> Tensor:
+        return torch.tensor(array, device=self.device)
+
     @torch.no_grad()
-    def evaluate(self, inputs_TB: NDArray[np.int32], targets_TB: NDArray[np.int32], state: State) -> tuple[float, State]:
-        loss, state = self._loss(inputs_TB, targets_TB, state)
-        return float(loss), state
+    def dynamic_step(self) -> float:
+        for parameter, remembered, rate, decay in self._dynamic:
+            assert parameter.grad is not None
+            pull = (remembered - parameter).mul_(decay)
+            parameter.add_(pull.addcmul_(rate, parameter.grad, value=-1))
+        self._optimizer.zero_grad(set_to_none=True)
+        loss_sum = float(self._loss_sum)
+        self._loss_sum.zero_()
+        return loss_sum
+
+    @torch.no_grad()
+    def evaluate(self, inputs_TB: NDArray[np.int32], targets_TB: NDArray[np.int32], state: State) -> Evaluated:
+        logits, outputs_TBH, state = self._module(self._indices(inputs_TB), state)
+        losses = functional.cross_entropy(logits, self._indices(targets_TB).flatten(), ignore_index=IGNORED, reduction="none")
+        return Evaluated(_to_numpy(losses).reshape(inputs_TB.shape), _to_numpy(outputs_TBH), state)
 
     @torch.no_grad()
     def logits(self, inputs_TB: NDArray[np.int32], state: State) -> tuple[NDArray[np.float32], State]:
-        logits, state = self._module(self._indices(inputs_TB), state)
+        logits, _, state = self._module(self._indices(inputs_TB), state)
         return _to_numpy(logits).reshape(*inputs_TB.shape, -1), state
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from horovod.common.exceptions import HorovodInternalError
 from numpy.typing import NDArray
 
-from hvd_lm.adapters.base import Adapter, OptimizerState, State, StepResult
+from hvd_lm.adapters.base import Adapter, Evaluated, OptimizerState, State, StepResult
 from hvd_lm.config import ModelConfig, OptimizerConfig
 from hvd_lm.dropout import keep_probability
 from hvd_lm.errors import CheckpointError
@@ -182,11 +182,11 @@ class TensorFlowAdapter(Adapter):
         }
         gradients = [tf.TensorSpec(shape, tf.float32) for shape in shapes.values()]
         self._apply = tf.function(self._apply_graph, input_signature=(gradients, scalar, scalar, scalar, scalar))
-        self._evaluate = tf.function(self._loss, input_signature=(indices, indices, state))
+        self._evaluate = tf.function(self._losses, input_signature=(indices, indices, state))
         self._logits = tf.function(self._forward, input_signature=(indices, state))
 
-    def _forward(self, inputs_TB: tf.Tensor, state: State, masks: Sequence[tf.Tensor] = ()) -> tuple[tf.Tensor, State]:
-        """Logits [T*B, V] and the state after."""
+    def _forward(self, inputs_TB: tf.Tensor, state: State, masks: Sequence[tf.Tensor] = ()) -> tuple[tf.Tensor, tf.Tensor, State]:
+        """Logits [T*B, V], outputs of the last layer [T, B, H], and the state after."""
         weights = self._weights
         activations = self._drop(tf.gather(weights["embedding"], inputs_TB), masks, 0)
         after = []
@@ -197,19 +197,20 @@ class TensorFlowAdapter(Adapter):
             after.append((h, c))
         kernel = weights["embedding" if self.model.tie_embedding else "output_kernel"]
         outputs_NH = tf.reshape(activations, (-1, self.model.hidden_size))
-        return tf.matmul(outputs_NH, kernel, transpose_b=True) + weights["output_bias"], after
+        return tf.matmul(outputs_NH, kernel, transpose_b=True) + weights["output_bias"], activations, after
 
     def _drop(self, activations: tf.Tensor, masks: Sequence[tf.Tensor], place: int) -> tf.Tensor:
         return activations * tf.cast(masks[place], tf.float32) / self._keep_probability if masks else activations
 
-    def _loss(
+    def _losses(
         self, inputs_TB: tf.Tensor, targets_TB: tf.Tensor, state: State, masks: Sequence[tf.Tensor] = ()
-    ) -> tuple[tf.Tensor, State]:
-        logits, state = self._forward(inputs_TB, state, masks)
+    ) -> tuple[tf.Tensor, tf.Tensor, State]:
+        """Cross-entropy of every target [T*B], outputs of the last layer [T, B, H], and the state after."""
+        logits, outputs_TBH, state = self._forward(inputs_TB, state, masks)
         targets = tf.reshape(targets_TB, (-1,))
         # The kernel refuses negative labels, so ignored targets (< 0) become class 0 with no weight.
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(targets, 0), logits)
-        return tf.reduce_sum(losses * tf.cast(targets >= 0, tf.float32)), state
+        return losses * tf.cast(targets >= 0, tf.float32), outputs_TBH, state
 
     def _accumulate_graph(
         self,
@@ -225,7 +226,8 @@ class TensorFlowAdapter(Adapter):
         """State, and of the last micro-batch the gradients and the loss of the window, reduced."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(list(self._weights.values()))
-            loss, state = self._loss(inputs_TB, targets_TB, state, masks)
+            losses, _, state = self._losses(inputs_TB, targets_TB, state, masks)
+            loss = tf.reduce_sum(losses)
             weighted = loss * weight
         # The embedding's gradient comes as IndexedSlices, which Horovod would gather instead of reduce.
         gradients = [tf.convert_to_tensor(g) for g in tape.gradient(weighted, list(self._weights.values()))]
@@ -359,12 +361,29 @@ class TensorFlowAdapter(Adapter):
             return {name: gradient.numpy() for name, gradient in zip(self._weights, self._reduced, strict=True)}
         return {} if self._first else _to_numpy(self._accumulated)
 
-    def evaluate(self, inputs_TB: NDArray[np.int32], targets_TB: NDArray[np.int32], state: State) -> tuple[float, State]:
-        loss, state = self._evaluate(inputs_TB, targets_TB, state)
-        return float(loss), state
+    def begin_dynamic_evaluation(self, rates: Mapping[str, Array], decays: Mapping[str, Array]) -> None:
+        remembered = {name: tf.constant(weight) for name, weight in self.weights().items()}
+        rates = {name: tf.constant(rate) for name, rate in rates.items()}
+        decays = {name: tf.constant(decay) for name, decay in decays.items()}
+
+        def step(gradients: list[tf.Tensor]) -> None:
+            for (name, variable), gradient in zip(self._weights.items(), gradients, strict=True):
+                variable.assign_add(decays[name] * (remembered[name] - variable) - rates[name] * gradient)
+
+        self._dynamic_step = tf.function(step)
+
+    def dynamic_step(self) -> float:
+        assert self._reduced is not None, "dynamic_step() needs an accumulate(..., last=True) before it"
+        self._dynamic_step(self._reduced)
+        self._first, self._reduced = True, None
+        return float(self._window_loss)
+
+    def evaluate(self, inputs_TB: NDArray[np.int32], targets_TB: NDArray[np.int32], state: State) -> Evaluated:
+        losses, outputs_TBH, state = self._evaluate(inputs_TB, targets_TB, state)
+        return Evaluated(losses.numpy().reshape(inputs_TB.shape), outputs_TBH.numpy(), state)
 
     def logits(self, inputs_TB: NDArray[np.int32], state: State) -> tuple[NDArray[np.float32], State]:
-        logits, state = self._logits(inputs_TB, state)
+        logits, _, state = self._logits(inputs_TB, state)
         return logits.numpy().reshape(*inputs_TB.shape, -1), state
 
 

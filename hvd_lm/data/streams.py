@@ -83,8 +83,13 @@ class Streams:
         data_rank: int = 0,
         data_size: int = 1,
         segments: Sequence[Segment] | None = None,
+        whole_micro_batches: bool = False,
     ) -> None:
-        """`tokens` are the n targets, ``[n]``; `first_input` precedes the first of them. Only `segments` are read, unless None."""
+        """`tokens` are the n targets, ``[n]``; `first_input` precedes the first of them. Only `segments` are read, unless None.
+
+        With `whole_micro_batches` all streams are of one length, a multiple of T, but for the last ones, which may be shorter or
+        empty: nothing is padded before the end of the text, so the state after a stream is the one before the next.
+        """
         self.tokens = tokens
         self.first_input = first_input
         self.batch_size = batch_size
@@ -94,11 +99,15 @@ class Streams:
         lengths = [stop - start for start, stop in self.segments]
         # Streams are cut from the segments joined; a segment begins at its offset there.
         self._offsets = [sum(lengths[:index]) for index in range(len(lengths))]
-        count = batch_size * data_size
-        share, longer = divmod(sum(lengths), count)
-        self.lengths_S: NDArray[np.int64] = np.full(count, share, dtype=np.int64)
-        self.lengths_S[:longer] += 1
-        self.starts_S: NDArray[np.int64] = np.concatenate(([0], np.cumsum(self.lengths_S)[:-1]))
+        count, total = batch_size * data_size, sum(lengths)
+        if whole_micro_batches:
+            length = -(-total // (count * sequence_length)) * sequence_length
+            stops_S = np.minimum(np.arange(1, count + 1) * length, total)
+        else:
+            share, longer = divmod(total, count)
+            stops_S = np.arange(1, count + 1) * share + np.minimum(np.arange(1, count + 1), longer)
+        self.starts_S: NDArray[np.int64] = np.concatenate(([0], stops_S[:-1]))
+        self.lengths_S: NDArray[np.int64] = stops_S - self.starts_S
         self.first_stream = data_rank * batch_size
 
     @property
@@ -177,11 +186,11 @@ def continue_streams(
     """
 
     cut = partial(Streams, tokens, first_input=first_input)
-    mine = {"batch_size": batch_size, "sequence_length": sequence_length, "data_rank": data_rank, "data_size": data_size}
+    mine = partial(cut, batch_size=batch_size, sequence_length=sequence_length, data_rank=data_rank, data_size=data_size)
     if (position.streams, position.sequence_length) == (batch_size * data_size, sequence_length):
-        return cut(segments=position.segments, **mine), position.micro_batches, list(range(position.streams))
+        return mine(segments=position.segments), position.micro_batches, list(range(position.streams))
     earlier = cut(segments=position.segments, batch_size=position.streams, sequence_length=position.sequence_length)
     unread = earlier.unread(position.micro_batches)
     next_target = {segments[0][0]: stream for stream, segments in enumerate(unread) if segments}
-    streams = cut(segments=[segment for segments in unread for segment in segments], **mine)
+    streams = mine(segments=[segment for segments in unread for segment in segments])
     return streams, 0, [next_target.get(segments[0][0]) if segments else None for segments in streams.unread(0)]

@@ -69,6 +69,11 @@ class Tokenizer:
     def vocabulary_size(self) -> int:
         return int(self._backend.get_vocab_size())
 
+    def knows(self, token: str) -> bool:
+        """Whether the vocabulary has `token` (NFC)."""
+        normalizer = self._backend.normalizer
+        return self._backend.token_to_id(normalizer.normalize_str(token) if normalizer else token) is not None
+
     # --- text to ids -------------------------------------------------------------------------------------
 
     def encode(self, text: str) -> NDArray[np.int32]:
@@ -119,29 +124,25 @@ class Tokenizer:
         """How `token_id` reads in text: a line break for <eos>."""
         if token_id == self.end_of_line_id:
             return "\n"
-        return self._bytes(token_id).decode("utf-8", "replace") if self.is_byte_level else self._name(token_id)
+        return self.bytes_of(token_id).decode("utf-8", "replace") if self.is_byte_level else self._name(token_id)
 
     def _name(self, token_id: int) -> str:
         return str(self._backend.id_to_token(int(token_id)))
 
-    def _bytes(self, token_id: int) -> bytes:
+    def bytes_of(self, token_id: int) -> bytes:
+        """The bytes of a byte-level token."""
         return bytes(_BYTES[character] for character in self._name(token_id))
 
-    def pieces(self, ids: Iterable[int], after: str = "") -> Iterator[str]:
-        """The text of each of `ids` as it comes, with the blank that sets a word off from the one before (or from `after`).
+    def detokenizer(self, after: str = "") -> Detokenizer:
+        """What turns ids into the text that follows `after`, one by one."""
+        return Detokenizer(self, after)
 
-        A character whose bytes are spread over several tokens appears with the last of them.
-        """
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        at_start = not after or after[-1].isspace()
+    def pieces(self, ids: Iterable[int], after: str = "") -> Iterator[str]:
+        """The text of each of `ids` as it comes (see `Detokenizer.add`), and what is left at the end."""
+        growing = self.detokenizer(after)
         for token_id in ids:
-            if self.is_byte_level:
-                yield decoder.decode(self._bytes(token_id))
-                continue
-            text = self.token(token_id)
-            yield text if at_start or text == "\n" or self.kind == "char" else f" {text}"
-            at_start = text == "\n"
-        if cut := decoder.decode(b"", final=True):
+            yield growing.add(token_id)
+        if cut := growing.end():
             yield cut
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -155,6 +156,32 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         path.write_text(self.to_json(), encoding="utf-8")
+
+
+class Detokenizer:
+    """Ids to text, one by one."""
+
+    def __init__(self, tokenizer: Tokenizer, after: str) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._at_start = not after or after[-1].isspace()
+
+    def add(self, token_id: int) -> str:
+        """The text of the next token, with the blank that sets a word off from the one before.
+
+        A character whose bytes are spread over several tokens appears with the last of them.
+        """
+        tokenizer = self._tokenizer
+        if tokenizer.is_byte_level:
+            return self._decoder.decode(tokenizer.bytes_of(token_id))
+        text = tokenizer.token(token_id)
+        set_off = not (self._at_start or text == "\n" or tokenizer.kind == "char")
+        self._at_start = text == "\n"
+        return f" {text}" if set_off else text
+
+    def end(self) -> str:
+        """What stands for a character that was cut off."""
+        return self._decoder.decode(b"", final=True)
 
 
 def _kind(backend: tokenizers.Tokenizer) -> TokenizerKind:
