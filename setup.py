@@ -13,9 +13,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["hvd_lm", "hvd_lm.*"]),
-    package_data={"hvd_lm": ["py.typed"]},
+    package_data={"hvd_lm": ["py.typed", "*.j2"]},
     entry_points={"console_scripts": ["hvd-lm = hvd_lm.cli:main"]},
     install_requires=[
+        "jinja2",
+        "matplotlib",
         "numpy",
         "pooch",
         "pyyaml",
@@ -35,9 +37,12 @@ setup(
     extras_require={
         "torch": ["torch==2.13.0"],
         "tensorflow": ["tensorflow-cpu==2.21.0"],
+        "onnx": ["onnx"],
         "dev": [
             "hypothesis",
             "mypy",
+            "onnx",
+            "onnxruntime",
             "pytest",
             "pytest-timeout",
             "ruff",

@@ -26,8 +26,10 @@ from hvd_lm.config import RunConfig, read_yaml
 from hvd_lm.data.prepare import PrepareConfig, prepare
 from hvd_lm.errors import ConfigError, HvdLmError
 from hvd_lm.evaluation import EvaluateConfig
+from hvd_lm.export import ExportConfig, export
 from hvd_lm.generation import GenerateConfig, TextGenerator
 from hvd_lm.metrics import finite
+from hvd_lm.report import ReportConfig, report
 from hvd_lm.training import train
 
 PROGRAM = "hvd-lm"
@@ -162,6 +164,22 @@ def _print_texts(prompt: str, texts: Sequence[str]) -> None:
         print(prompt + text)
 
 
+def run_export(argv: list[str]) -> int:
+    """Write the weights of a checkpoint for another library; tells where."""
+    config = parse(ExportConfig, "export", argv)
+    if launch.launched_rank() == 0:
+        print(f"{config.format} export in {export(config)}")
+    return 0
+
+
+def run_report(argv: list[str]) -> int:
+    """Draw the curves of runs; tells where."""
+    config = parse(ReportConfig, "report", argv)
+    if launch.launched_rank() == 0:
+        print(f"report in {report(config)}")
+    return 0
+
+
 def run_doctor(argv: list[str]) -> int:
     """Check this machine."""
     from hvd_lm import doctor  # apart from the rest, so that it runs where they do not load
@@ -174,6 +192,8 @@ COMMANDS: Mapping[str, Command] = {
     "train": Command("train a language model, alone or under horovodrun", run_train),
     "evaluate": Command("perplexity of a checkpoint on a text", run_evaluate),
     "generate": Command("write text with a checkpoint", run_generate),
+    "export": Command("give the weights to plain PyTorch, Keras, ONNX or NumPy", run_export),
+    "report": Command("learning curves of runs, as pictures and one page", run_report),
     "doctor": Command("check frameworks, Horovod, its controllers and operations", run_doctor),
 }
 

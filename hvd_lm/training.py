@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,8 @@ from hvd_lm.adapters import adapter_class
 from hvd_lm.adapters.base import Adapter, StepResult, lost_workers_reported
 from hvd_lm.checkpoint import Checkpoint, CheckpointWriter, Progress
 from hvd_lm.config import RunConfig, to_dict, with_vocabulary_size, write_yaml
-from hvd_lm.data.streams import Streams, Window, continue_streams
+from hvd_lm.data.read_ahead import read_ahead
+from hvd_lm.data.streams import MicroBatch, Streams, Window, continue_streams
 from hvd_lm.data.texts import Texts, read_texts
 from hvd_lm.dropout import dropout_masks, dropout_widths
 from hvd_lm.errors import ConfigError, DataError, TrainingError
@@ -127,6 +129,10 @@ def _train(run: _Run) -> TrainingResult:
         return run.train()
 
 
+_Batch = tuple[MicroBatch, list[NDArray[np.bool_]]]
+"""A micro-batch and its dropout masks."""
+
+
 class _Run:
     """The state of a training run between two optimizer steps."""
 
@@ -157,6 +163,7 @@ class _Run:
         self.best_validation_loss: float | None = None
         self.saved_step: int | None = None
         self.training = self._training_streams()
+        self._batches: Iterator[_Batch] = iter(())
         self.state = adapter.zero_state(config.data.batch_size)
         windows = self._windows_left()
         if progress:
@@ -218,6 +225,7 @@ class _Run:
 
     def train(self) -> TrainingResult:
         """Epochs of windows, until `total_steps`."""
+        self._batches = self._read_ahead()
         if self.step >= self.total_steps:
             self.metrics.say(f"the run has its {self.total_steps} steps already: raise --steps or --epochs to go on")
         loss, validation = math.nan, None
@@ -244,6 +252,7 @@ class _Run:
     def _begin_epoch(self) -> None:
         self.epoch += 1
         self.training, self.micro_batch = self._training_streams(), 0
+        self._batches = self._read_ahead()
         self.state = self.adapter.zero_state(self.config.data.batch_size)
 
     def _note_best(self, validation: Evaluation | None) -> bool:
@@ -265,16 +274,13 @@ class _Run:
         scale = self.loss_scale.scale if self.loss_scale else 1.0
         predivide = communication.gradient_predivide_factor
         weight = scale / (predivide * window.target_count)
-        state = self.state
+        state, waited = self.state, 0.0
         for index in range(window.start, window.stop):
-            batch = self.training.micro_batch(index)
+            asked = time.perf_counter()
+            batch, masks = next(self._batches)
+            waited += time.perf_counter() - asked
             state = self.adapter.accumulate(
-                batch.inputs_TB,
-                batch.targets_TB,
-                state,
-                weight=weight,
-                last=index == window.stop - 1,
-                dropout_masks=self._dropout_masks(self.micro_batches_read + index - window.start),
+                batch.inputs_TB, batch.targets_TB, state, weight=weight, last=index == window.stop - 1, dropout_masks=masks
             )
         rate = learning_rate(
             self.config.optimizer, step=self.step + 1, total_steps=self.total_steps, sequences_per_step=self.sequences_per_step
@@ -301,6 +307,7 @@ class _Run:
             "learning_rate": rate,
             "gradient_norm": outcome.gradient_norm,
             "seconds": self.seconds,
+            "data_seconds": waited,
         }
         if self.loss_scale:
             self.loss_scale.update(overflow=not outcome.applied)
@@ -310,6 +317,15 @@ class _Run:
                 "loss_scale": self.loss_scale.scale,
             }
         return row
+
+    def _read_ahead(self) -> Iterator[_Batch]:
+        """The micro-batches that the epoch still has, with their dropout masks."""
+        streams, earlier = self.training, self.micro_batches_read - self.micro_batch
+
+        def make(index: int) -> _Batch:
+            return streams.micro_batch(index), self._dropout_masks(earlier + index)
+
+        return read_ahead(make, range(self.micro_batch, streams.micro_batches))
 
     def _dropout_masks(self, micro_batch: int) -> list[NDArray[np.bool_]]:
         model = self.config.model

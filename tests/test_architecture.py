@@ -15,8 +15,10 @@ import hvd_lm
 PACKAGE = Path(hvd_lm.__file__).parent
 ADAPTERS = PACKAGE / "adapters"
 FILES = sorted(PACKAGE.rglob("*.py"))
-FRAMEWORKS = {"torch", "tensorflow", "keras", "horovod"}
-FRAMEWORK_MODULES = {"hvd_lm.adapters.pytorch", "hvd_lm.adapters.tensorflow"}
+FRAMEWORKS = {"torch", "tensorflow", "keras", "horovod", "onnx"}
+FRAMEWORK_MODULES = {
+    f"hvd_lm.adapters.{name}" for name in ("pytorch", "tensorflow", "export_pytorch", "export_keras", "export_onnx")
+}
 """Importing one of these imports its framework."""
 
 
@@ -101,6 +103,9 @@ def test_no_framework_outside_adapters(path: Path) -> None:
         ("base.py", FRAMEWORKS),
         ("pytorch.py", {"tensorflow", "keras"}),
         ("tensorflow.py", {"torch"}),
+        ("export_pytorch.py", {"tensorflow", "keras", "horovod"}),
+        ("export_keras.py", {"torch", "horovod"}),
+        ("export_onnx.py", {"torch", "tensorflow", "keras", "horovod"}),
     ],
 )
 def test_adapter_knows_its_own_framework_only(name: str, others: set[str]) -> None:
@@ -110,7 +115,7 @@ def test_adapter_knows_its_own_framework_only(name: str, others: set[str]) -> No
 
 def test_core_loads_no_framework() -> None:
     """Not by way of another library either."""
-    modules = "hvd_lm, hvd_lm.training, hvd_lm.cli, hvd_lm.evaluation, hvd_lm.generation"
+    modules = "hvd_lm, hvd_lm.training, hvd_lm.cli, hvd_lm.evaluation, hvd_lm.generation, hvd_lm.report"
     code = f"import sys, {modules}; print(*sorted({{name.split('.')[0] for name in sys.modules}} & {FRAMEWORKS!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -185,7 +185,7 @@ def test_dynamic_evaluation_is_that_of_the_paper(framework: str, config: Dynamic
     result = evaluate(folder, [tmp_path / "text.txt"], framework=framework, dynamic=config, threads=1)
     expected = dynamically_in_numpy(checkpoint, TEXT, config)
     assert result.loss * result.tokens == pytest.approx(expected, rel=1e-5)
-    assert expected < 0.95 * in_one_pass(checkpoint, TEXT), "the model learns the text while it reads it"
+    assert expected < 0.97 * in_one_pass(checkpoint, TEXT), "the model learns the text while it reads it"
 
 
 def test_decay_never_overshoots() -> None:

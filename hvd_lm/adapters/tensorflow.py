@@ -5,10 +5,8 @@ Shapes: T time, B sequences of this rank, V vocabulary, D input width of a layer
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,27 +14,13 @@ from horovod.common.exceptions import HorovodInternalError
 from numpy.typing import NDArray
 
 from hvd_lm.adapters.base import Adapter, Evaluated, OptimizerState, State, StepResult
+from hvd_lm.adapters.quiet import native_stderr_closed
 from hvd_lm.config import ModelConfig, OptimizerConfig
 from hvd_lm.dropout import keep_probability
 from hvd_lm.errors import CheckpointError
 from hvd_lm.weights import Array, Weights, check_weights, weight_shapes
 
-
-@contextlib.contextmanager
-def _native_stderr_closed() -> Iterator[None]:
-    """TensorFlow's C++ greets every rank with lines that no setting turns off; errors come as Python exceptions."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(null)
-
-
-with _native_stderr_closed():
+with native_stderr_closed():
     import horovod.tensorflow as hvd
     import tensorflow as tf
 

@@ -1,0 +1,134 @@
+"""``hvd-lm export``: the weights of a checkpoint for plain PyTorch, Keras, ONNX or NumPy; none of them needs hvd_lm to load.
+
+    <out>/
+        model.pt | model.keras | model.onnx | model.safetensors
+        tokenizer.json    HF tokenizers
+        model.json        sizes of the model, and which token ids have a meaning of their own
+
+The folder appears when it is complete. A text begins with the token `line_break_id` and a zero state.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from hvd_lm import checkpoint as checkpoints
+from hvd_lm.checkpoint import Checkpoint
+from hvd_lm.config import ModelConfig, make_paths, to_dict
+from hvd_lm.errors import ConfigError, FrameworkError
+from hvd_lm.files import publish
+from hvd_lm.weights import Weights
+
+ExportFormat = Literal["torch", "keras", "onnx", "safetensors"]
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Give the weights of a checkpoint to plain PyTorch, Keras, ONNX or NumPy."""
+
+    checkpoint: Path
+    """Folder of a training run (its newest checkpoint), or of one checkpoint."""
+    format: ExportFormat
+    """torch: a state_dict for nn.Embedding, nn.LSTM, nn.Linear. keras: a .keras model. onnx: a graph with the LSTM state as
+    input and output. safetensors: the canonical weights."""
+    out: Path
+    """Folder to make: model.* with the weights, tokenizer.json, model.json (sizes). It appears when it is complete."""
+
+    def __post_init__(self) -> None:
+        make_paths(self, "checkpoint", "out")
+
+
+class Writer(Protocol):
+    """Writes the weights of a model into the file `path`. Raises OSError."""
+
+    def __call__(self, weights: Weights, model: ModelConfig, path: Path) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Format:
+    file: str
+    module: str
+    """Holds the format's `write`; imported only when asked for."""
+    extra: str
+    """Of setup.py: installs what the module imports."""
+
+
+_FORMATS: dict[ExportFormat, _Format] = {
+    "torch": _Format("model.pt", "hvd_lm.adapters.export_pytorch", "torch"),
+    "keras": _Format("model.keras", "hvd_lm.adapters.export_keras", "tensorflow"),
+    "onnx": _Format("model.onnx", "hvd_lm.adapters.export_onnx", "onnx"),
+}
+
+
+def export(config: ExportConfig) -> Path:
+    """Write the folder ``config.out`` and return it.
+
+    Raises CheckpointError, ConfigError or FrameworkError, each with what to do; then nothing is left behind.
+    """
+    out = config.out.resolve()
+    staging = out.with_name(f".{out.name}.partial")
+    try:
+        if _is_taken(out):
+            raise ConfigError(f"--out {config.out} exists already: give another folder, or remove it first")
+        checkpoint = checkpoints.load(config.checkpoint)
+        file, write = _writer(config.format)
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        write(checkpoint.weights, checkpoint.model, staging / file)
+        checkpoint.tokenizer.save(staging / "tokenizer.json")
+        text = json.dumps(_description(checkpoint, config.format), indent=2, ensure_ascii=False)
+        (staging / "model.json").write_text(text + "\n", encoding="utf-8")
+        publish(staging, out)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"cannot write to --out {config.out}: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return config.out
+
+
+def _is_taken(out: Path) -> bool:
+    if not out.is_dir():
+        return out.exists()
+    # Its replacement would leave a shell that stands in it without a folder.
+    return out == Path.cwd() or any(out.iterdir())
+
+
+def _writer(format: ExportFormat) -> tuple[str, Writer]:
+    """The file that a format is written to, and what writes it. Raises FrameworkError if that does not load."""
+    if format == "safetensors":
+        return "model.safetensors", write_safetensors
+    if format not in _FORMATS:
+        raise ConfigError(f"unknown format {format!r}: choose one of {', '.join(_FORMATS)}, safetensors")
+    known = _FORMATS[format]
+    try:
+        return known.file, cast(Writer, importlib.import_module(known.module).write)
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise FrameworkError(f"--format {format} does not load ({reason}): pip install 'hvd_lm[{known.extra}]'") from error
+
+
+def write_safetensors(weights: Weights, model: ModelConfig, path: Path) -> None:
+    """The canonical weights (hvd_lm.weights), with every size of the model in the metadata, as JSON. Raises SafetensorError."""
+    save_file(weights, path, metadata={name: json.dumps(value) for name, value in to_dict(model).items()})
+
+
+def _description(checkpoint: Checkpoint, format: ExportFormat) -> dict[str, Any]:
+    tokenizer = checkpoint.tokenizer
+    return {
+        "format": format,
+        "model": to_dict(checkpoint.model),
+        "tokenizer": {
+            "kind": tokenizer.kind,
+            "line_break_id": tokenizer.end_of_line_id,
+            "unknown_id": tokenizer.unknown_id,
+        },
+        "step": checkpoint.step,
+    }
