@@ -24,7 +24,7 @@ from hvd_lm.data.streams import Streams, Tokens
 from hvd_lm.errors import CheckpointError
 from hvd_lm.weights import Array
 
-_DEFAULT_RATE = {"sgd": 0.1, "rms": 0.002}
+_DEFAULT_RATE = {"sgd": 0.03, "rms": 0.0005}
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class DynamicConfig:
     """Go on learning while evaluating (Krause et al. 2018, arXiv:1709.07432), with plain gradients or gradients divided by their
     root mean square while training (needs a checkpoint of Adam). Reads the text in one stream, on one rank."""
     dynamic_rate: float | None = None
-    """Learning rate of dynamic evaluation. Unless given: 0.1 for sgd, 0.002 for rms."""
+    """Learning rate of dynamic evaluation. Unless given: 0.03 for sgd, 0.0005 for rms."""
     dynamic_decay: float = 0.02
     """Share of the way back to the trained weights after each segment."""
     dynamic_segment: int = 5

@@ -162,6 +162,8 @@ class _Run:
         self.seconds = 0.0
         self.best_validation_loss: float | None = None
         self.saved_step: int | None = None
+        self.checkpoint_seconds = 0.0
+        """That the loop was held up by checkpoints since the last row."""
         self.training = self._training_streams()
         self._batches: Iterator[_Batch] = iter(())
         self.state = adapter.zero_state(config.data.batch_size)
@@ -308,7 +310,9 @@ class _Run:
             "gradient_norm": outcome.gradient_norm,
             "seconds": self.seconds,
             "data_seconds": waited,
+            "checkpoint_seconds": self.checkpoint_seconds,
         }
+        self.checkpoint_seconds = 0.0
         if self.loss_scale:
             self.loss_scale.update(overflow=not outcome.applied)
             row |= {
@@ -360,6 +364,11 @@ class _Run:
         if self.saved_step == self.step:
             return
         self.saved_step = self.step
+        began = time.perf_counter()
+        self._write_checkpoint(validation)
+        self.checkpoint_seconds += time.perf_counter() - began
+
+    def _write_checkpoint(self, validation: Evaluation | None) -> None:
         lstm_state_L2SH = np.concatenate(self.adapter.all_gather(self.adapter.state_to_numpy(self.state)), axis=2)
         if self.writer is None:
             return

@@ -117,6 +117,14 @@ def test_an_overflow_is_counted_reported_and_outlived(framework: str, tmp_path: 
     assert f"{count} of 12 steps were skipped" in ended.output
 
 
+@pytest.mark.parametrize("controller", ["gloo", "mpi"])
+def test_sums_of_halves_are_those_of_numpy(framework: str, controller: str) -> None:
+    """As released, Gloo skips some assignments: 6e-8 + 1 gives 6e-8 (patches gloo-half-sum and gloo-half-assign)."""
+    for result in launcher.body("half_sums", 2, framework, controller=controller):
+        assert result["pairs"] > 700_000
+        assert result["wrong"] == 0
+
+
 def test_fp16_learns_like_fp32(framework: str, tmp_path: Path) -> None:
     curves = []
     for compression in ("none", "fp16"):

@@ -6,7 +6,6 @@ Shapes: T time, B sequences of this rank, V vocabulary, E embedding, H units.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import horovod.torch as hvd
 import numpy as np
@@ -21,6 +20,7 @@ from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig
 from hvd_lm.data.streams import IGNORED
 from hvd_lm.dropout import keep_probability
 from hvd_lm.errors import CheckpointError
+from hvd_lm.launch import keep_freed_memory
 from hvd_lm.weights import Array, Weights, check_weights
 
 # Canonical moment -> key in the state of torch's optimizer.
@@ -85,24 +85,31 @@ class GradientReducer:
         self.armed = False
         self._process_set = process_set
         self._op = hvd.Adasum if communication.reduction == "adasum" else hvd.Sum
-        self._compression = hvd.Compression.fp16 if communication.compression == "fp16" else hvd.Compression.none
-        self._pending: list[tuple[Tensor, int, Any]] = []
+        self._halves = communication.compression == "fp16"
+        self._pending: list[tuple[Tensor, int, Tensor]] = []
         for name, parameter in parameters.items():
-            parameter.register_post_accumulate_grad_hook(self._hook(f"gradient.{name}"))  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(self._hook(f"gradient.{name}", parameter))  # type: ignore[no-untyped-call]
 
-    def _hook(self, name: str) -> Callable[[Tensor], None]:
+    def _hook(self, name: str, parameter: Tensor) -> Callable[[Tensor], None]:
+        # Kept from window to window: the first touch of fresh memory takes three times as long as the cast.
+        half = torch.empty_like(parameter, dtype=torch.float16) if self._halves else None
+
         def start(parameter: Tensor) -> None:
             if self.armed:
-                wire, context = self._compression.compress(parameter.grad)
+                assert parameter.grad is not None
+                wire = parameter.grad if half is None else half.copy_(parameter.grad)
                 handle = hvd.allreduce_async_(wire, name=name, op=self._op, process_set=self._process_set)
-                self._pending.append((parameter, handle, context))
+                self._pending.append((parameter, handle, wire))
 
         return start
 
     def finish(self) -> None:
         """Wait for all reductions; the reduced gradients are in `parameter.grad` then."""
-        for parameter, handle, context in self._pending:
-            parameter.grad = self._compression.decompress(hvd.synchronize(handle), context)
+        for parameter, handle, wire in self._pending:
+            hvd.synchronize(handle)
+            assert parameter.grad is not None
+            if wire is not parameter.grad:
+                parameter.grad.copy_(wire)
         self._pending.clear()
         self.armed = False
 
@@ -118,6 +125,7 @@ class PyTorchAdapter(Adapter):
 
     def _set_threads(self, threads: int) -> None:
         torch.set_num_threads(threads)
+        keep_freed_memory()
 
     def _make_deterministic(self) -> None:
         torch.use_deterministic_algorithms(True)

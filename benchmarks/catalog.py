@@ -1,0 +1,105 @@
+"""Every peer, and ours in the same form: how each is started, and what its losses must equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.launching import Job, Launcher, python
+from benchmarks.workload import Workload
+
+Maths = Literal["exact", "keras", "fp16"]
+"""exact: float32 sums, the loss curve of ours. keras: the same but for Adam's epsilon, which Keras adds before the bias
+correction. fp16: gradients are rounded on the wire."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One line of the table."""
+
+    name: str
+    summary: str
+    launcher: Launcher
+    command: Callable[[Path, Path, Workload], tuple[str, ...]]
+    """From the folder of the work, the folder for results, and the work."""
+    maths: Maths = "exact"
+    servers: int = 0
+    is_ours: bool = False
+
+    def size(self, workload: Workload) -> int:
+        """Ranks that share one model."""
+        return 1 if self.launcher in ("alone", "copies") else workload.ranks
+
+    def job(self, work: Path, results: Path, workload: Workload) -> Job:
+        measured = python("measured", results / "memory")
+        ranks = 1 if self.launcher == "alone" else workload.ranks
+        return Job((*measured, *self.command(work, results, workload)), self.launcher, ranks, workload.threads, self.servers)
+
+
+def _script(name: str, summary: str, *arguments: str, launcher: Launcher = "processes", maths: Maths = "exact") -> Peer:
+    module = f"peers.{name.split('-')[0]}"
+    servers = 1 if module == "peers.parameter_server" else 0
+    return Peer(name, summary, launcher, lambda work, *_: python(module, work, *arguments), maths, servers)
+
+
+def _ours(framework: str, launcher: Launcher, *, fp16: bool = False) -> Peer:
+    def command(work: Path, results: Path, workload: Workload) -> tuple[str, ...]:
+        out = results / ("run-{rank}" if launcher == "copies" else "run-0")
+        flags = {
+            "framework": framework,
+            "out": out,
+            "data": work / "text.txt",
+            "validation-share": 0,
+            "steps": workload.warmup + workload.windows,
+            "seed": workload.seed,
+            "threads": workload.threads,
+            "vocabulary-size": workload.vocabulary_size,
+            "embedding-size": workload.embedding_size,
+            "hidden-size": workload.hidden_size,
+            "layers": workload.layers,
+            "batch-size": workload.batch_size,
+            "sequence-length": workload.sequence_length,
+            "backward-passes-per-step": workload.accumulation,
+            "learning-rate": workload.learning_rate,
+            "clip": None,
+            "compression": "fp16" if fp16 else "none",
+        }
+        return ("hvd-lm", "train", *(word for name, value in flags.items() for word in (f"--{name}", str(value))))
+
+    number_format = " fp16" if fp16 else ""
+    name = f"ours-{framework}-{launcher}{'-fp16' if fp16 else ''}"
+    where = {"alone": "one process", "copies": "single processes side by side, no reduction"}.get(launcher, f"over {launcher}")
+    summary = f"hvd-lm train, {framework}, {where}{number_format}"
+    return Peer(name, summary, launcher, command, "fp16" if fp16 else "exact", is_ours=True)
+
+
+PEERS: tuple[Peer, ...] = (
+    _ours("torch", "gloo"),
+    _ours("torch", "gloo", fp16=True),
+    _ours("torch", "mpi"),
+    _ours("torch", "mpi", fp16=True),
+    _ours("tensorflow", "gloo"),
+    _ours("tensorflow", "gloo", fp16=True),
+    _ours("tensorflow", "mpi"),
+    _ours("tensorflow", "mpi", fp16=True),
+    _script("tutorial", "DDP, every backward reduces"),
+    _script("ddp_no_sync", "DDP, no_sync"),
+    _script("ddp_no_sync-fp16", "DDP, no_sync, fp16_compress_hook", "--fp16", maths="fp16"),
+    _script("zero1", "DDP, no_sync, ZeroRedundancyOptimizer"),
+    _script("parameter_server", "PyTorch RPC parameter server"),
+    _script("multiworker", "tf.distribute.MultiWorkerMirroredStrategy, Keras", maths="keras"),
+    _script("horovod_example-gloo", "Horovod's DistributedOptimizer as documented, over gloo", launcher="gloo"),
+    _script("horovod_example-gloo-fp16", "the same with its Compression.fp16", "--fp16", launcher="gloo", maths="fp16"),
+    _script("horovod_example-mpi", "Horovod's DistributedOptimizer as documented, over mpi", launcher="mpi"),
+    _script("horovod_example-mpi-fp16", "the same with its Compression.fp16", "--fp16", launcher="mpi", maths="fp16"),
+    _script("horovod_tape-gloo", "Horovod's DistributedGradientTape as documented, over gloo", launcher="gloo", maths="keras"),
+    _script("horovod_tape-mpi", "Horovod's DistributedGradientTape as documented, over mpi", launcher="mpi", maths="keras"),
+    _ours("torch", "alone"),
+    _ours("tensorflow", "alone"),
+    _script("plain_torch", "plain PyTorch loop, one process", launcher="alone"),
+    _script("plain_tensorflow", "plain TensorFlow loop with Keras layers, one process", launcher="alone", maths="keras"),
+    _ours("torch", "copies"),
+    _ours("tensorflow", "copies"),
+)

@@ -1,0 +1,1 @@
+"""One short script a peer, as the users of that peer write it; each runs as ``python -m benchmarks.peers.NAME FOLDER``."""

@@ -1,0 +1,46 @@
+"""One process, plain TensorFlow with Keras layers and a compiled step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from benchmarks.peers.keras_model import LanguageModel, State, adam, loss_of, set_threads, zero_state
+from benchmarks.peers.work import WORK, Clock, batches
+
+
+def main() -> None:
+    set_threads()
+    model, optimizer = LanguageModel().load(), adam()
+    optimizer.build(model.trainable_variables)
+    accumulated = [tf.Variable(tf.zeros_like(variable), trainable=False) for variable in model.trainable_variables]
+
+    @tf.function
+    def accumulate(inputs: Any, targets: Any, state: State) -> tuple[Any, State]:
+        with tf.GradientTape() as tape:
+            loss, state = loss_of(model, inputs, targets, state)
+            scaled = loss / WORK.accumulation
+        for total, gradient in zip(accumulated, tape.gradient(scaled, model.trainable_variables), strict=True):
+            total.assign_add(tf.convert_to_tensor(gradient))
+        return loss, state
+
+    @tf.function
+    def apply() -> None:
+        optimizer.apply(accumulated, model.trainable_variables)
+        for total in accumulated:
+            total.assign(tf.zeros_like(total))
+
+    data, state, clock = batches(), zero_state(), Clock()
+    for _ in clock.windows():
+        total = 0.0
+        for _ in range(WORK.accumulation):
+            inputs, targets = next(data)
+            loss, state = accumulate(inputs, targets, state)
+            total += float(loss) / WORK.accumulation
+        apply()
+        clock.end_window(total)
+
+
+if __name__ == "__main__":
+    main()
