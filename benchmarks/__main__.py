@@ -1,4 +1,4 @@
-"""The bench: ``python -m benchmarks compare | reduction | compute | peers``, from the repository's root."""
+"""The bench: ``python -m benchmarks COMMAND``, from the repository's root."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from benchmarks.compare import Compare, list_peers
 from benchmarks.compute import Compute
 from benchmarks.launching import RunError
 from benchmarks.links import LinkError
+from benchmarks.prepare import Prepare
 from benchmarks.reduction import Reduction
+from benchmarks.stall import Stall
+from benchmarks.writing import Writing
 
 
 def main() -> int:
@@ -22,7 +25,14 @@ def main() -> int:
         return 0
     try:
         command = tyro.extras.subcommand_cli_from_dict(
-            {"compare": Compare, "reduction": Reduction, "compute": Compute},
+            {
+                "compare": Compare,
+                "reduction": Reduction,
+                "compute": Compute,
+                "prepare": Prepare,
+                "stall": Stall,
+                "writing": Writing,
+            },
             prog="python -m benchmarks",
             config=(tyro.conf.OmitArgPrefixes,),
         )

@@ -52,7 +52,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 def keep_freed_memory() -> None:
     """Let glibc keep the memory of large arrays that are freed, and hand it out again; nothing where there is no glibc.
 
-    It would give it back to the system, which then clears each page when a new array touches it: a fifth of a training step.
+    It would give it back to the system, which then clears each page when a new array touches it: a tenth of a training step in
+    PyTorch, and most of the time that a checkpoint holds training up in TensorFlow.
     The environment's own settings (MALLOC_..., GLIBC_TUNABLES) win.
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):

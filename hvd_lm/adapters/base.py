@@ -106,6 +106,7 @@ class Adapter(ABC):
         # The launcher's word first: a bad topology must not cost an initialisation of Horovod.
         expected = arrange(topology, launch.launched_rank(), launch.launched_size())
         self._set_threads(self.threads)
+        launch.keep_freed_memory()
         if deterministic:
             self._make_deterministic()
         with launch.horovod_environment(self.communication):

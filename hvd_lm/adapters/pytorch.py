@@ -20,7 +20,6 @@ from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig
 from hvd_lm.data.streams import IGNORED
 from hvd_lm.dropout import keep_probability
 from hvd_lm.errors import CheckpointError
-from hvd_lm.launch import keep_freed_memory
 from hvd_lm.weights import Array, Weights, check_weights
 
 # Canonical moment -> key in the state of torch's optimizer.
@@ -125,7 +124,6 @@ class PyTorchAdapter(Adapter):
 
     def _set_threads(self, threads: int) -> None:
         torch.set_num_threads(threads)
-        keep_freed_memory()
 
     def _make_deterministic(self) -> None:
         torch.use_deterministic_algorithms(True)
