@@ -173,20 +173,36 @@ def test_compressed_folder_and_standard_input_give_the_same_shards(tmp_path: Pat
     ]  # fmt: skip
 
 
+def peak_of_preparing(path: Path, kind: TokenizerKind) -> float:
+    """Megabytes that preparing `path` takes, in a process of its own; the result is in a folder beside it."""
+    code = f"""if True:
+        from hvd_lm.data.prepare import PrepareConfig, prepare
+        prepare(PrepareConfig(text=({str(path)!r},), out={f"{path}.out"!r}, tokenizer={kind!r}))
+        print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return int(done.stdout) / 1024
+
+
 def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
-    """Sixteen times the text, 60 MB, costs no more than some blocks; benchmarks/prepare_memory.py does it with gigabytes."""
+    """Sixteen times the text, 60 MB, costs no more than some blocks; the benchmark of that name does it with gigabytes."""
     peaks = []
     for copies in (40, 640):
         path = tmp_path / f"{copies}.txt"
         path.write_text(TEXT * copies)
-        code = f"""if True:
-            from hvd_lm.data.prepare import PrepareConfig, prepare
-            prepare(PrepareConfig(text=({str(path)!r},), out={str(tmp_path / f"out{copies}")!r}, tokenizer="char"))
-            print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))"""
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        peaks.append(int(done.stdout) / 1024)
+        peaks.append(peak_of_preparing(path, "char"))
     assert path.stat().st_size > 50e6
     assert peaks[1] - peaks[0] < 25, f"{peaks} MB"
+
+
+@pytest.mark.parametrize("kind", ["word", "byte"])
+def test_a_line_of_a_hundred_megabytes(kind: TokenizerKind, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("a few words " * 8_500_000)
+    assert path.stat().st_size > 100e6
+    assert peak_of_preparing(path, kind) < 500
+    counts = shards.load(Path(f"{path}.out")).counts.values()
+    assert sum(split.words for split in counts) == 25_500_000
+    assert sum(split.tokens for split in counts) == (25_500_003 if kind == "word" else path.stat().st_size)
 
 
 @pytest.mark.parametrize(

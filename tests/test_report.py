@@ -21,10 +21,12 @@ from matplotlib.axes import Axes
 from matplotlib.image import imread
 from matplotlib.lines import Line2D
 
-from hvd_lm import report as reports
+from hvd_lm import report_plots, report_runs, report_tables
 from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, write_yaml
 from hvd_lm.errors import ConfigError, DataError
-from hvd_lm.report import COLUMNS, PLOTS, ReportConfig, Run, draw, read_rows, read_runs, report
+from hvd_lm.report import ReportConfig, report
+from hvd_lm.report_plots import PLOTS, draw
+from hvd_lm.report_runs import COLUMNS, Run, read_rows, read_runs
 
 Row = dict[str, Any]
 TOKENS = 2 * 8 * 32 * 10
@@ -65,7 +67,7 @@ def run(tmp_path: Path, rows: list[Row] | str = ROWS, **config: Any) -> Run:
     return read_runs([write(tmp_path / "run", rows, **config)])[0]
 
 
-def plot(name: str) -> reports.Plot:
+def plot(name: str) -> report_plots.Plot:
     return next(one for one in PLOTS if one.name == name)
 
 
@@ -219,7 +221,7 @@ def test_smoothing_flag(tmp_path: Path) -> None:
 )
 def test_smoothed_is_the_mean_of_what_is_around(values: list[float], window: int) -> None:
     half = min(window, len(values)) // 2
-    for index, mean in enumerate(reports.smoothed(np.array(values), window)):
+    for index, mean in enumerate(report_plots.smoothed(np.array(values), window)):
         around = [value for value in values[max(0, index - half) : index + half + 1] if math.isfinite(value)]
         if math.isnan(values[index]):
             assert math.isnan(mean)
@@ -229,7 +231,7 @@ def test_smoothed_is_the_mean_of_what_is_around(values: list[float], window: int
 
 @given(values=st.lists(st.one_of(st.just(math.nan), st.floats(-1e6, 1e6)), min_size=1, max_size=30), group=st.integers(1, 9))
 def test_group_means(values: list[float], group: int) -> None:
-    means = reports.group_means(np.array(values), group)
+    means = report_plots.group_means(np.array(values), group)
     for index, mean in enumerate(means):
         there = [value for value in values[index * group : (index + 1) * group] if math.isfinite(value)]
         assert math.isnan(mean) if not there else mean == pytest.approx(sum(there) / len(there), abs=1e-6)
@@ -237,7 +239,7 @@ def test_group_means(values: list[float], group: int) -> None:
 
 
 def test_a_very_long_run_is_drawn_as_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reports, "DRAWN_POINTS", 3)
+    monkeypatch.setattr(report_plots, "DRAWN_POINTS", 3)
     (curve,) = curves(draw(plot("throughput"), [run(tmp_path)]).axes[0])
     assert data(curve) == ([2.0, 5.0, 8.0], [1002.0, 1005.0, 1008.0])
 
@@ -270,9 +272,9 @@ def test_png_files_hold_the_curves(tmp_path: Path) -> None:
         assert picture.shape[1] == 1600
         assert 500 < picture.shape[0] < 900
         # The second run covers the first where they are the same.
-        assert pixels_near(picture, reports.COLOURS[1]) > 1000, path.name
-        assert pixels_near(picture, reports.COLOURS[0]) > (1000 if path.name == "loss.png" else 100), path.name
-        assert pixels_near(picture, reports.COLOURS[2]) == 0
+        assert pixels_near(picture, report_plots.COLOURS[1]) > 1000, path.name
+        assert pixels_near(picture, report_plots.COLOURS[0]) > (1000 if path.name == "loss.png" else 100), path.name
+        assert pixels_near(picture, report_plots.COLOURS[2]) == 0
 
 
 # --- the page --------------------------------------------------------------------------------------------
@@ -300,7 +302,7 @@ def test_summary_and_differing_settings(tmp_path: Path) -> None:
         "perplexity there": ["54.60", "76.20"],
         "reached at step": ["9", "6"],
         "tokens per second, median": ["1,005", "1,004"],
-        "skipped steps": [reports.NOTHING, "2"],
+        "skipped steps": [report_tables.NOTHING, "2"],
         "training time": ["45.0 s", "35.0 s"],
     }
     assert differences == {
@@ -321,7 +323,7 @@ def test_summary_and_differing_settings(tmp_path: Path) -> None:
 def test_parameters_are_those_of_the_model(tmp_path: Path) -> None:
     """V E + 4 H (E + H + 1) + 4 H (2 H + 1) + V, for a tied model."""
     model = ModelConfig(vocabulary_size=10, embedding_size=4, hidden_size=4, tie_embedding=True)
-    assert reports.parameters(run(tmp_path, model=model)) == 10 * 4 + 16 * 9 + 16 * 9 + 10
+    assert report_tables.parameters(run(tmp_path, model=model)) == 10 * 4 + 16 * 9 + 16 * 9 + 10
 
 
 def test_best_is_bold(tmp_path: Path) -> None:
@@ -381,7 +383,7 @@ def test_pictures_for_dark_mode_are_dark(tmp_path: Path) -> None:
     content = base64.b64decode((dark["srcset"] or "").removeprefix("data:image/png;base64,"))
     picture = imread(io.BytesIO(content), format="png")
     assert picture[:, :, :3].mean() < 0.3
-    assert pixels_near(picture, reports.COLOURS[0]) > 1000
+    assert pixels_near(picture, report_plots.COLOURS[0]) > 1000
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
@@ -416,13 +418,13 @@ def test_undecodable_name(tmp_path: Path) -> None:
     ],
 )
 def test_names_tell_runs_apart(folders: list[str], names: list[str]) -> None:
-    assert reports.distinct_names([Path(folder) for folder in folders]) == names
+    assert report_runs.distinct_names([Path(folder) for folder in folders]) == names
 
 
 @given(st.lists(st.lists(st.sampled_from("ab"), max_size=4), min_size=1, max_size=8, unique_by=tuple))
 def test_names_are_unique(parts: list[list[str]]) -> None:
     folders = [Path("/", *one) for one in parts]
-    names = reports.distinct_names(folders)
+    names = report_runs.distinct_names(folders)
     assert len(set(names)) == len(folders)
     assert all(str(folder).endswith(name) for folder, name in zip(folders, names, strict=True))
 
@@ -457,8 +459,8 @@ def test_a_run_that_went_on_elsewhere_tells_where_it_begins(tmp_path: Path) -> N
 def test_ranks_despite_short_windows_and_a_change_of_ranks(tmp_path: Path) -> None:
     per_rank = TOKENS // 2
     tokens = np.cumsum([per_rank * 2] * 5 + [77] + [per_rank * 3] * 2 + [123]).tolist()
-    assert reports.ranks(run(tmp_path, [row(step, tokens=count) for step, count in enumerate(tokens, 1)])) == 3
-    assert reports.ranks(read_runs([write(tmp_path / "short", [row(1, tokens=77)])])[0]) is None
+    assert report_tables.ranks(run(tmp_path, [row(step, tokens=count) for step, count in enumerate(tokens, 1)])) == 3
+    assert report_tables.ranks(read_runs([write(tmp_path / "short", [row(1, tokens=77)])])[0]) is None
 
 
 def test_without_settings_the_metrics_remain(tmp_path: Path) -> None:
@@ -466,7 +468,7 @@ def test_without_settings_the_metrics_remain(tmp_path: Path) -> None:
     (folder / "config.yaml").unlink()
     page = Page(report(ReportConfig((folder,), tmp_path / "out")))
     (summary,) = page.tables
-    assert summary["framework"] == summary["ranks"] == summary["model"] == summary["parameters"] == [reports.NOTHING]
+    assert summary["framework"] == summary["ranks"] == summary["model"] == summary["parameters"] == [report_tables.NOTHING]
     assert summary["loss of the last step"] == ["4.5556"]
 
 
@@ -480,7 +482,7 @@ def test_pictures_without_values_are_left_out_and_removed(tmp_path: Path) -> Non
         "index.html", "learning_rate.png", "loss.png", "mine.png", "throughput.png",
     ]  # fmt: skip
     assert sum(tag == "img" for tag, _ in page.tags) == 3
-    assert page.tables[0]["best validation loss"] == [reports.NOTHING]
+    assert page.tables[0]["best validation loss"] == [report_tables.NOTHING]
 
 
 @pytest.mark.parametrize(
@@ -488,7 +490,7 @@ def test_pictures_without_values_are_left_out_and_removed(tmp_path: Path) -> Non
     [(0, "0.0 s"), (45.26, "45.3 s"), (59.97, "1 min 00 s"), (725, "12 min 05 s"), (3599.6, "1 h 00 min"), (93_900, "26 h 05 min")],
 )
 def test_duration(seconds: float, text: str) -> None:
-    assert reports.duration(seconds) == text
+    assert report_tables.duration(seconds) == text
 
 
 NUMBERS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False))
