@@ -240,7 +240,8 @@ def _one_line(panel: str) -> str:
             break
         if text and "─" not in text:
             lines.append(text)
-    return " ".join(lines) or "the flags do not parse"
+    # What a config refuses says all by itself; the name of its class is of no interest.
+    return re.sub(r"^Error parsing \w+Config: ", "", " ".join(lines)) or "the flags do not parse"
 
 
 def _yaml_position(argv: Sequence[str]) -> int | None:

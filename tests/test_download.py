@@ -190,10 +190,17 @@ def test_offline_tells_what_to_put_where(server: Server, tmp_path: Path, place: 
     assert len(message.splitlines()) == 1
     assert reason in message
     assert message.endswith(
-        "download it by hand from https://wikitext.smerity.com/wikitext-2-v1.zip and put it at "
-        f"{tmp_path / 'here' / 'wikitext-2-v1.zip'}"
+        f"download by hand https://wikitext.smerity.com/wikitext-2-v1.zip and put it at {tmp_path / 'here' / 'wikitext-2-v1.zip'}"
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_all_files_that_lack_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        fetch(PUBLIC_CORPORA["ptb"], tmp_path, mirror="http://127.0.0.1:9")
+    for part in ("train", "valid", "test"):
+        assert f"/ptb.{part}.txt" in str(caught.value)
+    assert str(caught.value).endswith(f"and put them into {tmp_path}")
 
 
 def test_corpus_that_is_not_what_it_should_be(server: Server, tmp_path: Path) -> None:

@@ -201,3 +201,6 @@ def test_what_a_person_sees(tmp_path: Path) -> None:
     assert [line for line in several.splitlines() if line.startswith("---")] == ["--- 1 of 2 ---", "--- 2 of 2 ---"]
     assert len(several.splitlines()) == 4
     assert see("--beams", "3").startswith("The cat")
+    refused = launcher.hvd_lm(1, "generate", "--checkpoint", tmp_path, "--length", "0")
+    assert refused.code == 2
+    assert refused.output == "hvd-lm: error: --length must be at least 1, not 0 (see hvd-lm generate --help)\n"

@@ -120,16 +120,26 @@ def fetch(corpus: PublicCorpus, folder: Path, mirror: str | None = None) -> dict
     Raises DataError if a file cannot be had, telling which one to put where by hand.
     """
     found: list[Path] = []
-    for file in corpus.files:
-        found += _fetch_file(file, folder, mirror)
+    for index, file in enumerate(corpus.files):
+        try:
+            found += _fetch_file(file, folder, mirror)
+        except _UnavailableError as error:
+            missing = [file, *(other for other in corpus.files[index + 1 :] if not (folder / other.name).exists())]
+            places = ", ".join(other.urls[0] for other in missing)
+            where = f"put it at {folder / file.name}" if len(missing) == 1 else f"put them into {folder}"
+            raise DataError(f"cannot download {file.name} ({error}): download by hand {places} and {where}") from error
     splits = {split: sorted(path for path in found if path.match(pattern)) for split, pattern in corpus.splits.items()}
     if empty := next((split for split, files in splits.items() if not files), None):
         raise DataError(f"{', '.join(file.name for file in corpus.files)} in {folder} has no file {corpus.splits[empty]}")
     return splits
 
 
+class _UnavailableError(Exception):
+    """A file could not be downloaded; the message says why."""
+
+
 def _fetch_file(file: RemoteFile, folder: Path, mirror: str | None) -> list[Path]:
-    """The file itself, or what it holds if it is an archive."""
+    """The file itself, or what it holds if it is an archive. Raises _UnavailableError."""
     import pooch
     import requests
 
@@ -157,9 +167,7 @@ def _fetch_file(file: RemoteFile, folder: Path, mirror: str | None) -> list[Path
             reason = f"{url}: {_reason(error)}"
         except OSError as error:
             raise DataError(f"cannot write to {folder}: {error.strerror or error}") from error
-    raise DataError(
-        f"cannot download {file.name} ({reason}): download it by hand from {file.urls[0]} and put it at {folder / file.name}"
-    )
+    raise _UnavailableError(reason)
 
 
 def _reason(error: Exception) -> str:
