@@ -54,7 +54,8 @@ def draw(logits_V: NDArray[np.floating], config: SamplingConfig, generator: np.r
     if config.temperature == 0:
         return int(logits_V.argmax())
     # Shifted first, so that a tiny temperature drives all but the likeliest to -inf, and none to +inf.
-    scaled = (logits_V.astype(np.float64) - logits_V.max()) / config.temperature
+    with np.errstate(over="ignore"):
+        scaled = (logits_V.astype(np.float64) - logits_V.max()) / config.temperature
     if config.top_k is not None and config.top_k < len(scaled):
         scaled[scaled < np.partition(scaled, -config.top_k)[-config.top_k]] = -np.inf
     probabilities = np.exp(scaled)

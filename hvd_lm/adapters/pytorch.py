@@ -204,12 +204,19 @@ class PyTorchAdapter(Adapter):
     def broadcast_state(self) -> None:
         if not self.reduces:
             return
-        steps = torch.tensor(self._applied_steps)
-        named = {**{k: p.data for k, p in self._parameters.items()}, **self._moments, "applied_steps": steps}
+        self._applied_steps = int(
+            hvd.broadcast(torch.tensor(self._applied_steps), self._root, name="state.applied_steps", process_set=self._data_set)
+        )
+        named = {name: parameter.data for name, parameter in self._parameters.items()}
+        if self._applied_steps:
+            named |= self._moments
+        else:
+            # Two thirds of all that would travel, and nothing but zeros.
+            for moment in self._moments.values():
+                moment.zero_()
         handles = [hvd.broadcast_async_(t, self._root, name=f"state.{k}", process_set=self._data_set) for k, t in named.items()]
         for handle in handles:
             hvd.synchronize(handle)
-        self._applied_steps = int(steps)
         self._link_moments()
 
     def zero_state(self, batch_size: int) -> State:

@@ -293,10 +293,17 @@ class TensorFlowAdapter(Adapter):
     def broadcast_state(self) -> None:
         if not self.reduces:
             return
-        for name, variable in {**self._weights, **self._moments}.items():
-            variable.assign(hvd.broadcast(variable, self._root, name=f"state.{name}", process_set=self._data_set))
         steps = hvd.broadcast(tf.constant(self._applied_steps), self._root, name="state.applied_steps", process_set=self._data_set)
         self._applied_steps = int(steps)
+        named = dict(self._weights)
+        if self._applied_steps:
+            named |= self._moments
+        else:
+            # Two thirds of all that would travel, and nothing but zeros.
+            for moment in self._moments.values():
+                moment.assign(tf.zeros_like(moment))
+        for name, variable in named.items():
+            variable.assign(hvd.broadcast(variable, self._root, name=f"state.{name}", process_set=self._data_set))
 
     def zero_state(self, batch_size: int) -> State:
         zeros = tf.zeros((batch_size, self.model.hidden_size))
