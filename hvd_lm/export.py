@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import importlib
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
-from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm.checkpoint import Checkpoint
 from hvd_lm.config import ModelConfig, make_paths, to_dict
 from hvd_lm.errors import ConfigError, FrameworkError
-from hvd_lm.files import publish
+from hvd_lm.files import new_folder
 from hvd_lm.weights import Weights
 
 ExportFormat = Literal["torch", "keras", "onnx", "safetensors"]
@@ -73,32 +71,14 @@ def export(config: ExportConfig) -> Path:
 
     Raises CheckpointError, ConfigError or FrameworkError, each with what to do; then nothing is left behind.
     """
-    out = config.out.resolve()
-    staging = out.with_name(f".{out.name}.partial")
-    try:
-        if _is_taken(out):
-            raise ConfigError(f"--out {config.out} exists already: give another folder, or remove it first")
-        checkpoint = checkpoints.load(config.checkpoint)
-        file, write = _writer(config.format)
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
+    checkpoint = checkpoints.load(config.checkpoint)
+    file, write = _writer(config.format)
+    with new_folder(config.out) as staging:
         write(checkpoint.weights, checkpoint.model, staging / file)
         checkpoint.tokenizer.save(staging / "tokenizer.json")
         text = json.dumps(_description(checkpoint, config.format), indent=2, ensure_ascii=False)
         (staging / "model.json").write_text(text + "\n", encoding="utf-8")
-        publish(staging, out)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"cannot write to --out {config.out}: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return config.out
-
-
-def _is_taken(out: Path) -> bool:
-    if not out.is_dir():
-        return out.exists()
-    # Its replacement would leave a shell that stands in it without a folder.
-    return out == Path.cwd() or any(out.iterdir())
 
 
 def _writer(format: ExportFormat) -> tuple[str, Writer]:

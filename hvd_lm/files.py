@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+
+from hvd_lm.errors import ConfigError
 
 
 def sha256(path: Path) -> str:
@@ -36,3 +42,32 @@ def publish(staging: Path, folder: Path) -> None:
         sync(path)
     staging.rename(folder)
     sync(folder.parent)
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A place to make what ``--out`` names; it gets its name when the block ends, and nothing is left if the block raises.
+
+    Raises ConfigError if `out` exists already and is not an empty folder, or something cannot be written.
+    """
+    folder = out.resolve()
+    staging = folder.with_name(f".{folder.name}.partial")
+    try:
+        if _is_taken(folder):
+            raise ConfigError(f"--out {out} exists already: give another folder, or remove it first")
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        yield staging
+        # An empty folder gives way.
+        publish(staging, folder)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"cannot write to --out {out}: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _is_taken(folder: Path) -> bool:
+    if not folder.is_dir():
+        return folder.exists()
+    # Its replacement would leave a shell that stands in it without a folder.
+    return folder == Path.cwd() or any(folder.iterdir())

@@ -26,7 +26,7 @@ from hvd_lm.data.download import PUBLIC_CORPORA, CorpusName, default_folder, fet
 from hvd_lm.data.shards import SPLITS, Prepared, ShardWriter, Split, load, write_header
 from hvd_lm.data.tokenizer import TokenizerKind, train_tokenizer
 from hvd_lm.errors import ConfigError, DataError
-from hvd_lm.files import publish
+from hvd_lm.files import new_folder
 
 
 @dataclass(frozen=True)
@@ -81,20 +81,8 @@ def prepare(config: PrepareConfig) -> Prepared:
 
     Raises ConfigError or DataError, each with what to do; then nothing is left behind.
     """
-    if config.out.is_file() or (config.out.is_dir() and any(config.out.iterdir())):
-        raise ConfigError(f"--out {config.out} exists already: give another folder, or remove it first")
-    staging = config.out.with_name(f".{config.out.name}.partial")
-    try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
+    with new_folder(config.out) as staging:
         _prepare(config, staging)
-        if config.out.exists():
-            config.out.rmdir()
-        publish(staging, config.out)
-    except OSError as error:
-        raise ConfigError(f"cannot write to --out {config.out}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return load(config.out)
 
 
