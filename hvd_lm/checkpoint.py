@@ -21,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Lock
 from types import TracebackType
 from typing import Any, Self
 
@@ -93,17 +94,52 @@ class Checkpoint:
 # --- writing ---------------------------------------------------------------------------------------------
 
 
+class _Arrays:
+    """The arrays of a checkpoint on their way to the disk, in memory that training may be about to change."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._files: dict[str, Mapping[str, Array]] = {
+            "weights.safetensors": checkpoint.weights,
+            "optimizer.safetensors": checkpoint.optimizer_state.moments,
+            "state.safetensors": {"lstm": checkpoint.progress.lstm_state_L2SH},
+        }
+        self._lock = Lock()
+        self._written = Event()
+        self._written.set()
+
+    def write(self, folder: Path) -> None:
+        while self._files:
+            with self._lock:
+                name = next(iter(self._files))
+                arrays = self._files.pop(name)
+                self._written.clear()
+            try:
+                save_file(_contiguous(arrays), folder / name)
+            finally:
+                self._written.set()
+
+    def release(self) -> None:
+        """Needs the memory no more: copies what is in no file yet, and waits for the file that is being written."""
+        with self._lock:
+            for name, arrays in self._files.items():
+                # What nobody can write to is safe as it is.
+                self._files[name] = {key: array.copy() if array.flags.writeable else array for key, array in arrays.items()}
+        self._written.wait()
+
+
 def save(checkpoint: Checkpoint, run: Path, *, keep: int) -> Path:
     """Write `checkpoint` into `run`, then remove all but the newest `keep` and the best one; returns its folder."""
+    return _save(checkpoint, _Arrays(checkpoint), run, keep)
+
+
+def _save(checkpoint: Checkpoint, arrays: _Arrays, run: Path, keep: int) -> Path:
     folder = run / FOLDER / f"step-{checkpoint.step:08d}"
     staging = folder.with_name(f".{folder.name}.partial")
     for left in folder.parent.glob(".step-*.partial"):
         shutil.rmtree(left, ignore_errors=True)
     staging.mkdir(parents=True)
     progress = checkpoint.progress
-    save_file(_contiguous(checkpoint.weights), staging / "weights.safetensors")
-    save_file(_contiguous(checkpoint.optimizer_state.moments), staging / "optimizer.safetensors")
-    save_file(_contiguous({"lstm": progress.lstm_state_L2SH}), staging / "state.safetensors")
+    arrays.write(staging)
     checkpoint.tokenizer.save(staging / "tokenizer.json")
     description = {
         "format_version": FORMAT_VERSION,
@@ -143,6 +179,7 @@ class CheckpointWriter:
         self._run, self._keep = run, keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[Path] | None = None
+        self._arrays: _Arrays | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -154,9 +191,19 @@ class CheckpointWriter:
             self._thread.shutdown()
 
     def write(self, checkpoint: Checkpoint) -> None:
-        """Begin to write `checkpoint`, whose arrays nobody may change any more. Raises as `wait`."""
+        """Begin to write `checkpoint`, whose arrays nobody may change before `release`. Raises as `wait`."""
         self.wait()
-        self._pending = self._thread.submit(save, checkpoint, self._run, keep=self._keep)
+        self._arrays = _Arrays(checkpoint)
+        self._pending = self._thread.submit(_save, checkpoint, self._arrays, self._run, self._keep)
+
+    def release(self) -> None:
+        """Let the arrays of the checkpoint that is being written change: of those that are not on the disk yet it takes copies.
+
+        In a window of usual length they are all written by then, so that a checkpoint costs neither time nor memory.
+        """
+        if self._arrays:
+            self._arrays.release()
+            self._arrays = None
 
     def wait(self) -> None:
         """Until everything is on the disk. Raises CheckpointError if the last one could not be written."""

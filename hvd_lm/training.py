@@ -291,6 +291,7 @@ class _Run:
         if communication.reduction == "adasum":
             # Adasum combines gradients of whole batches; each rank brought its share of the mean.
             unscale *= self.adapter.topology.data_size
+        self._release_checkpoint()
         outcome = self.adapter.step(learning_rate=rate, clip=self.config.optimizer.clip, unscale=unscale)
         loss = outcome.loss_sum / window.target_count
         self._check(loss, outcome)
@@ -368,6 +369,13 @@ class _Run:
         self._write_checkpoint(validation)
         self.checkpoint_seconds += time.perf_counter() - began
 
+    def _release_checkpoint(self) -> None:
+        """Before the weights change."""
+        if self.writer:
+            began = time.perf_counter()
+            self.writer.release()
+            self.checkpoint_seconds += time.perf_counter() - began
+
     def _write_checkpoint(self, validation: Evaluation | None) -> None:
         lstm_state_L2SH = np.concatenate(self.adapter.all_gather(self.adapter.state_to_numpy(self.state)), axis=2)
         if self.writer is None:
@@ -390,8 +398,8 @@ class _Run:
                 step=self.step,
                 model=self.config.model,
                 optimizer=self.config.optimizer,
-                weights=self.adapter.weights(),
-                optimizer_state=self.adapter.optimizer_state(),
+                weights=self.adapter.weights(copy=False),
+                optimizer_state=self.adapter.optimizer_state(copy=False),
                 tokenizer=self.texts.tokenizer,
                 progress=progress,
             )

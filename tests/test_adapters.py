@@ -194,6 +194,22 @@ def test_unscale_undoes_the_loss_scale(make_adapter: MakeAdapter) -> None:
         np.testing.assert_allclose(scaled_weights[name], value, atol=1e-6, err_msg=name)
 
 
+def test_weights_that_are_not_copied_are_right_until_the_next_step(make_adapter: MakeAdapter) -> None:
+    """And those that say they are read-only stay right for ever."""
+    adapter = ready(make_adapter, PLAIN)
+    inputs, targets = random_tokens(0)
+    for _ in range(2):
+        copies = {**adapter.weights(), **adapter.optimizer_state().moments}
+        shared = {**adapter.weights(copy=False), **adapter.optimizer_state(copy=False).moments}
+        adapter.accumulate(inputs, targets, adapter.zero_state(B), weight=1 / targets.size, last=True)
+        for name, value in copies.items():
+            np.testing.assert_array_equal(shared[name], value, err_msg=name)
+        adapter.step(learning_rate=0.01, clip=1.0, unscale=1.0)
+        for name, value in copies.items():
+            if not shared[name].flags.writeable:
+                np.testing.assert_array_equal(shared[name], value, err_msg=name)
+
+
 @pytest.mark.parametrize("poison", [math.inf, math.nan])
 def test_a_gradient_that_is_not_finite_is_dropped(make_adapter: MakeAdapter, poison: float) -> None:
     adapter = ready(make_adapter, PLAIN)

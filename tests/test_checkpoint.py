@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -388,6 +389,38 @@ def test_writer_has_all_on_the_disk_when_it_ends(tmp_path: Path) -> None:
             writer.write(example(step))
     assert folders(tmp_path) == ["step-00000002", "step-00000003"]
     assert checkpoints.load(tmp_path).step == 3
+
+
+def test_arrays_may_change_once_the_writer_has_released_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As soon as the first file is begun, and before any is: the checkpoint is that of the moment when it was given."""
+    began, go_on = threading.Event(), threading.Event()
+
+    def slow(arrays: dict[str, np.ndarray], path: Path) -> None:
+        began.set()
+        go_on.wait(10)
+        save_file(arrays, path)
+
+    monkeypatch.setattr(checkpoints, "save_file", slow)
+    expected = example(1)
+    with CheckpointWriter(tmp_path, keep=2) as writer:
+        mine = example(1)
+        writer.write(mine)
+        assert began.wait(10)
+        # The file that is being written is waited for, and it is not finished yet.
+        releasing = threading.Thread(target=writer.release)
+        releasing.start()
+        releasing.join(0.2)
+        assert releasing.is_alive()
+        go_on.set()
+        releasing.join(10)
+        for array in (*mine.weights.values(), *mine.optimizer_state.moments.values()):
+            array.fill(7.0)
+        writer.release()
+    loaded = checkpoints.load(tmp_path)
+    for name, array in expected.weights.items():
+        np.testing.assert_array_equal(loaded.weights[name], array)
+    for name, array in expected.optimizer_state.moments.items():
+        np.testing.assert_array_equal(loaded.optimizer_state.moments[name], array)
 
 
 def test_writer_tells_what_went_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,17 +66,27 @@ def train_with_timeline(framework: str, tmp_path: Path):  # type: ignore[no-unty
 
 
 def test_each_gradient_travels_once_a_window(train_with_timeline) -> None:  # type: ignore[no-untyped-def]
-    """Not once per micro-batch; the bytes are those of the gradients, and half of that with fp16."""
+    """Not once per micro-batch; the bytes are those of the gradients, and half of that with fp16.
+
+    Of the embedding only the rows that the window touched on some rank: fewer than its inputs, and far fewer than all.
+    """
     gradients = {f"gradient.{name}": math.prod(shape) for name, shape in weight_shapes(MODEL).items()}
-    travelled = {}
+    dense = {name: values for name, values in gradients.items() if name != "gradient.embedding"}
+    travelled, rows = {}, {}
     for compression in ("none", "fp16"):
         found = train_with_timeline(compression)
         counts = Counter(r.tensor for r in found)
-        assert {name: counts.pop(name) for name in [*gradients, "loss"]} == dict.fromkeys([*gradients, "loss"], STEPS)
+        expected = [*gradients, "loss", "touched_rows"]
+        assert {name: counts.pop(name) for name in expected} == dict.fromkeys(expected, STEPS)
         assert counts.total() == 2, f"the comparison of the texts at the start, the LSTM states at the end, not {counts}"
-        travelled[compression] = sum(r.bytes for r in found if r.tensor in gradients)
-    assert travelled["none"] == STEPS * 4 * sum(gradients.values())
+        travelled[compression] = sum(r.bytes for r in found if r.tensor in dense)
+        item_size = 4 if compression == "none" else 2
+        embedding = [r.bytes / item_size / MODEL.embedding_size for r in found if r.tensor == "gradient.embedding"]
+        rows[compression] = sorted(embedding)
+    assert travelled["none"] == STEPS * 4 * sum(dense.values())
     assert travelled["fp16"] * 2 == travelled["none"]
+    assert rows["none"] == rows["fp16"]
+    assert all(50 < count < 2 * 3 * 4 * 32 * 0.6 for count in rows["none"]), rows
 
 
 def test_the_reduction_overlaps_with_the_last_backward(train_with_timeline) -> None:  # type: ignore[no-untyped-def]
@@ -123,6 +133,13 @@ def test_sums_of_halves_are_those_of_numpy(framework: str, controller: str) -> N
     for result in launcher.body("half_sums", 2, framework, controller=controller):
         assert result["pairs"] > 700_000
         assert result["wrong"] == 0
+
+
+def test_horovod_sleeps_while_there_is_nothing_to_reduce(framework: str) -> None:
+    """As released it wakes up every millisecond to ask the other ranks, in several threads (patch idle-sleep)."""
+    for result in launcher.body("idle", 2, framework):
+        assert result["wake_ups_per_second"] < 300
+        assert result["median_seconds"] < 0.025, "a tensor does not wait for the end of that sleep, of 50 ms"
 
 
 def test_fp16_learns_like_fp32(framework: str, tmp_path: Path) -> None:

@@ -198,16 +198,16 @@ class Adapter(ABC):
         """Set the canonical weights (see hvd_lm.weights). Raises CheckpointError if names or shapes do not fit."""
 
     @abstractmethod
-    def weights(self) -> Weights:
-        """A copy of the canonical weights."""
+    def weights(self, *, copy: bool = True) -> Weights:
+        """The canonical weights. Without `copy` they may be the memory that the next `step` changes."""
 
     @abstractmethod
     def load_optimizer_state(self, state: OptimizerState) -> None:
         """Set the moments. Raises CheckpointError if names or shapes do not fit the optimizer."""
 
     @abstractmethod
-    def optimizer_state(self) -> OptimizerState:
-        """A copy of the moments."""
+    def optimizer_state(self, *, copy: bool = True) -> OptimizerState:
+        """The moments. Without `copy` they may be the memory that the next `step` changes."""
 
     @abstractmethod
     def broadcast_state(self) -> None:

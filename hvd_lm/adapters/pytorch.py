@@ -6,6 +6,7 @@ Shapes: T time, B sequences of this rank, V vocabulary, E embedding, H units.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import horovod.torch as hvd
 import numpy as np
@@ -71,46 +72,108 @@ class LstmLanguageModel(nn.Module):
         return activations * masks[place] / self.keep_probability if masks else activations
 
 
+class TouchedRows:
+    """Rows of the embedding that the inputs of a window name, on any rank: all other rows of its gradient are zero everywhere."""
+
+    def __init__(self, rows: int, device: torch.device, process_set: hvd.ProcessSet) -> None:
+        # Halves are the smallest numbers that Horovod reduces in both frameworks; any number above 0 means touched.
+        self._touched_V = torch.zeros(rows, dtype=torch.float16, device=device)
+        self._process_set = process_set
+        self._handle: int | None = None
+
+    def note(self, inputs_TB: Tensor) -> None:
+        self._touched_V[inputs_TB.flatten()] = 1
+
+    def start_union(self) -> None:
+        """Collective, and long done when the embedding's gradient, the last one, is there."""
+        self._handle = hvd.allreduce_async_(self._touched_V, name="touched_rows", op=hvd.Sum, process_set=self._process_set)
+
+    def finish_union(self) -> Tensor:
+        """The rows, ascending, the same on all ranks; and a new window begins."""
+        assert self._handle is not None
+        hvd.synchronize(self._handle)
+        rows = self._touched_V.nonzero().flatten()
+        self._touched_V.zero_()
+        return rows
+
+
+@dataclass
+class _Reduction:
+    """One gradient on its way."""
+
+    parameter: Tensor
+    handle: int
+    wire: Tensor
+    rows: Tensor | None
+
+
 class GradientReducer:
     """Starts Horovod's all-reduce of a gradient the moment the last backward of a window has finished it.
 
     Horovod's DistributedOptimizer does the same by counting backwards; here the loop says which one is the last, so that a
     short window needs no other counter, Adasum takes the same way, and clipping sits between reduction and update.
+    Of an embedding (`looked_up`) only those rows travel that the window touched on some rank.
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], communication: CommunicationConfig, process_set: hvd.ProcessSet
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        looked_up: str | None,
+        communication: CommunicationConfig,
+        process_set: hvd.ProcessSet,
     ) -> None:
-        self.armed = False
+        self._armed = False
         self._process_set = process_set
         self._op = hvd.Adasum if communication.reduction == "adasum" else hvd.Sum
         self._halves = communication.compression == "fp16"
-        self._pending: list[tuple[Tensor, int, Tensor]] = []
+        self._pending: list[_Reduction] = []
+        self._touched: TouchedRows | None = None
         for name, parameter in parameters.items():
-            parameter.register_post_accumulate_grad_hook(self._hook(f"gradient.{name}", parameter))  # type: ignore[no-untyped-call]
+            if name == looked_up:
+                self._touched = TouchedRows(len(parameter), parameter.device, process_set)
+            hook = self._hook(f"gradient.{name}", parameter, self._touched if name == looked_up else None)
+            parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
-    def _hook(self, name: str, parameter: Tensor) -> Callable[[Tensor], None]:
+    def _hook(self, name: str, parameter: Tensor, touched: TouchedRows | None) -> Callable[[Tensor], None]:
         # Kept from window to window: the first touch of fresh memory takes three times as long as the cast.
         half = torch.empty_like(parameter, dtype=torch.float16) if self._halves else None
 
         def start(parameter: Tensor) -> None:
-            if self.armed:
-                assert parameter.grad is not None
-                wire = parameter.grad if half is None else half.copy_(parameter.grad)
-                handle = hvd.allreduce_async_(wire, name=name, op=self._op, process_set=self._process_set)
-                self._pending.append((parameter, handle, wire))
+            if not self._armed:
+                return
+            gradient = parameter.grad
+            assert gradient is not None
+            rows = touched.finish_union() if touched else None
+            values = gradient if rows is None else gradient.index_select(0, rows)
+            wire = values if half is None else half[: len(values)].copy_(values)
+            handle = hvd.allreduce_async_(wire, name=name, op=self._op, process_set=self._process_set)
+            self._pending.append(_Reduction(parameter, handle, wire, rows))
 
         return start
 
+    def note_inputs(self, inputs_TB: Tensor) -> None:
+        """Before each backward of a window."""
+        if self._touched:
+            self._touched.note(inputs_TB)
+
+    def arm(self) -> None:
+        """Before the last backward of a window. Collective."""
+        self._armed = True
+        if self._touched:
+            self._touched.start_union()
+
     def finish(self) -> None:
         """Wait for all reductions; the reduced gradients are in `parameter.grad` then."""
-        for parameter, handle, wire in self._pending:
-            hvd.synchronize(handle)
-            assert parameter.grad is not None
-            if wire is not parameter.grad:
-                parameter.grad.copy_(wire)
+        for reduction in self._pending:
+            hvd.synchronize(reduction.handle)
+            gradient, wire = reduction.parameter.grad, reduction.wire
+            assert gradient is not None
+            if reduction.rows is not None:
+                gradient.index_copy_(0, reduction.rows, wire.to(gradient.dtype))
+            elif wire is not gradient:
+                gradient.copy_(wire)
         self._pending.clear()
-        self.armed = False
+        self._armed = False
 
 
 class PyTorchAdapter(Adapter):
@@ -157,7 +220,11 @@ class PyTorchAdapter(Adapter):
             for name, parameter in self._parameters.items()
         }
         self._link_moments()
-        self._reducer = GradientReducer(self._parameters, self.communication, self._data_set) if self.reduces else None
+        self._reducer: GradientReducer | None = None
+        if self.reduces:
+            # A tied embedding is the output kernel too: its gradient has no zero rows.
+            looked_up = None if model.tie_embedding else "embedding"
+            self._reducer = GradientReducer(self._parameters, looked_up, self.communication, self._data_set)
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self._loss_handle: int | None = None
 
@@ -187,8 +254,8 @@ class PyTorchAdapter(Adapter):
             for name, parameter in self._parameters.items():
                 parameter.copy_(torch.from_numpy(np.ascontiguousarray(weights[name])))
 
-    def weights(self) -> Weights:
-        return {name: _to_numpy(parameter) for name, parameter in self._parameters.items()}
+    def weights(self, *, copy: bool = True) -> Weights:
+        return {name: _to_numpy(parameter, copy=copy) for name, parameter in self._parameters.items()}
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         if set(state.moments) != set(self._moments):
@@ -198,8 +265,9 @@ class PyTorchAdapter(Adapter):
         self._applied_steps = state.applied_steps
         self._link_moments()
 
-    def optimizer_state(self) -> OptimizerState:
-        return OptimizerState(self._applied_steps, {name: _to_numpy(moment) for name, moment in self._moments.items()})
+    def optimizer_state(self, *, copy: bool = True) -> OptimizerState:
+        moments = {name: _to_numpy(moment, copy=copy) for name, moment in self._moments.items()}
+        return OptimizerState(self._applied_steps, moments)
 
     def broadcast_state(self) -> None:
         if not self.reduces:
@@ -243,20 +311,21 @@ class PyTorchAdapter(Adapter):
         dropout_masks: Sequence[NDArray[np.bool_]] = (),
     ) -> State:
         masks = [torch.from_numpy(mask).to(self.device) for mask in dropout_masks]
-        loss, state = self._loss(inputs_TB, targets_TB, state, masks)
+        inputs, targets = self._indices(inputs_TB), self._indices(targets_TB)
+        if self._reducer:
+            self._reducer.note_inputs(inputs)
+            if last:
+                self._reducer.arm()
+        loss, state = self._loss(inputs, targets, state, masks)
         self._loss_sum += loss.detach()
         if last and self._reducer:
-            self._reducer.armed = True
             self._loss_handle = hvd.allreduce_async_(self._loss_sum, name="loss", op=hvd.Sum, process_set=self._data_set)
         (loss * weight).backward()  # type: ignore[no-untyped-call]
         return state
 
-    def _loss(
-        self, inputs_TB: NDArray[np.int32], targets_TB: NDArray[np.int32], state: State, masks: Sequence[Tensor] = ()
-    ) -> tuple[Tensor, State]:
-        logits, _, state = self._module(self._indices(inputs_TB), state, masks)
-        targets = self._indices(targets_TB).flatten()
-        return functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"), state
+    def _loss(self, inputs_TB: Tensor, targets_TB: Tensor, state: State, masks: Sequence[Tensor] = ()) -> tuple[Tensor, State]:
+        logits, _, state = self._module(inputs_TB, state, masks)
+        return functional.cross_entropy(logits, targets_TB.flatten(), ignore_index=IGNORED, reduction="sum"), state
 
     def _indices(self, array: NDArray[np.int32]) -> Tensor:
         return torch.from_numpy(array).to(self.device, torch.int64)
@@ -327,5 +396,6 @@ def _global_norm(tensors: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def _to_numpy(tensor: Tensor) -> Array:
-    return tensor.detach().cpu().numpy().copy()
+def _to_numpy(tensor: Tensor, *, copy: bool = True) -> Array:
+    array: Array = tensor.detach().cpu().numpy()
+    return array.copy() if copy else array

@@ -143,6 +143,10 @@ class TensorFlowAdapter(Adapter):
         moments = () if optimizer.optimizer == "sgd" and optimizer.momentum == 0 else _MOMENTS[optimizer.optimizer]
         self._moments = {f"{moment}/{name}": v for moment in moments for name, v in variables(f"{moment}/").items()}
         self._loss_sum = tf.Variable(tf.zeros((), tf.float64), trainable=False)
+        # A tied embedding is the output kernel too: its gradient has no zero rows.
+        self._touched_V: tf.Variable | None = None
+        if self.reduces and not model.tie_embedding:
+            self._touched_V = tf.Variable(tf.zeros(shapes["embedding"][0], tf.float16), trainable=False)
         self._applied_steps = 0
         self._first = True
         self._reduced: list[tf.Tensor] | None = None
@@ -218,6 +222,8 @@ class TensorFlowAdapter(Adapter):
         loss_sum = tf.cast(loss, tf.float64) if first else self._loss_sum + tf.cast(loss, tf.float64)
         if not last:
             self._loss_sum.assign(loss_sum)
+            if self._touched_V is not None:
+                self._touched_V.assign(self._touch(inputs_TB, first))
             for accumulated, gradient in zip(self._accumulated.values(), gradients, strict=True):
                 (accumulated.assign if first else accumulated.assign_add)(gradient)
             return state, [], loss_sum
@@ -226,16 +232,30 @@ class TensorFlowAdapter(Adapter):
         if self.reduces:
             loss_sum = hvd.allreduce(loss_sum, name="loss", op=hvd.Sum, process_set=self._data_set)
             gradients = [
-                hvd.allreduce(
-                    gradient,
-                    name=f"gradient.{name}",
-                    op=self._reduction,
-                    compression=self._compression,
-                    process_set=self._data_set,
-                )
+                self._reduce_rows(name, gradient, self._touch(inputs_TB, first))
+                if name == "embedding" and self._touched_V is not None
+                else self._reduce(name, gradient)
                 for name, gradient in zip(self._weights, gradients, strict=True)
             ]
         return state, gradients, loss_sum
+
+    def _touch(self, inputs_TB: tf.Tensor, first: bool) -> tf.Tensor:
+        """1 for each row of the embedding that the window has looked up so far, ``float16 [V]``."""
+        before_V = tf.zeros_like(self._touched_V) if first else tf.convert_to_tensor(self._touched_V)
+        indices = tf.reshape(inputs_TB, (-1, 1))
+        return tf.tensor_scatter_nd_update(before_V, indices, tf.ones_like(indices[:, 0], tf.float16))
+
+    def _reduce_rows(self, name: str, gradient: tf.Tensor, touched_V: tf.Tensor) -> tf.Tensor:
+        """`_reduce` of those rows alone that some rank has touched: all others are zero everywhere."""
+        touched_V = hvd.allreduce(touched_V, name="touched_rows", op=hvd.Sum, process_set=self._data_set)
+        indices = tf.where(touched_V > 0)
+        return tf.scatter_nd(indices, self._reduce(name, tf.gather_nd(gradient, indices)), tf.shape(gradient, tf.int64))
+
+    def _reduce(self, name: str, gradient: tf.Tensor) -> tf.Tensor:
+        """Sum over the data group. Collective."""
+        return hvd.allreduce(
+            gradient, name=f"gradient.{name}", op=self._reduction, compression=self._compression, process_set=self._data_set
+        )
 
     def _apply_graph(
         self, gradients: list[tf.Tensor], learning_rate: tf.Tensor, epsilon: tf.Tensor, clip: tf.Tensor, unscale: tf.Tensor
@@ -277,8 +297,8 @@ class TensorFlowAdapter(Adapter):
         for name, variable in self._weights.items():
             variable.assign(weights[name])
 
-    def weights(self) -> Weights:
-        return _to_numpy(self._weights)
+    def weights(self, *, copy: bool = True) -> Weights:
+        return _to_numpy(self._weights, copy=copy)
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         if set(state.moments) != set(self._moments):
@@ -287,8 +307,8 @@ class TensorFlowAdapter(Adapter):
             variable.assign(state.moments[name])
         self._applied_steps = state.applied_steps
 
-    def optimizer_state(self) -> OptimizerState:
-        return OptimizerState(self._applied_steps, _to_numpy(self._moments))
+    def optimizer_state(self, *, copy: bool = True) -> OptimizerState:
+        return OptimizerState(self._applied_steps, _to_numpy(self._moments, copy=copy))
 
     def broadcast_state(self) -> None:
         if not self.reduces:
@@ -378,5 +398,8 @@ class TensorFlowAdapter(Adapter):
         return logits.numpy().reshape(*inputs_TB.shape, -1), state
 
 
-def _to_numpy(variables: Mapping[str, tf.Variable]) -> Weights:
-    return {name: variable.numpy() for name, variable in variables.items()}
+def _to_numpy(variables: Mapping[str, tf.Variable], *, copy: bool = True) -> Weights:
+    if copy:
+        return {name: variable.numpy() for name, variable in variables.items()}
+    # Read-only, and never changed: an update finds the buffer in use and takes another one.
+    return {name: np.asarray(memoryview(variable.read_value())) for name, variable in variables.items()}

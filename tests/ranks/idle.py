@@ -1,0 +1,44 @@
+"""How often the threads of a rank that has nothing to reduce wake up, and how soon a tensor is reduced all the same.
+
+horovodrun -np 2 python idle.py torch
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from common import report
+
+import hvd_lm
+
+SECONDS = 2.0
+
+
+def wake_ups() -> int:
+    """How often any thread of this process has gone to sleep so far."""
+    statuses = [path.read_text() for path in Path("/proc/self/task").glob("*/status")]
+    lines = [line for status in statuses for line in status.splitlines() if line.startswith("voluntary_ctxt_switches")]
+    return sum(int(line.split()[1]) for line in lines)
+
+
+def main(framework: str) -> None:
+    adapter = hvd_lm.adapter(framework)
+    adapter.all_reduce(np.ones(1))
+    before = wake_ups()
+    time.sleep(SECONDS)
+    idle = wake_ups() - before
+    seconds = []
+    for _ in range(20):
+        # Long enough for the background thread to fall asleep.
+        time.sleep(0.01)
+        started = time.perf_counter()
+        adapter.all_reduce(np.ones(1))
+        seconds.append(time.perf_counter() - started)
+    report({"wake_ups_per_second": idle / SECONDS, "median_seconds": float(np.median(seconds))})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
