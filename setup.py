@@ -13,7 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["hvd_lm", "hvd_lm.*"]),
-    package_data={"hvd_lm": ["py.typed", "*.j2"]},
+    package_data={"hvd_lm": ["py.typed", "*.j2", "*.conf"]},
     entry_points={"console_scripts": ["hvd-lm = hvd_lm.cli:main"]},
     install_requires=[
         "jinja2",

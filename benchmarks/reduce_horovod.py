@@ -1,4 +1,7 @@
-"""A rank of ``python -m benchmarks reduction``: Horovod's all-reduce of one tensor, over whatever controller it runs on."""
+"""A rank of ``python -m benchmarks reduction``: Horovod's all-reduce of one tensor, over whatever controller it runs on.
+
+Horovod starts with the settings that training gives it.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.repeat import timed
+from hvd_lm.config import CommunicationConfig
+from hvd_lm.launch import horovod_environment
 
 
 def main() -> None:
     values, repeats = int(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
-    hvd.init()
+    with horovod_environment(CommunicationConfig()):
+        hvd.init()
     # Sums of zeros stay zeros: no repetition overflows, and none needs to refill.
     full, half = torch.zeros(values), torch.zeros(values, dtype=torch.float16)
 

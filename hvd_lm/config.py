@@ -164,7 +164,8 @@ class CommunicationConfig:
     gradient_predivide_factor: float = 1.0
     """Divide gradients by this before their sum over the ranks, and multiply after it: room for fp16 sums."""
     fusion_threshold_mb: int | None = None
-    """Size of Horovod's fusion buffer; 0 makes sums bit for bit repeatable (HOROVOD_FUSION_THRESHOLD)."""
+    """Size of the buffer in which Horovod joins small tensors; with 0 sums are repeatable, bit for bit. Unless given: 0, or what
+    autotune finds (HOROVOD_FUSION_THRESHOLD)."""
     cycle_time_ms: float | None = None
     """Pause between Horovod's negotiation cycles (HOROVOD_CYCLE_TIME)."""
     autotune: bool = False

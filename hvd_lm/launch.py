@@ -10,6 +10,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from hvd_lm.config import CommunicationConfig
 
@@ -70,6 +71,15 @@ def warn(message: str) -> None:
         print(f"hvd-lm: warning: {message}", file=sys.stderr, flush=True)
 
 
+_OPENMPI = {
+    # Its own choice takes up to twice the time that the link needs, the ring no more than a tenth above it.
+    "OMPI_MCA_coll_tuned_use_dynamic_rules": "1",
+    "OMPI_MCA_coll_tuned_dynamic_rules_filename": str(Path(__file__).with_name("openmpi_allreduce.conf")),
+    # In one piece, the data of a rank would hold up its answers to the other's requests: both directions take turns then.
+    "OMPI_MCA_btl_tcp_rdma_pipeline_frag_size": str(2**17),
+}
+
+
 @contextlib.contextmanager
 def horovod_environment(config: CommunicationConfig) -> Iterator[None]:
     """The environment for `hvd.init()`, when Horovod reads the levers of `config` from it, once.
@@ -77,9 +87,10 @@ def horovod_environment(config: CommunicationConfig) -> Iterator[None]:
     A variable that is set already (by horovodrun or the user) stays. Afterwards the environment is as before, so that a job
     launched from this process does not inherit what was meant for it alone.
     """
-    settings: dict[str, str] = {"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": str(config.stall_shutdown_seconds)}
-    if config.fusion_threshold_mb is not None:
-        settings["HOROVOD_FUSION_THRESHOLD"] = str(config.fusion_threshold_mb * 2**20)
+    settings = {"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": str(config.stall_shutdown_seconds), **_OPENMPI}
+    if config.fusion_threshold_mb is not None or not config.autotune:
+        # Few and large as the tensors are, a message for each costs less than copies into a buffer and out of it.
+        settings["HOROVOD_FUSION_THRESHOLD"] = str((config.fusion_threshold_mb or 0) * 2**20)
     if config.cycle_time_ms is not None:
         settings["HOROVOD_CYCLE_TIME"] = str(config.cycle_time_ms)
     if config.autotune:

@@ -1,0 +1,23 @@
+"""In which orders elements are summed: 1e17 and -1e17 swallow the 1 between them, unless they meet first.
+
+horovodrun -np 3 python summation_order.py torch 1000000
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+from common import report
+
+import hvd_lm
+
+
+def main(framework: str, length: str) -> None:
+    adapter = hvd_lm.adapter(framework)
+    value = (1e17, 1.0, -1e17)[adapter.topology.rank]
+    report(sorted(set(adapter.all_reduce(np.full(int(length), value)).tolist())))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

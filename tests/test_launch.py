@@ -1,0 +1,60 @@
+"""The environment in which Horovod and MPI start: ours where the user has said nothing, and gone afterwards."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import launcher
+import pytest
+
+from hvd_lm.config import CommunicationConfig
+from hvd_lm.launch import horovod_environment
+
+FUSION = "HOROVOD_FUSION_THRESHOLD"
+PIECES = "OMPI_MCA_btl_tcp_rdma_pipeline_frag_size"
+RULES = "OMPI_MCA_coll_tuned_dynamic_rules_filename"
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (FUSION, PIECES, RULES):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_the_environment_is_as_before_afterwards() -> None:
+    before = dict(os.environ)
+    with horovod_environment(CommunicationConfig()):
+        assert os.environ[PIECES] == "131072"
+        assert Path(os.environ[RULES]).is_file()
+        assert dict(os.environ) != before
+    assert dict(os.environ) == before
+
+
+def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PIECES, "4096")
+    monkeypatch.setenv(FUSION, "7")
+    with horovod_environment(CommunicationConfig(fusion_threshold_mb=3)):
+        assert (os.environ[PIECES], os.environ[FUSION]) == ("4096", "7")
+    assert (os.environ[PIECES], os.environ[FUSION]) == ("4096", "7")
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (CommunicationConfig(), "0"),
+        (CommunicationConfig(fusion_threshold_mb=2), "2097152"),
+        (CommunicationConfig(autotune=True), None),
+        (CommunicationConfig(autotune=True, fusion_threshold_mb=0), "0"),
+    ],
+)
+def test_nothing_is_fused_unless_it_is_asked_for(config: CommunicationConfig, expected: str | None) -> None:
+    """A threshold that is set is none that Horovod searches."""
+    with horovod_environment(config):
+        assert os.environ.get(FUSION) == expected
+
+
+@pytest.mark.ranks
+def test_openmpi_reduces_large_tensors_in_a_ring(framework: str) -> None:
+    """A ring begins each third of the tensor at another rank, so that each is summed in another order."""
+    assert launcher.body("summation_order", 3, framework, "1000000", controller="mpi") == [[0.0, 1.0]] * 3
