@@ -54,7 +54,11 @@ def initial_weights(config: ModelConfig, seed: int) -> Weights:
     weights: Weights = {}
     for name, shape in weight_shapes(config).items():
         bound = 0.0 if name == "output_bias" else lstm_range if name.startswith("lstm.") else _EMBEDDING_RANGE
-        weights[name] = (generator.random(shape, np.float32) * 2 - 1) * np.float32(bound)
+        values = weights[name] = generator.random(shape, np.float32)
+        # In place: the temporary arrays would be as large as the largest weight.
+        values *= 2
+        values -= 1
+        values *= np.float32(bound)
     return weights
 
 
