@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hvd_lm.adapters.base import Adapter, Evaluated, OptimizerState, State, StepResult
+from hvd_lm.adapters.pytorch_cross_entropy import accumulate_cross_entropy
 from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig
 from hvd_lm.data.streams import IGNORED
 from hvd_lm.dropout import keep_probability
@@ -58,15 +59,20 @@ class LstmLanguageModel(nn.Module):
         parameters["output_bias"] = self.output.get_parameter("bias")
         return parameters
 
-    def forward(self, inputs_TB: Tensor, state: State, masks: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor, State]:
-        """Logits [T*B, V], outputs of the last layer [T, B, H], and the state after."""
+    def forward(self, inputs_TB: Tensor, state: State, masks: Sequence[Tensor] = ()) -> tuple[Tensor, State]:
+        """Outputs of the last layer [T, B, H], and the state after."""
         activations = self._drop(self.embedding(inputs_TB), masks, 0)
         after = []
         for index, (layer, layer_state) in enumerate(zip(self.layers, state, strict=True)):
             activations, layer_after = layer(activations, layer_state)
             activations = self._drop(activations, masks, index + 1)
             after.append((layer_after[0].detach(), layer_after[1].detach()))
-        return self.output(activations.flatten(0, 1)), activations, after
+        return activations, after
+
+    def logits(self, outputs_TBH: Tensor) -> Tensor:
+        """Of the outputs of the last layer, [T*B, V]."""
+        logits: Tensor = self.output(outputs_TBH.flatten(0, 1))
+        return logits
 
     def _drop(self, activations: Tensor, masks: Sequence[Tensor], place: int) -> Tensor:
         return activations * masks[place] / self.keep_probability if masks else activations
@@ -108,7 +114,7 @@ class _Reduction:
 
 
 class GradientReducer:
-    """Starts Horovod's all-reduce of a gradient the moment the last backward of a window has finished it.
+    """Starts Horovod's all-reduce of a gradient the moment the last backward of a window has finished it, autograd's or ours.
 
     Horovod's DistributedOptimizer does the same by counting backwards; here the loop says which one is the last, so that a
     short window needs no other counter, Adasum takes the same way, and clipping sits between reduction and update.
@@ -128,11 +134,12 @@ class GradientReducer:
         self._halves = communication.compression == "fp16"
         self._pending: list[_Reduction] = []
         self._touched: TouchedRows | None = None
+        self._starts: dict[str, Callable[[Tensor], None]] = {}
         for name, parameter in parameters.items():
             if name == looked_up:
                 self._touched = TouchedRows(len(parameter), parameter.device, process_set)
-            hook = self._hook(f"gradient.{name}", parameter, self._touched if name == looked_up else None)
-            parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+            self._starts[name] = self._hook(f"gradient.{name}", parameter, self._touched if name == looked_up else None)
+            parameter.register_post_accumulate_grad_hook(self._starts[name])  # type: ignore[no-untyped-call]
 
     def _hook(self, name: str, parameter: Tensor, touched: TouchedRows | None) -> Callable[[Tensor], None]:
         # Kept from window to window: the first touch of fresh memory takes three times as long as the cast.
@@ -161,6 +168,10 @@ class GradientReducer:
         self._armed = True
         if self._touched:
             self._touched.start_union()
+
+    def start(self, name: str, parameter: Tensor) -> None:
+        """The gradient of a parameter that autograd does not see is there."""
+        self._starts[name](parameter)
 
     def finish(self) -> None:
         """Wait for all reductions; the reduced gradients are in `parameter.grad` then."""
@@ -212,6 +223,7 @@ class PyTorchAdapter(Adapter):
         self.model, self.optimizer = model, optimizer
         self._module = LstmLanguageModel(model).to(self.device)
         self._parameters = self._module.canonical_parameters(model.tie_embedding)
+        self._output_kernel = "embedding" if model.tie_embedding else "output_kernel"
         self._optimizer = self._make_optimizer(optimizer)
         self._applied_steps = 0
         self._moments = {
@@ -316,16 +328,19 @@ class PyTorchAdapter(Adapter):
             self._reducer.note_inputs(inputs)
             if last:
                 self._reducer.arm()
-        loss, state = self._loss(inputs, targets, state, masks)
-        self._loss_sum += loss.detach()
+        outputs_TBH, state = self._module(inputs, state, masks)
+        kernel, bias = self._parameters[self._output_kernel], self._parameters["output_bias"]
+        loss, gradients_NH = accumulate_cross_entropy(
+            outputs_TBH.detach().flatten(0, 1), kernel, bias, targets.flatten(), weight=weight, ignored=IGNORED
+        )
+        self._loss_sum += loss
         if last and self._reducer:
             self._loss_handle = hvd.allreduce_async_(self._loss_sum, name="loss", op=hvd.Sum, process_set=self._data_set)
-        (loss * weight).backward()  # type: ignore[no-untyped-call]
+            self._reducer.start("output_bias", bias)
+            if not self.model.tie_embedding:
+                self._reducer.start("output_kernel", kernel)
+        outputs_TBH.backward(gradients_NH.view_as(outputs_TBH))
         return state
-
-    def _loss(self, inputs_TB: Tensor, targets_TB: Tensor, state: State, masks: Sequence[Tensor] = ()) -> tuple[Tensor, State]:
-        logits, _, state = self._module(inputs_TB, state, masks)
-        return functional.cross_entropy(logits, targets_TB.flatten(), ignore_index=IGNORED, reduction="sum"), state
 
     def _indices(self, array: NDArray[np.int32]) -> Tensor:
         return torch.from_numpy(array).to(self.device, torch.int64)
@@ -379,14 +394,15 @@ class PyTorchAdapter(Adapter):
 
     @torch.no_grad()
     def evaluate(self, inputs_TB: NDArray[np.int32], targets_TB: NDArray[np.int32], state: State) -> Evaluated:
-        logits, outputs_TBH, state = self._module(self._indices(inputs_TB), state)
+        outputs_TBH, state = self._module(self._indices(inputs_TB), state)
+        logits = self._module.logits(outputs_TBH)
         losses = functional.cross_entropy(logits, self._indices(targets_TB).flatten(), ignore_index=IGNORED, reduction="none")
         return Evaluated(_to_numpy(losses).reshape(inputs_TB.shape), _to_numpy(outputs_TBH), state)
 
     @torch.no_grad()
     def logits(self, inputs_TB: NDArray[np.int32], state: State) -> tuple[NDArray[np.float32], State]:
-        logits, _, state = self._module(self._indices(inputs_TB), state)
-        return _to_numpy(logits).reshape(*inputs_TB.shape, -1), state
+        outputs_TBH, state = self._module(self._indices(inputs_TB), state)
+        return _to_numpy(self._module.logits(outputs_TBH)).reshape(*inputs_TB.shape, -1), state
 
 
 def _global_norm(tensors: Sequence[Tensor]) -> Tensor:
