@@ -243,6 +243,65 @@ void TensorQueue::WaitForTensor(std::chrono::milliseconds limit) {
   auto start_time""",
     ),
     Patch(
+        "gloo-in-place",
+        "a tensor that is reduced in place needs no copy onto itself before",
+        "horovod/common/ops/gloo_operations.cc",
+        """\
+    buffer_data = (void*)first_entry.output->data();
+    std::memcpy(buffer_data, first_entry.tensor->data(),
+                (size_t)first_entry.tensor->size());
+    fused_input_data = buffer_data;
+  }
+
+  if (prescale_factor != 1.0) {
+    // Execute prescaling op
+    ScaleBuffer(prescale_factor, entries, fused_input_data, buffer_data, num_elements);
+  }
+
+  // Do allreduce.
+""",
+        """\
+    buffer_data = (void*)first_entry.output->data();
+    if (buffer_data != first_entry.tensor->data()) {
+      std::memcpy(buffer_data, first_entry.tensor->data(),
+                  (size_t)first_entry.tensor->size());
+    }
+    fused_input_data = buffer_data;
+  }
+
+  if (prescale_factor != 1.0) {
+    // Execute prescaling op
+    ScaleBuffer(prescale_factor, entries, fused_input_data, buffer_data, num_elements);
+  }
+
+  // Do allreduce.
+""",
+    ),
+    Patch(
+        "tensorflow-in-place",
+        "TensorFlow reduces into the memory of its input where nobody else needs that: half of what a reduction held, and no copy",
+        "horovod/tensorflow/mpi_ops.cc",
+        """\
+    auto device = GetDeviceID(context);
+    auto tensor = context->input(0);
+    horovod::common::ReduceOp reduce_op = static_cast<horovod::common::ReduceOp>(reduce_op_);
+    Tensor* output;
+    OP_REQUIRES_OK_ASYNC(
+        context, context->allocate_output(0, tensor.shape(), &output), done);
+""",
+        """\
+    auto device = GetDeviceID(context);
+    horovod::common::ReduceOp reduce_op = static_cast<horovod::common::ReduceOp>(reduce_op_);
+    Tensor* output;
+    OP_REQUIRES_OK_ASYNC(
+        context,
+        context->forward_input_or_allocate_output(
+            {0}, 0, context->input(0).shape(), &output),
+        done);
+    auto tensor = context->input(0);
+""",
+    ),
+    Patch(
         "mpi-beside-us",
         "PyPI's libmpi lies in the environment's lib, four levels up: a cached wheel must find each environment's own",
         "CMakeLists.txt",
