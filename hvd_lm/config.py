@@ -166,6 +166,9 @@ class CommunicationConfig:
     fusion_threshold_mb: int | None = None
     """Size of the buffer in which Horovod joins small tensors; with 0 sums are repeatable, bit for bit. Unless given: 0, or what
     autotune finds (HOROVOD_FUSION_THRESHOLD)."""
+    backward_tokens: int = 1024
+    """Micro-batches of a rank, up to so many tokens together, share one backward that goes layer by layer: the upper layers'
+    gradients then travel beside the lower layers' backward. More take memory for their activations."""
     cycle_time_ms: float | None = None
     """Pause between Horovod's negotiation cycles (HOROVOD_CYCLE_TIME)."""
     autotune: bool = False
@@ -191,6 +194,7 @@ class CommunicationConfig:
             self.fusion_threshold_mb is None or self.fusion_threshold_mb >= 0,
             f"--fusion-threshold-mb must not be negative, not {self.fusion_threshold_mb}",
         )
+        require(self.backward_tokens >= 0, f"--backward-tokens must not be negative, not {self.backward_tokens}")
         require(self.cycle_time_ms is None or self.cycle_time_ms > 0, f"--cycle-time-ms must be above 0, not {self.cycle_time_ms}")
         require(self.stall_shutdown_seconds >= 0, "--stall-shutdown-seconds must not be negative")
         require(

@@ -148,6 +148,9 @@ class _Run:
             first_input, data = texts.tokenizer.end_of_line_id, config.data
             self.validation = evaluation_streams(adapter, texts.validation, first_input, data.batch_size, data.sequence_length)
         self.passes = config.communication.backward_passes_per_step
+        tokens = config.data.batch_size * config.data.sequence_length
+        # Micro-batches that share one backward.
+        self.together = max(1, config.communication.backward_tokens // tokens)
         self.sequences_per_step = adapter.topology.data_size * config.data.batch_size * self.passes
         self.loss_scale: LossScale | None = None
         if config.communication.compression == "fp16" and adapter.reduces:
@@ -281,8 +284,15 @@ class _Run:
             asked = time.perf_counter()
             batch, masks = next(self._batches)
             waited += time.perf_counter() - asked
+            left = window.stop - 1 - index
             state = self.adapter.accumulate(
-                batch.inputs_TB, batch.targets_TB, state, weight=weight, last=index == window.stop - 1, dropout_masks=masks
+                batch.inputs_TB,
+                batch.targets_TB,
+                state,
+                weight=weight,
+                last=left == 0,
+                defer=left % self.together > 0,
+                dropout_masks=masks,
             )
         rate = learning_rate(
             self.config.optimizer, step=self.step + 1, total_steps=self.total_steps, sequences_per_step=self.sequences_per_step

@@ -66,8 +66,9 @@ def test_logits_are_those_of_the_reference(make_adapter: MakeAdapter, model: Mod
     np.testing.assert_allclose(logits, expected.logits_TBV, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("deferred", [(), (0,), (0, 1)])
 @pytest.mark.parametrize("model", MODELS)
-def test_gradients_are_those_of_the_reference(make_adapter: MakeAdapter, model: ModelConfig) -> None:
+def test_gradients_are_those_of_the_reference(make_adapter: MakeAdapter, model: ModelConfig, deferred: tuple[int, ...]) -> None:
     """Accumulated over three micro-batches with the state carried and cut, ignored targets, and dropout."""
     adapter = ready(make_adapter, model)
     weights = adapter.weights()
@@ -78,7 +79,9 @@ def test_gradients_are_those_of_the_reference(make_adapter: MakeAdapter, model: 
         inputs, targets = random_tokens(index)
         targets[index + 1 :, index] = -1
         masks = masks_of(model, index)
-        state = adapter.accumulate(inputs, targets, state, weight=0.25, last=index == 2, dropout_masks=masks)
+        state = adapter.accumulate(
+            inputs, targets, state, weight=0.25, last=index == 2, defer=index in deferred, dropout_masks=masks
+        )
         outcome = reference_lstm.run(weights, inputs, targets, reference_state, masks, keep_probability(model.dropout))
         reference_state = outcome.state
         loss_sum += outcome.loss_sum

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from collections import Counter
@@ -97,6 +98,15 @@ def test_the_reduction_overlaps_with_the_last_backward(train_with_timeline) -> N
     assert np.median(leads) > 1000, leads
 
 
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="the body looks into PyTorch's adapter")
+def test_gradients_leave_layer_by_layer_while_several_micro_batches_go_backward() -> None:
+    """Those of a layer when it is done with all micro-batches, and before the layers below begin."""
+    layers = [[f"lstm.{layer}.{name}" for name in ("input_kernel", "recurrent_kernel", "bias")] for layer in range(2)]
+    backward = ["backward of 3"]
+    expected = [["output_kernel", "output_bias"], backward, layers[1], backward, layers[0], ["embedding"]]
+    assert launcher.body("overlap", 2) == [expected] * 2
+
+
 def test_an_overflow_on_one_rank_skips_the_step_on_all(framework: str) -> None:
     ranks = launcher.body("overflow", 2, framework)
     assert ranks[0] == ranks[1]
@@ -138,8 +148,16 @@ def test_sums_of_halves_are_those_of_numpy(framework: str, controller: str) -> N
 def test_horovod_sleeps_while_there_is_nothing_to_reduce(framework: str) -> None:
     """As released it wakes up every millisecond to ask the other ranks, in several threads (patch idle-sleep)."""
     for result in launcher.body("idle", 2, framework):
-        assert result["wake_ups_per_second"] < 300
+        assert result["wake_ups_per_second"] < 600, "about 280 with the patch, thousands without"
         assert result["median_seconds"] < 0.025, "a tensor does not wait for the end of that sleep, of 50 ms"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="of TensorFlow's operation")
+def test_tensorflow_reduces_in_place() -> None:
+    """As released it takes memory for the result beside that of the tensor: 2 tensors (patch tensorflow-in-place)."""
+    for result in launcher.body("in_place", 2):
+        assert result["sum"] == 3.0
+        assert 0.9 < result["tensors"] < 1.5
 
 
 def test_fp16_learns_like_fp32(framework: str, tmp_path: Path) -> None:

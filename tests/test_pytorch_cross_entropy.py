@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from hvd_lm.adapters.pytorch_cross_entropy import CHUNK, accumulate_cross_entropy  # noqa: E402
 
-TOKENS, VOCABULARY, UNITS, IGNORED, WEIGHT = 2 * CHUNK + 19, 50, 24, -1, 0.25
+TOKENS, VOCABULARY, UNITS, IGNORED = 2 * CHUNK + 19, 50, 24, -1
+WEIGHTS = torch.linspace(0.25, 0.5, TOKENS, dtype=torch.float64)
 
 Case = tuple[Any, Any, Any, Any]
 
@@ -37,15 +38,15 @@ def test_loss_and_gradients_are_those_of_autograd(case: Case) -> None:
     """Also when they add to what an earlier micro-batch has left."""
     outputs, kernel, bias, targets = case
     for _ in range(2):
-        loss, by_outputs = accumulate_cross_entropy(outputs, kernel, bias, targets, weight=WEIGHT, ignored=IGNORED)
+        loss, by_outputs = accumulate_cross_entropy(outputs, kernel, bias, targets, WEIGHTS, ignored=IGNORED)
     found = [by_outputs, kernel.grad, bias.grad]
     kernel.grad = bias.grad = None
     for _ in range(2):
         leaf = outputs.clone().requires_grad_()
         logits = torch.nn.functional.linear(leaf, kernel, bias)
-        expected = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
-        (expected * WEIGHT).backward()
-    torch.testing.assert_close([loss, *found], [expected.detach(), leaf.grad, kernel.grad, bias.grad], rtol=1e-12, atol=1e-12)
+        expected = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+        (expected * WEIGHTS).sum().backward()
+    torch.testing.assert_close([loss, *found], [expected.detach().sum(), leaf.grad, kernel.grad, bias.grad], rtol=1e-12, atol=1e-12)
     assert not by_outputs[targets == IGNORED].any()
 
 
@@ -71,5 +72,5 @@ def _tensors(result: Any) -> Iterator[Any]:
 def test_logits_never_exist_as_a_whole(case: Case) -> None:
     outputs, kernel, bias, targets = case
     with LargestTensor() as largest:
-        accumulate_cross_entropy(outputs, kernel, bias, targets, weight=WEIGHT, ignored=IGNORED)
+        accumulate_cross_entropy(outputs, kernel, bias, targets, WEIGHTS, ignored=IGNORED)
     assert largest.values == CHUNK * VOCABULARY

@@ -234,12 +234,14 @@ class Adapter(ABC):
         *,
         weight: float,
         last: bool,
+        defer: bool = False,
         dropout_masks: Sequence[NDArray[np.bool_]] = (),
     ) -> State:
         """Forward and backward of one micro-batch; adds ``weight * d(sum of cross-entropy)`` to the window's gradient.
 
-        With `last` each gradient starts its reduction over the data group as soon as the backward has made it
-        (then collective). Targets of `streams.IGNORED` do not count. Returns the state after the last token.
+        With `defer` the backward waits for the next micro-batch without it. Those that have waited go backward together, layer by
+        layer. With `last` each gradient then starts its reduction over the data group as soon as it is complete (collective).
+        Targets of `streams.IGNORED` do not count. Returns the state after the last token.
         """
 
     @abstractmethod

@@ -5,7 +5,7 @@ Shapes: T time, B sequences of this rank, V vocabulary, E embedding, H units.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import horovod.torch as hvd
@@ -18,6 +18,8 @@ from torch.nn import functional
 
 from hvd_lm.adapters.base import Adapter, Evaluated, OptimizerState, State, StepResult
 from hvd_lm.adapters.pytorch_cross_entropy import accumulate_cross_entropy
+from hvd_lm.adapters.pytorch_lstm import lstm_layer
+from hvd_lm.adapters.pytorch_products import product
 from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig
 from hvd_lm.data.streams import IGNORED
 from hvd_lm.dropout import keep_probability
@@ -28,54 +30,16 @@ from hvd_lm.weights import Array, Weights, check_weights
 _MOMENTS = {"adam": {"first": "exp_avg", "second": "exp_avg_sq"}, "sgd": {"momentum": "momentum_buffer"}}
 
 
-class LstmLanguageModel(nn.Module):
-    """Embedding -> LSTM layers -> Linear; one nn.LSTM a layer, so that dropout masks can come from outside."""
+@dataclass
+class Deferred:
+    """A micro-batch whose forward has got to the outputs of the last layer, and that waits for its backward."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        assert config.vocabulary_size is not None
-        self.embedding = nn.Embedding(config.vocabulary_size, config.embedding_size)
-        widths = [config.embedding_size] + [config.hidden_size] * (config.layers - 1)
-        self.layers = [nn.LSTM(width, config.hidden_size) for width in widths]
-        self.lstm = nn.ModuleList(self.layers)
-        self.output = nn.Linear(config.hidden_size, config.vocabulary_size)
-        if config.tie_embedding:
-            self.output.weight = self.embedding.weight
-        self.keep_probability = keep_probability(config.dropout)
-        for layer in self.layers:
-            # The second bias would double the step of the first under Adam: fixed at zero, not trained.
-            fixed = layer.get_parameter("bias_hh_l0")
-            nn.init.zeros_(fixed)
-            fixed.requires_grad_(False)
-
-    def canonical_parameters(self, tied: bool) -> dict[str, nn.Parameter]:
-        parameters = {"embedding": self.embedding.get_parameter("weight")}
-        for index, layer in enumerate(self.layers):
-            parameters[f"lstm.{index}.input_kernel"] = layer.get_parameter("weight_ih_l0")
-            parameters[f"lstm.{index}.recurrent_kernel"] = layer.get_parameter("weight_hh_l0")
-            parameters[f"lstm.{index}.bias"] = layer.get_parameter("bias_ih_l0")
-        if not tied:
-            parameters["output_kernel"] = self.output.get_parameter("weight")
-        parameters["output_bias"] = self.output.get_parameter("bias")
-        return parameters
-
-    def forward(self, inputs_TB: Tensor, state: State, masks: Sequence[Tensor] = ()) -> tuple[Tensor, State]:
-        """Outputs of the last layer [T, B, H], and the state after."""
-        activations = self._drop(self.embedding(inputs_TB), masks, 0)
-        after = []
-        for index, (layer, layer_state) in enumerate(zip(self.layers, state, strict=True)):
-            activations, layer_after = layer(activations, layer_state)
-            activations = self._drop(activations, masks, index + 1)
-            after.append((layer_after[0].detach(), layer_after[1].detach()))
-        return activations, after
-
-    def logits(self, outputs_TBH: Tensor) -> Tensor:
-        """Of the outputs of the last layer, [T*B, V]."""
-        logits: Tensor = self.output(outputs_TBH.flatten(0, 1))
-        return logits
-
-    def _drop(self, activations: Tensor, masks: Sequence[Tensor], place: int) -> Tensor:
-        return activations * masks[place] / self.keep_probability if masks else activations
+    inputs_TB: Tensor
+    targets_TB: Tensor
+    weight: float
+    masks: list[Tensor]
+    outputs_TBH: Tensor
+    """After dropout."""
 
 
 class TouchedRows:
@@ -107,14 +71,14 @@ class TouchedRows:
 class _Reduction:
     """One gradient on its way."""
 
-    parameter: Tensor
+    gradient: Tensor
     handle: int
     wire: Tensor
     rows: Tensor | None
 
 
 class GradientReducer:
-    """Starts Horovod's all-reduce of a gradient the moment the last backward of a window has finished it, autograd's or ours.
+    """Starts Horovod's all-reduce of each gradient when the last backward of a window has finished it.
 
     Horovod's DistributedOptimizer does the same by counting backwards; here the loop says which one is the last, so that a
     short window needs no other counter, Adasum takes the same way, and clipping sits between reduction and update.
@@ -128,63 +92,50 @@ class GradientReducer:
         communication: CommunicationConfig,
         process_set: hvd.ProcessSet,
     ) -> None:
-        self._armed = False
+        self._parameters = parameters
         self._process_set = process_set
         self._op = hvd.Adasum if communication.reduction == "adasum" else hvd.Sum
-        self._halves = communication.compression == "fp16"
         self._pending: list[_Reduction] = []
+        self._looked_up = looked_up
         self._touched: TouchedRows | None = None
-        self._starts: dict[str, Callable[[Tensor], None]] = {}
-        for name, parameter in parameters.items():
-            if name == looked_up:
-                self._touched = TouchedRows(len(parameter), parameter.device, process_set)
-            self._starts[name] = self._hook(f"gradient.{name}", parameter, self._touched if name == looked_up else None)
-            parameter.register_post_accumulate_grad_hook(self._starts[name])  # type: ignore[no-untyped-call]
-
-    def _hook(self, name: str, parameter: Tensor, touched: TouchedRows | None) -> Callable[[Tensor], None]:
-        # Kept from window to window: the first touch of fresh memory takes three times as long as the cast.
-        half = torch.empty_like(parameter, dtype=torch.float16) if self._halves else None
-
-        def start(parameter: Tensor) -> None:
-            if not self._armed:
-                return
-            gradient = parameter.grad
-            assert gradient is not None
-            rows = touched.finish_union() if touched else None
-            values = gradient if rows is None else gradient.index_select(0, rows)
-            wire = values if half is None else half[: len(values)].copy_(values)
-            handle = hvd.allreduce_async_(wire, name=name, op=self._op, process_set=self._process_set)
-            self._pending.append(_Reduction(parameter, handle, wire, rows))
-
-        return start
+        if looked_up:
+            self._touched = TouchedRows(len(parameters[looked_up]), parameters[looked_up].device, process_set)
+        self._halves: dict[str, Tensor] = {}
+        if communication.compression == "fp16":
+            # Kept from window to window: the first touch of fresh memory takes three times as long as the cast.
+            self._halves = {name: torch.empty_like(p, dtype=torch.float16) for name, p in parameters.items()}
 
     def note_inputs(self, inputs_TB: Tensor) -> None:
-        """Before each backward of a window."""
+        """Of each micro-batch of a window."""
         if self._touched:
             self._touched.note(inputs_TB)
 
-    def arm(self) -> None:
-        """Before the last backward of a window. Collective."""
-        self._armed = True
+    def inputs_complete(self) -> None:
+        """All micro-batches of the window are noted. Collective."""
         if self._touched:
             self._touched.start_union()
 
-    def start(self, name: str, parameter: Tensor) -> None:
-        """The gradient of a parameter that autograd does not see is there."""
-        self._starts[name](parameter)
+    def start(self, names: Sequence[str]) -> None:
+        """The gradients of the window are complete. Collective."""
+        for name in names:
+            gradient = self._parameters[name].grad
+            assert gradient is not None
+            rows = self._touched.finish_union() if self._touched and name == self._looked_up else None
+            values = gradient if rows is None else gradient.index_select(0, rows)
+            wire = self._halves[name][: len(values)].copy_(values) if self._halves else values
+            handle = hvd.allreduce_async_(wire, name=f"gradient.{name}", op=self._op, process_set=self._process_set)
+            self._pending.append(_Reduction(gradient, handle, wire, rows))
 
     def finish(self) -> None:
         """Wait for all reductions; the reduced gradients are in `parameter.grad` then."""
         for reduction in self._pending:
             hvd.synchronize(reduction.handle)
-            gradient, wire = reduction.parameter.grad, reduction.wire
-            assert gradient is not None
+            gradient, wire = reduction.gradient, reduction.wire
             if reduction.rows is not None:
                 gradient.index_copy_(0, reduction.rows, wire.to(gradient.dtype))
             elif wire is not gradient:
                 gradient.copy_(wire)
         self._pending.clear()
-        self._armed = False
 
 
 class PyTorchAdapter(Adapter):
@@ -221,9 +172,25 @@ class PyTorchAdapter(Adapter):
 
     def build(self, model: ModelConfig, optimizer: OptimizerConfig) -> None:
         self.model, self.optimizer = model, optimizer
-        self._module = LstmLanguageModel(model).to(self.device)
-        self._parameters = self._module.canonical_parameters(model.tie_embedding)
-        self._output_kernel = "embedding" if model.tie_embedding else "output_kernel"
+        assert model.vocabulary_size is not None
+        embedding = self._undefined(model.vocabulary_size, model.embedding_size)
+        widths = [model.embedding_size, *[model.hidden_size] * (model.layers - 1)]
+        self._layers = [lstm_layer(width, model.hidden_size, self.device) for width in widths]
+        self._parameters = {"embedding": embedding}
+        for index, layer in enumerate(self._layers):
+            self._parameters[f"lstm.{index}.input_kernel"] = layer.input_kernel
+            self._parameters[f"lstm.{index}.recurrent_kernel"] = layer.recurrent_kernel
+            self._parameters[f"lstm.{index}.bias"] = layer.bias
+        if not model.tie_embedding:
+            self._parameters["output_kernel"] = self._undefined(model.vocabulary_size, model.hidden_size)
+        self._parameters["output_bias"] = self._undefined(model.vocabulary_size)
+        self._output_kernel = self._parameters["embedding" if model.tie_embedding else "output_kernel"]
+        self._keep_probability = keep_probability(model.dropout)
+        layers = [[name for name in self._parameters if name.startswith(f"lstm.{index}.")] for index in range(model.layers)]
+        above = [name for name in self._parameters if name.startswith("output_")]
+        # What the backward of the embedding (0), of each layer, and of the output layer (-1) completes.
+        self._complete_after = [["embedding"], *layers, above]
+        self._deferred: list[Deferred] = []
         self._optimizer = self._make_optimizer(optimizer)
         self._applied_steps = 0
         self._moments = {
@@ -239,6 +206,9 @@ class PyTorchAdapter(Adapter):
             self._reducer = GradientReducer(self._parameters, looked_up, self.communication, self._data_set)
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self._loss_handle: int | None = None
+
+    def _undefined(self, *shape: int) -> nn.Parameter:
+        return nn.Parameter(torch.empty(shape, device=self.device))
 
     def _make_optimizer(self, config: OptimizerConfig) -> torch.optim.Optimizer:
         parameters = self._parameters.values()
@@ -265,6 +235,11 @@ class PyTorchAdapter(Adapter):
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(torch.from_numpy(np.ascontiguousarray(weights[name])))
+        self._weights_changed()
+
+    def _weights_changed(self) -> None:
+        for layer in self._layers:
+            layer.weights_changed()
 
     def weights(self, *, copy: bool = True) -> Weights:
         return {name: _to_numpy(parameter, copy=copy) for name, parameter in self._parameters.items()}
@@ -298,19 +273,19 @@ class PyTorchAdapter(Adapter):
         for handle in handles:
             hvd.synchronize(handle)
         self._link_moments()
+        self._weights_changed()
 
     def zero_state(self, batch_size: int) -> State:
         def zeros() -> Tensor:
-            return torch.zeros(1, batch_size, self.model.hidden_size, device=self.device)
+            return torch.zeros(batch_size, self.model.hidden_size, device=self.device)
 
         return [(zeros(), zeros()) for _ in range(self.model.layers)]
 
     def state_to_numpy(self, state: State) -> NDArray[np.float32]:
-        return np.stack([np.stack([_to_numpy(tensor)[0] for tensor in layer]) for layer in state])
+        return np.stack([np.stack([_to_numpy(tensor) for tensor in layer]) for layer in state])
 
     def state_from_numpy(self, state_L2BH: NDArray[np.float32]) -> State:
-        tensors = torch.tensor(state_L2BH, device=self.device).unsqueeze(2)
-        return [(h.contiguous(), c.contiguous()) for h, c in tensors]
+        return [(h, c) for h, c in torch.tensor(state_L2BH, device=self.device)]
 
     def accumulate(
         self,
@@ -320,27 +295,92 @@ class PyTorchAdapter(Adapter):
         *,
         weight: float,
         last: bool,
+        defer: bool = False,
         dropout_masks: Sequence[NDArray[np.bool_]] = (),
     ) -> State:
+        if self._deferred and self._deferred[0].inputs_TB.shape != inputs_TB.shape:
+            self._run_deferred(last=False)
         masks = [torch.from_numpy(mask).to(self.device) for mask in dropout_masks]
         inputs, targets = self._indices(inputs_TB), self._indices(targets_TB)
+        outputs_TBH, state = self._forward(inputs, state, masks, keep=True)
+        self._deferred.append(Deferred(inputs, targets, weight, masks, outputs_TBH))
         if self._reducer:
             self._reducer.note_inputs(inputs)
-            if last:
-                self._reducer.arm()
-        outputs_TBH, state = self._module(inputs, state, masks)
-        kernel, bias = self._parameters[self._output_kernel], self._parameters["output_bias"]
+        if last or not defer:
+            self._run_deferred(last=last)
+        return state
+
+    @torch.no_grad()
+    def _forward(
+        self, inputs_TB: Tensor, state: State, masks: Sequence[Tensor] = (), *, keep: bool = False
+    ) -> tuple[Tensor, State]:
+        """Outputs of the last layer after dropout [T, B, H], and the state after."""
+        activations = self._drop(functional.embedding(inputs_TB, self._parameters["embedding"]), masks, 0)
+        after = []
+        for index, (layer, layer_state) in enumerate(zip(self._layers, state, strict=True)):
+            outputs, layer_after = layer.forward(activations, layer_state, keep=keep)
+            activations = self._drop(outputs, masks, index + 1)
+            after.append(layer_after)
+        return activations, after
+
+    def _drop(self, activations: Tensor, masks: Sequence[Tensor], place: int) -> Tensor:
+        return activations * masks[place] / self._keep_probability if masks else activations
+
+    def _logits(self, outputs_TBH: Tensor) -> Tensor:
+        """[T*B, V]"""
+        return product(outputs_TBH.flatten(0, 1), self._output_kernel, bias_N=self._parameters["output_bias"])
+
+    @torch.no_grad()
+    def _run_deferred(self, *, last: bool) -> None:
+        """The backward of all micro-batches that wait, layer by layer from above.
+
+        With `last`, what is complete travels while the layers below are at work.
+        """
+        reducer = self._reducer if last else None
+        if reducer:
+            reducer.inputs_complete()
+        gradients = self._output_backward()
+        if reducer:
+            self._loss_handle = hvd.allreduce_async_(self._loss_sum, name="loss", op=hvd.Sum, process_set=self._data_set)
+            reducer.start(self._complete_after[-1])
+        for index in reversed(range(self.model.layers)):
+            gradients = self._layers[index].backward(self._drop_all(gradients, index + 1))
+            if reducer:
+                reducer.start(self._complete_after[index + 1])
+        self._embedding_backward(self._drop_all(gradients, 0))
+        if reducer:
+            reducer.start(self._complete_after[0])
+        self._deferred.clear()
+
+    def _drop_all(self, gradients: Sequence[Tensor], place: int) -> list[Tensor]:
+        return [
+            self._drop(gradient, micro_batch.masks, place) for gradient, micro_batch in zip(gradients, self._deferred, strict=True)
+        ]
+
+    def _output_backward(self) -> list[Tensor]:
+        """Cross-entropy and the output layer; gradients by the outputs of the last layer [T, B, H]."""
+        targets = [micro_batch.targets_TB.flatten() for micro_batch in self._deferred]
+        weights = [
+            target.new_full((), micro_batch.weight, dtype=torch.float32).expand(len(target))
+            for target, micro_batch in zip(targets, self._deferred, strict=True)
+        ]
         loss, gradients_NH = accumulate_cross_entropy(
-            outputs_TBH.detach().flatten(0, 1), kernel, bias, targets.flatten(), weight=weight, ignored=IGNORED
+            torch.cat([micro_batch.outputs_TBH.flatten(0, 1) for micro_batch in self._deferred]),
+            self._output_kernel,
+            self._parameters["output_bias"],
+            torch.cat(targets),
+            torch.cat(weights),
+            ignored=IGNORED,
         )
         self._loss_sum += loss
-        if last and self._reducer:
-            self._loss_handle = hvd.allreduce_async_(self._loss_sum, name="loss", op=hvd.Sum, process_set=self._data_set)
-            self._reducer.start("output_bias", bias)
-            if not self.model.tie_embedding:
-                self._reducer.start("output_kernel", kernel)
-        outputs_TBH.backward(gradients_NH.view_as(outputs_TBH))
-        return state
+        return [part.view(*self._deferred[0].inputs_TB.shape, -1) for part in torch.split(gradients_NH, len(targets[0]))]
+
+    def _embedding_backward(self, gradients_TBE: Sequence[Tensor]) -> None:
+        embedding = self._parameters["embedding"]
+        if embedding.grad is None:
+            embedding.grad = torch.zeros_like(embedding)
+        for micro_batch, gradient in zip(self._deferred, gradients_TBE, strict=True):
+            embedding.grad.index_add_(0, micro_batch.inputs_TB.flatten(), gradient.flatten(0, 1))
 
     def _indices(self, array: NDArray[np.int32]) -> Tensor:
         return torch.from_numpy(array).to(self.device, torch.int64)
@@ -360,6 +400,7 @@ class PyTorchAdapter(Adapter):
                 torch._foreach_mul_(gradients, factor)
             for group in self._optimizer.param_groups:
                 group["lr"] = learning_rate
+            self._weights_changed()
             self._optimizer.step()
             self._applied_steps += 1
         self._optimizer.zero_grad(set_to_none=True)
@@ -368,6 +409,8 @@ class PyTorchAdapter(Adapter):
         return result
 
     def gradients(self) -> Weights:
+        if self._deferred:
+            self._run_deferred(last=False)
         if self._reducer:
             self._reducer.finish()
         return {name: _to_numpy(parameter.grad) for name, parameter in self._parameters.items() if parameter.grad is not None}
@@ -383,6 +426,7 @@ class PyTorchAdapter(Adapter):
 
     @torch.no_grad()
     def dynamic_step(self) -> float:
+        self._weights_changed()
         for parameter, remembered, rate, decay in self._dynamic:
             assert parameter.grad is not None
             pull = (remembered - parameter).mul_(decay)
@@ -394,15 +438,15 @@ class PyTorchAdapter(Adapter):
 
     @torch.no_grad()
     def evaluate(self, inputs_TB: NDArray[np.int32], targets_TB: NDArray[np.int32], state: State) -> Evaluated:
-        outputs_TBH, state = self._module(self._indices(inputs_TB), state)
-        logits = self._module.logits(outputs_TBH)
+        outputs_TBH, state = self._forward(self._indices(inputs_TB), state)
+        logits = self._logits(outputs_TBH)
         losses = functional.cross_entropy(logits, self._indices(targets_TB).flatten(), ignore_index=IGNORED, reduction="none")
         return Evaluated(_to_numpy(losses).reshape(inputs_TB.shape), _to_numpy(outputs_TBH), state)
 
     @torch.no_grad()
     def logits(self, inputs_TB: NDArray[np.int32], state: State) -> tuple[NDArray[np.float32], State]:
-        outputs_TBH, state = self._module(self._indices(inputs_TB), state)
-        return _to_numpy(self._module.logits(outputs_TBH)).reshape(*inputs_TB.shape, -1), state
+        outputs_TBH, state = self._forward(self._indices(inputs_TB), state)
+        return _to_numpy(self._logits(outputs_TBH)).reshape(*inputs_TB.shape, -1), state
 
 
 def _global_norm(tensors: Sequence[Tensor]) -> Tensor:

@@ -12,40 +12,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-CHUNK = 512
+from hvd_lm.adapters.pytorch_products import add_product_to_gradient, add_to_gradient, product
+
+CHUNK = 256
 """Tokens whose logits exist at a time: enough rows for the products to be as fast as with all of them."""
 
 
 @torch.no_grad()
 def accumulate_cross_entropy(
-    outputs_NH: Tensor, kernel_VH: Tensor, bias_V: Tensor, targets_N: Tensor, *, weight: float, ignored: int
+    outputs_NH: Tensor, kernel_VH: Tensor, bias_V: Tensor, targets_N: Tensor, weights_N: Tensor, *, ignored: int
 ) -> tuple[Tensor, Tensor]:
     """Sum of the cross-entropies of all targets but those that are `ignored` (scalar).
 
-    Adds the gradient of `weight` times that sum to ``kernel_VH.grad`` and ``bias_V.grad``, and returns its gradient by the
+    Adds the gradient of the sum weighted by `weights_N` to ``kernel_VH.grad`` and ``bias_V.grad``, and returns its gradient by the
     outputs, [N, H], as the second value.
     """
     loss = outputs_NH.new_zeros(())
     gradients_NH = torch.empty_like(outputs_NH)
-    chunks = zip(*(torch.split(tensor, CHUNK) for tensor in (outputs_NH, targets_N, gradients_NH)), strict=True)
-    for outputs, targets, gradients in chunks:
-        log_probabilities = functional.log_softmax(torch.addmm(bias_V, outputs, kernel_VH.t()), dim=1)
+    chunks = zip(*(torch.split(tensor, CHUNK) for tensor in (outputs_NH, targets_N, weights_N, gradients_NH)), strict=True)
+    for outputs, targets, weights, gradients in chunks:
+        log_probabilities = functional.log_softmax(product(outputs, kernel_VH, bias_N=bias_V), dim=1)
         loss += functional.nll_loss(log_probabilities, targets, ignore_index=ignored, reduction="sum")
         by_logits = log_probabilities.exp_()
         by_logits[torch.arange(len(targets), device=targets.device), targets.clamp(min=0)] -= 1
         # Weights of tokens go to the factors with H columns instead of the one with V.
-        weights = (targets != ignored).to(outputs.dtype).mul_(weight)
-        torch.mm(by_logits, kernel_VH, out=gradients).mul_(weights[:, None])
-        _add_product(kernel_VH, by_logits, outputs * weights[:, None])
-        _add_product(bias_V, by_logits, weights)
+        counted = (targets != ignored) * weights
+        torch.mul(product(by_logits, kernel_VH.t()), counted[:, None], out=gradients)
+        add_product_to_gradient(kernel_VH, by_logits, outputs * counted[:, None])
+        add_to_gradient(bias_V, torch.mv(by_logits.t(), counted))
     return loss, gradients_NH
-
-
-def _add_product(parameter: Tensor, by_logits: Tensor, factor: Tensor) -> None:
-    """Add ``by_logits^T @ factor`` to the gradient of `parameter`."""
-    if parameter.grad is None:
-        parameter.grad = by_logits.t() @ factor
-    elif factor.dim() == 1:
-        parameter.grad.addmv_(by_logits.t(), factor)
-    else:
-        parameter.grad.addmm_(by_logits.t(), factor)

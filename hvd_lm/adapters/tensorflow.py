@@ -1,13 +1,13 @@
 """The TensorFlow adapter: graph-compiled functions over tf.Variables, gradients through horovod.tensorflow.
 
-Shapes: T time, B sequences of this rank, V vocabulary, D input width of a layer, H units.
+Shapes: T time, B sequences of this rank, N = T*B tokens, V vocabulary, H units.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from horovod.common.exceptions import HorovodInternalError
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hvd_lm.adapters.base import Adapter, Evaluated, OptimizerState, State, StepResult
 from hvd_lm.adapters.quiet import native_stderr_closed
+from hvd_lm.adapters.tensorflow_lstm import Kernels, Tape, backward, forward, side_by_side, tape_specs
 from hvd_lm.config import ModelConfig, OptimizerConfig
 from hvd_lm.dropout import keep_probability
 from hvd_lm.errors import CheckpointError
@@ -27,70 +28,21 @@ with native_stderr_closed():
 _MOMENTS = {"adam": ("first", "second"), "sgd": ("momentum",)}
 
 
-@tf.custom_gradient
-def lstm_layer(
-    inputs_TBD: tf.Tensor, input_kernel: tf.Tensor, recurrent_kernel: tf.Tensor, bias: tf.Tensor, h_BH: tf.Tensor, c_BH: tf.Tensor
-) -> tuple[tuple[tf.Tensor, tf.Tensor, tf.Tensor], Callable[..., tuple[tf.Tensor, ...]]]:
-    """An LSTM layer (gates i, f, g, o): outputs [T, B, H], last h and c [B, H].
+CHUNK = 256
+"""Tokens whose logits exist at a time: enough rows for the products to be nearly as fast as with all of them."""
 
-    Only what is recurrent runs step by step: input projections and all weight gradients are one product over T*B rows.
-    On a CPU that is about twice as fast as Keras' layer, and twelve times as fast as tf.raw_ops.BlockLSTMV2.
-    """
-    steps, batch = tf.shape(inputs_TBD)[0], tf.shape(inputs_TBD)[1]
-    width, units = inputs_TBD.shape[2], recurrent_kernel.shape[1]
-    inputs_ND = tf.reshape(inputs_TBD, (-1, width))
-    projected = tf.reshape(tf.matmul(inputs_ND, input_kernel, transpose_b=True) + bias, (steps, batch, 4 * units))
-    recurrent_transposed = tf.transpose(recurrent_kernel)
 
-    def array() -> tf.TensorArray:
-        return tf.TensorArray(tf.float32, size=steps)
+class Deferred(NamedTuple):
+    """A micro-batch whose forward has got to the outputs of the last layer, and that waits for its backward."""
 
-    def forward(t: tf.Tensor, h: tf.Tensor, c: tf.Tensor, hs: Any, cs: Any, gates: Any) -> tuple[Any, ...]:
-        i, f, g, o = tf.split(projected[t] + tf.matmul(h, recurrent_transposed), 4, axis=1)
-        i, f, g, o = tf.sigmoid(i), tf.sigmoid(f), tf.tanh(g), tf.sigmoid(o)
-        c = f * c + i * g
-        h = o * tf.tanh(c)
-        return t + 1, h, c, hs.write(t, h), cs.write(t, c), gates.write(t, tf.stack((i, f, g, o)))
-
-    _, h_last, c_last, hs, cs, gates = tf.while_loop(
-        lambda t, *_: t < steps, forward, (0, h_BH, c_BH, array(), array(), array()), maximum_iterations=steps
-    )
-    outputs_TBH, cells_TBH, gates_T4BH = hs.stack(), cs.stack(), gates.stack()
-
-    def gradient(d_outputs: tf.Tensor, d_h: tf.Tensor, d_c: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        previous_h = tf.concat((h_BH[None], outputs_TBH[:-1]), 0)
-        previous_c = tf.concat((c_BH[None], cells_TBH[:-1]), 0)
-        tanh_c = tf.tanh(cells_TBH)
-
-        def backward(t: tf.Tensor, d_h: tf.Tensor, d_c: tf.Tensor, d_gates: Any) -> tuple[Any, ...]:
-            i, f, g, o = tf.unstack(gates_T4BH[t])
-            d_h = d_h + d_outputs[t]
-            d_c = d_c + d_h * o * (1 - tanh_c[t] * tanh_c[t])
-            d_gate = tf.concat(
-                (
-                    d_c * g * i * (1 - i),
-                    d_c * previous_c[t] * f * (1 - f),
-                    d_c * i * (1 - g * g),
-                    d_h * tanh_c[t] * o * (1 - o),
-                ),
-                axis=1,
-            )
-            return t - 1, tf.matmul(d_gate, recurrent_kernel), d_c * f, d_gates.write(t, d_gate)
-
-        _, d_h, d_c, d_gates = tf.while_loop(
-            lambda t, *_: t >= 0, backward, (steps - 1, d_h, d_c, array()), maximum_iterations=steps
-        )
-        d_gates_N4H = tf.reshape(d_gates.stack(), (-1, 4 * units))
-        return (
-            tf.reshape(tf.matmul(d_gates_N4H, input_kernel), tf.shape(inputs_TBD)),
-            tf.matmul(d_gates_N4H, inputs_ND, transpose_a=True),
-            tf.matmul(d_gates_N4H, tf.reshape(previous_h, (-1, units)), transpose_a=True),
-            tf.reduce_sum(d_gates_N4H, 0),
-            d_h,
-            d_c,
-        )
-
-    return (outputs_TBH, h_last, c_last), gradient
+    inputs_TB: tf.Tensor
+    targets_TB: tf.Tensor
+    weight: tf.Tensor
+    masks: list[tf.Tensor]
+    tapes: list[Tape]
+    """Of the layers, from below."""
+    outputs_TBH: tf.Tensor
+    """Of the last layer, after dropout."""
 
 
 class TensorFlowAdapter(Adapter):
@@ -148,132 +100,218 @@ class TensorFlowAdapter(Adapter):
         if self.reduces and not model.tie_embedding:
             self._touched_V = tf.Variable(tf.zeros(shapes["embedding"][0], tf.float16), trainable=False)
         self._applied_steps = 0
-        self._first = True
-        self._reduced: list[tf.Tensor] | None = None
+        self._deferred: list[Deferred] = []
+        self._begin_window()
         self._keep_probability = keep_probability(model.dropout)
         self._compression = hvd.Compression.fp16 if self.communication.compression == "fp16" else hvd.Compression.none
         self._reduction = hvd.Adasum if self.communication.reduction == "adasum" else hvd.Sum
-        # One trace for all lengths of a text; accumulate has one more for the first and the last of a window.
+        # One trace for all lengths of a text.
         indices = tf.TensorSpec((None, None), tf.int32)
         scalar = tf.TensorSpec((), tf.float32)
-        units = tf.TensorSpec((None, model.hidden_size), tf.float32)
-        state = [(units, units)] * model.layers
-        widths = [model.embedding_size, *[model.hidden_size] * model.layers] if model.dropout else []
-        masks = [tf.TensorSpec((None, None, width), tf.bool) for width in widths]
-        self._accumulate = {
-            (first, last): tf.function(
-                lambda *arguments, first=first, last=last: self._accumulate_graph(*arguments, first=first, last=last),
-                input_signature=(indices, indices, state, scalar, masks),
-            )
-            for first in (False, True)
-            for last in (False, True)
-        }
-        gradients = [tf.TensorSpec(shape, tf.float32) for shape in shapes.values()]
-        self._apply = tf.function(self._apply_graph, input_signature=(gradients, scalar, scalar, scalar, scalar))
+        state = [(tf.TensorSpec((None, model.hidden_size), tf.float32),) * 2] * model.layers
+        widths = [model.embedding_size, *[model.hidden_size] * model.layers]
+        masks = [tf.TensorSpec((None, None, width), tf.bool) for width in widths] if model.dropout else []
+        self._forward_to_wait = tf.function(self._forward_graph, input_signature=(indices, indices, state, scalar, masks))
+        tapes = [tape_specs(width, model.hidden_size) for width in widths[:-1]]
+        outputs = tf.TensorSpec((None, None, model.hidden_size), tf.float32)
+        self._deferred_specs = Deferred(indices, indices, scalar, masks, tapes, outputs)
+        self._backward: dict[tuple[int, bool, bool], Callable[[list[Deferred]], tf.Tensor]] = {}
+        self._apply = tf.function(self._apply_graph, input_signature=(scalar, scalar, scalar, scalar))
         self._evaluate = tf.function(self._losses, input_signature=(indices, indices, state))
-        self._logits = tf.function(self._forward, input_signature=(indices, state))
+        self._logits = tf.function(self._logits_graph, input_signature=(indices, state))
 
-    def _forward(self, inputs_TB: tf.Tensor, state: State, masks: Sequence[tf.Tensor] = ()) -> tuple[tf.Tensor, tf.Tensor, State]:
-        """Logits [T*B, V], outputs of the last layer [T, B, H], and the state after."""
-        weights = self._weights
-        activations = self._drop(tf.gather(weights["embedding"], inputs_TB), masks, 0)
-        after = []
-        for index, (h, c) in enumerate(state):
-            kernels = [tf.convert_to_tensor(weights[f"lstm.{index}.{k}"]) for k in ("input_kernel", "recurrent_kernel", "bias")]
-            activations, h, c = lstm_layer(activations, *kernels, h, c)
-            activations = self._drop(activations, masks, index + 1)
-            after.append((h, c))
-        kernel = weights["embedding" if self.model.tie_embedding else "output_kernel"]
-        outputs_NH = tf.reshape(activations, (-1, self.model.hidden_size))
-        return tf.matmul(outputs_NH, kernel, transpose_b=True) + weights["output_bias"], activations, after
+    def _begin_window(self) -> None:
+        self._first_backward = True
+        self._window_loss: tf.Tensor | None = None
+        """Of a window that is complete."""
+
+    @property
+    def _output_kernel(self) -> str:
+        return "embedding" if self.model.tie_embedding else "output_kernel"
+
+    def _kernels(self, layer: int) -> Kernels:
+        return Kernels(*(tf.convert_to_tensor(self._weights[name]) for name in _layer_names(layer)))
+
+    def _forward(self, inputs_TB: tf.Tensor, state: State, masks: Sequence[tf.Tensor] = ()) -> tuple[list[Tape], tf.Tensor, State]:
+        """Tapes of the layers, outputs of the last one after dropout [T, B, H], and the state after."""
+        activations = self._drop(tf.gather(self._weights["embedding"], inputs_TB), masks, 0)
+        tapes, after = [], []
+        for layer, (h, c) in enumerate(state):
+            tape, *layer_after = forward(activations, self._kernels(layer), h, c)
+            activations = self._drop(tape.outputs_TBH, masks, layer + 1)
+            tapes.append(tape)
+            after.append(tuple(layer_after))
+        return tapes, activations, after
 
     def _drop(self, activations: tf.Tensor, masks: Sequence[tf.Tensor], place: int) -> tf.Tensor:
         return activations * tf.cast(masks[place], tf.float32) / self._keep_probability if masks else activations
 
-    def _losses(
-        self, inputs_TB: tf.Tensor, targets_TB: tf.Tensor, state: State, masks: Sequence[tf.Tensor] = ()
-    ) -> tuple[tf.Tensor, tf.Tensor, State]:
-        """Cross-entropy of every target [T*B], outputs of the last layer [T, B, H], and the state after."""
-        logits, outputs_TBH, state = self._forward(inputs_TB, state, masks)
-        targets = tf.reshape(targets_TB, (-1,))
+    def _logits_of(self, outputs_NH: tf.Tensor) -> tf.Tensor:
+        """[N, V]"""
+        product = tf.matmul(outputs_NH, self._weights[self._output_kernel], transpose_b=True)
+        return tf.nn.bias_add(product, self._weights["output_bias"])
+
+    def _logits_graph(self, inputs_TB: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:
+        _, outputs_TBH, state = self._forward(inputs_TB, state)
+        return self._logits_of(self._tokens(outputs_TBH)), state
+
+    def _tokens(self, outputs_TBH: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(outputs_TBH, (-1, self.model.hidden_size))
+
+    def _cross_entropy(self, outputs_NH: tf.Tensor, targets_N: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Of every target [N]; its gradient by the logits [N, V]; and 1 for each target that counts, 0 for others [N]."""
         # The kernel refuses negative labels, so ignored targets (< 0) become class 0 with no weight.
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(targets, 0), logits)
-        return losses * tf.cast(targets >= 0, tf.float32), outputs_TBH, state
-
-    def _accumulate_graph(
-        self,
-        inputs_TB: tf.Tensor,
-        targets_TB: tf.Tensor,
-        state: State,
-        weight: tf.Tensor,
-        masks: Sequence[tf.Tensor],
-        *,
-        first: bool,
-        last: bool,
-    ) -> tuple[State, list[tf.Tensor], tf.Tensor]:
-        """State, and of the last micro-batch the gradients and the loss of the window, reduced."""
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(list(self._weights.values()))
-            losses, _, state = self._losses(inputs_TB, targets_TB, state, masks)
-            loss = tf.reduce_sum(losses)
-            weighted = loss * weight
-        # The embedding's gradient comes as IndexedSlices, which Horovod would gather instead of reduce.
-        gradients = [tf.convert_to_tensor(g) for g in tape.gradient(weighted, list(self._weights.values()))]
-        loss_sum = tf.cast(loss, tf.float64) if first else self._loss_sum + tf.cast(loss, tf.float64)
-        if not last:
-            self._loss_sum.assign(loss_sum)
-            if self._touched_V is not None:
-                self._touched_V.assign(self._touch(inputs_TB, first))
-            for accumulated, gradient in zip(self._accumulated.values(), gradients, strict=True):
-                (accumulated.assign if first else accumulated.assign_add)(gradient)
-            return state, [], loss_sum
-        if not first:
-            gradients = [a + g for a, g in zip(self._accumulated.values(), gradients, strict=True)]
-        if self.reduces:
-            loss_sum = hvd.allreduce(loss_sum, name="loss", op=hvd.Sum, process_set=self._data_set)
-            gradients = [
-                self._reduce_rows(name, gradient, self._touch(inputs_TB, first))
-                if name == "embedding" and self._touched_V is not None
-                else self._reduce(name, gradient)
-                for name, gradient in zip(self._weights, gradients, strict=True)
-            ]
-        return state, gradients, loss_sum
-
-    def _touch(self, inputs_TB: tf.Tensor, first: bool) -> tf.Tensor:
-        """1 for each row of the embedding that the window has looked up so far, ``float16 [V]``."""
-        before_V = tf.zeros_like(self._touched_V) if first else tf.convert_to_tensor(self._touched_V)
-        indices = tf.reshape(inputs_TB, (-1, 1))
-        return tf.tensor_scatter_nd_update(before_V, indices, tf.ones_like(indices[:, 0], tf.float16))
-
-    def _reduce_rows(self, name: str, gradient: tf.Tensor, touched_V: tf.Tensor) -> tf.Tensor:
-        """`_reduce` of those rows alone that some rank has touched: all others are zero everywhere."""
-        touched_V = hvd.allreduce(touched_V, name="touched_rows", op=hvd.Sum, process_set=self._data_set)
-        indices = tf.where(touched_V > 0)
-        return tf.scatter_nd(indices, self._reduce(name, tf.gather_nd(gradient, indices)), tf.shape(gradient, tf.int64))
-
-    def _reduce(self, name: str, gradient: tf.Tensor) -> tf.Tensor:
-        """Sum over the data group. Collective."""
-        return hvd.allreduce(
-            gradient, name=f"gradient.{name}", op=self._reduction, compression=self._compression, process_set=self._data_set
+        losses, by_logits = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(
+            features=self._logits_of(outputs_NH), labels=tf.maximum(targets_N, 0)
         )
+        counted = tf.cast(targets_N >= 0, tf.float32)
+        return losses * counted, by_logits, counted
+
+    def _losses(self, inputs_TB: tf.Tensor, targets_TB: tf.Tensor, state: State) -> tuple[tf.Tensor, tf.Tensor, State]:
+        """Cross-entropy of every target [N], outputs of the last layer [T, B, H], and the state after."""
+        _, outputs_TBH, state = self._forward(inputs_TB, state)
+        losses, _, _ = self._cross_entropy(self._tokens(outputs_TBH), tf.reshape(targets_TB, (-1,)))
+        return losses, outputs_TBH, state
+
+    def _forward_graph(
+        self, inputs_TB: tf.Tensor, targets_TB: tf.Tensor, state: State, weight: tf.Tensor, masks: list[tf.Tensor]
+    ) -> tuple[State, Deferred]:
+        tapes, outputs_TBH, state = self._forward(inputs_TB, state, masks)
+        return state, Deferred(inputs_TB, targets_TB, weight, masks, tapes, outputs_TBH)
+
+    def _add(self, name: str, gradient: tf.Tensor, first: bool) -> None:
+        """To the gradient of the window."""
+        accumulated = self._accumulated[name]
+        (accumulated.assign if first else accumulated.assign_add)(gradient)
+
+    def _run_deferred(self, *, last: bool) -> None:
+        """The rest of the backward of all micro-batches that wait for it, as of one with the sequences of all."""
+        key = (len(self._deferred), self._first_backward, last)
+        if key not in self._backward:
+            count, first, _ = key
+            self._backward[key] = tf.function(
+                lambda deferred: self._backward_graph(deferred, first=first, last=last),
+                input_signature=([self._deferred_specs] * count,),
+            )
+        loss = self._backward[key](self._deferred)
+        self._deferred.clear()
+        self._first_backward = False
+        if last:
+            self._window_loss = loss
+
+    def _backward_graph(self, deferred: list[Deferred], *, first: bool, last: bool) -> tf.Tensor:
+        """Layer by layer from above: with `last`, what is complete travels while the layers below are at work.
+
+        Returns the loss of the window so far; with `last`, of all ranks.
+        """
+        reduce = self._reduce if last and self.reduces else lambda _: []
+        inputs_TB = tf.concat([micro_batch.inputs_TB for micro_batch in deferred], 1)
+        masks = [tf.concat(of_place, 1) for of_place in zip(*(micro_batch.masks for micro_batch in deferred), strict=True)]
+        self._note_touched(inputs_TB, first)
+        gradient, loss = self._output_backward(deferred, first)
+        loss = self._loss_sum.assign(loss if first else self._loss_sum + loss)
+        if last and self.reduces:
+            loss = hvd.allreduce(loss, name="loss", op=hvd.Sum, process_set=self._data_set)
+        on_the_wire = reduce([name for name in self._weights if name.startswith("output_")])
+        for layer in reversed(range(self.model.layers)):
+            # Reductions leave in this order, and before the processor is taken.
+            with tf.control_dependencies(on_the_wire):
+                gradient = self._drop(gradient, masks, layer + 1)
+                tape = side_by_side([micro_batch.tapes[layer] for micro_batch in deferred])
+                gradient, d_kernels = backward(tape, self._kernels(layer), gradient)
+            for name, d_kernel in zip(_layer_names(layer), d_kernels, strict=True):
+                self._add(name, d_kernel, first)
+            on_the_wire = reduce(_layer_names(layer))
+        rows = tf.IndexedSlices(self._drop(gradient, masks, 0), inputs_TB)
+        accumulated = self._accumulated["embedding"]
+        if first and not self.model.tie_embedding:
+            accumulated.assign(tf.zeros_like(accumulated))
+        accumulated.scatter_add(rows)
+        reduce(["embedding"])
+        return loss
+
+    def _note_touched(self, inputs_TB: tf.Tensor, first: bool) -> None:
+        """1 for each row of the embedding that the window has looked up so far."""
+        if self._touched_V is None:
+            return
+        if first:
+            self._touched_V.assign(tf.zeros_like(self._touched_V))
+        indices = tf.reshape(inputs_TB, (-1,))
+        self._touched_V.scatter_update(tf.IndexedSlices(tf.ones_like(indices, tf.float16), indices))
+
+    def _output_backward(self, deferred: list[Deferred], first: bool) -> tuple[tf.Tensor, tf.Tensor]:
+        """Cross-entropy and the output layer, chunk by chunk: gradient by the outputs [T, B, H], sum of losses (float64)."""
+        outputs_TBH = tf.concat([micro_batch.outputs_TBH for micro_batch in deferred], 1)
+        outputs_NH = self._tokens(outputs_TBH)
+        targets_N = tf.reshape(tf.concat([micro_batch.targets_TB for micro_batch in deferred], 1), (-1,))
+        weights = [tf.fill(tf.shape(micro_batch.inputs_TB), micro_batch.weight) for micro_batch in deferred]
+        weights_N = tf.reshape(tf.concat(weights, 1), (-1,))
+        kernel, bias = self._accumulated[self._output_kernel], self._accumulated["output_bias"]
+        if first:
+            kernel.assign(tf.zeros_like(kernel))
+            bias.assign(tf.zeros_like(bias))
+
+        def chunk(index: tf.Tensor, loss: tf.Tensor, gradients: tf.TensorArray) -> tuple[tf.Tensor, tf.Tensor, tf.TensorArray]:
+            here = slice(index * CHUNK, (index + 1) * CHUNK)
+            losses, by_logits, counted = self._cross_entropy(outputs_NH[here], targets_N[here])
+            # Weights of tokens go to the factors with H columns instead of the one with V.
+            weights = (counted * weights_N[here])[:, None]
+            kernel.assign_add(tf.matmul(by_logits, outputs_NH[here] * weights, transpose_a=True))
+            bias.assign_add(tf.matmul(weights, by_logits, transpose_a=True)[0])
+            gradient_NH = tf.matmul(by_logits, self._weights[self._output_kernel]) * weights
+            return index + 1, loss + tf.cast(tf.reduce_sum(losses), tf.float64), gradients.write(index, gradient_NH)
+
+        chunks = -(-tf.shape(outputs_NH)[0] // CHUNK)
+        parts = tf.TensorArray(tf.float32, chunks, infer_shape=False, element_shape=(None, self.model.hidden_size))
+        zero = tf.zeros((), tf.float64)
+        _, loss, parts = tf.while_loop(lambda index, *_: index < chunks, chunk, (0, zero, parts), parallel_iterations=1)
+        return tf.reshape(parts.concat(), tf.shape(outputs_TBH)), loss
+
+    def _reduce(self, names: Sequence[str]) -> list[tf.Tensor]:
+        """Sum the gradients of the window over the data group; returns what is sent. Collective."""
+        sent = []
+        for name in names:
+            accumulated = self._accumulated[name]
+            gradient = tf.convert_to_tensor(accumulated)
+            if name == "embedding" and self._touched_V is not None:
+                # All rows that no rank has touched are zero everywhere.
+                touched_V = hvd.allreduce(self._touched_V, name="touched_rows", op=hvd.Sum, process_set=self._data_set)
+                rows = tf.where(touched_V > 0)[:, 0]
+                wire, context = self._compression.compress(tf.gather(gradient, rows))
+                accumulated.scatter_update(tf.IndexedSlices(self._all_reduce_wire(name, wire, context), rows))
+            else:
+                wire, context = self._compression.compress(gradient)
+                accumulated.assign(self._all_reduce_wire(name, wire, context))
+            sent.append(wire)
+        return sent
+
+    def _all_reduce_wire(self, name: str, wire: tf.Tensor, context: tf.DType | None) -> tf.Tensor:
+        total = hvd.allreduce(wire, name=f"gradient.{name}", op=self._reduction, process_set=self._data_set)
+        return self._compression.decompress(total, context)
 
     def _apply_graph(
-        self, gradients: list[tf.Tensor], learning_rate: tf.Tensor, epsilon: tf.Tensor, clip: tf.Tensor, unscale: tf.Tensor
+        self, learning_rate: tf.Tensor, epsilon: tf.Tensor, clip: tf.Tensor, unscale: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Update weights and moments if the gradient is finite; returns its norm and whether it is."""
-        norm = tf.linalg.global_norm(gradients) * unscale
+        norm = tf.linalg.global_norm(list(self._accumulated.values())) * unscale
         finite = tf.math.is_finite(norm)
         if finite:
             factor = unscale * tf.minimum(1.0, clip / norm)
-            for (name, variable), gradient in zip(self._weights.items(), gradients, strict=True):
-                self._update(name, variable, gradient * factor, learning_rate, epsilon)
+            updated: list[tf.Operation] = []
+            for name, variable in self._weights.items():
+                # One after the other, or all products would be in memory at once.
+                with tf.control_dependencies(updated):
+                    gradient = tf.convert_to_tensor(self._accumulated[name]) * factor
+                    updated = [self._update(name, variable, gradient, learning_rate, epsilon)]
         return norm, finite
 
-    def _update(self, name: str, variable: tf.Variable, gradient: tf.Tensor, learning_rate: tf.Tensor, epsilon: tf.Tensor) -> None:
+    def _update(
+        self, name: str, variable: tf.Variable, gradient: tf.Tensor, learning_rate: tf.Tensor, epsilon: tf.Tensor
+    ) -> tf.Operation:
         handle, moments = variable.handle, {key: v.handle for key, v in self._moments.items() if key.endswith(f"/{name}")}
         if self.optimizer.optimizer == "adam":
             # The kernel's own bias correction is float32 and puts epsilon inside; ours is in learning_rate and epsilon.
-            tf.raw_ops.ResourceApplyAdam(
+            return tf.raw_ops.ResourceApplyAdam(
                 var=handle,
                 m=moments[f"first/{name}"],
                 v=moments[f"second/{name}"],
@@ -285,12 +323,11 @@ class TensorFlowAdapter(Adapter):
                 epsilon=epsilon,
                 grad=gradient,
             )
-        elif moments:
-            tf.raw_ops.ResourceApplyMomentum(
+        if moments:
+            return tf.raw_ops.ResourceApplyMomentum(
                 var=handle, accum=moments[f"momentum/{name}"], lr=learning_rate, grad=gradient, momentum=self.optimizer.momentum
             )
-        else:
-            tf.raw_ops.ResourceApplyGradientDescent(var=handle, alpha=learning_rate, delta=gradient)
+        return tf.raw_ops.ResourceApplyGradientDescent(var=handle, alpha=learning_rate, delta=gradient)
 
     def load_weights(self, weights: Mapping[str, Array]) -> None:
         check_weights(weights, self.model)
@@ -343,59 +380,68 @@ class TensorFlowAdapter(Adapter):
         *,
         weight: float,
         last: bool,
+        defer: bool = False,
         dropout_masks: Sequence[NDArray[np.bool_]] = (),
     ) -> State:
         masks = [tf.constant(mask) for mask in dropout_masks]
-        graph = self._accumulate[self._first, last]
-        state, reduced, loss_sum = graph(inputs_TB, targets_TB, state, weight, masks)
-        self._first = False
-        if last:
-            self._reduced, self._window_loss = reduced, loss_sum
+        if self._deferred and self._deferred[0].inputs_TB.shape != inputs_TB.shape:
+            self._run_deferred(last=False)
+        state, deferred = self._forward_to_wait(inputs_TB, targets_TB, state, weight, masks)
+        self._deferred.append(deferred)
+        if last or not defer:
+            self._run_deferred(last=last)
         return state
 
     def step(self, *, learning_rate: float, clip: float | None, unscale: float) -> StepResult:
-        assert self._reduced is not None, "step() needs an accumulate(..., last=True) before it"
+        assert self._window_loss is not None, "step() needs an accumulate(..., last=True) before it"
         epsilon = self.optimizer.epsilon
         if self.optimizer.optimizer == "adam":
             t = self._applied_steps + 1
             correction = math.sqrt(1.0 - self.optimizer.beta2**t)
             learning_rate *= correction / (1.0 - self.optimizer.beta1**t)
             epsilon *= correction
-        norm, finite = self._apply(self._reduced, learning_rate, epsilon, math.inf if clip is None else clip, unscale)
+        norm, finite = self._apply(learning_rate, epsilon, math.inf if clip is None else clip, unscale)
         applied = bool(finite)
         self._applied_steps += applied
-        self._first, self._reduced = True, None
-        return StepResult(float(self._window_loss), float(norm), applied)
+        result = StepResult(float(self._window_loss), float(norm), applied)
+        self._begin_window()
+        return result
 
     def gradients(self) -> Weights:
-        if self._reduced is not None:
-            return {name: gradient.numpy() for name, gradient in zip(self._weights, self._reduced, strict=True)}
-        return {} if self._first else _to_numpy(self._accumulated)
+        if self._deferred:
+            self._run_deferred(last=False)
+        return {} if self._first_backward else _to_numpy(self._accumulated)
 
     def begin_dynamic_evaluation(self, rates: Mapping[str, Array], decays: Mapping[str, Array]) -> None:
         remembered = {name: tf.constant(weight) for name, weight in self.weights().items()}
         rates = {name: tf.constant(rate) for name, rate in rates.items()}
         decays = {name: tf.constant(decay) for name, decay in decays.items()}
 
-        def step(gradients: list[tf.Tensor]) -> None:
-            for (name, variable), gradient in zip(self._weights.items(), gradients, strict=True):
-                variable.assign_add(decays[name] * (remembered[name] - variable) - rates[name] * gradient)
+        def step() -> None:
+            for name, variable in self._weights.items():
+                variable.assign_add(decays[name] * (remembered[name] - variable) - rates[name] * self._accumulated[name])
 
         self._dynamic_step = tf.function(step)
 
     def dynamic_step(self) -> float:
-        assert self._reduced is not None, "dynamic_step() needs an accumulate(..., last=True) before it"
-        self._dynamic_step(self._reduced)
-        self._first, self._reduced = True, None
-        return float(self._window_loss)
+        assert self._window_loss is not None, "dynamic_step() needs an accumulate(..., last=True) before it"
+        self._dynamic_step()
+        loss_sum = float(self._window_loss)
+        self._begin_window()
+        return loss_sum
 
     def evaluate(self, inputs_TB: NDArray[np.int32], targets_TB: NDArray[np.int32], state: State) -> Evaluated:
         losses, outputs_TBH, state = self._evaluate(inputs_TB, targets_TB, state)
         return Evaluated(losses.numpy().reshape(inputs_TB.shape), outputs_TBH.numpy(), state)
 
     def logits(self, inputs_TB: NDArray[np.int32], state: State) -> tuple[NDArray[np.float32], State]:
-        logits, _, state = self._logits(inputs_TB, state)
+        logits, state = self._logits(inputs_TB, state)
         return logits.numpy().reshape(*inputs_TB.shape, -1), state
+
+
+def _layer_names(layer: int) -> list[str]:
+    """As in hvd_lm.weights, in the order of `Kernels`."""
+    return [f"lstm.{layer}.{kind}" for kind in ("input_kernel", "recurrent_kernel", "bias")]
 
 
 def _to_numpy(variables: Mapping[str, tf.Variable], *, copy: bool = True) -> Weights:

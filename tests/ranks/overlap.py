@@ -1,0 +1,43 @@
+"""In which order three micro-batches go backward together and their gradients leave; PyTorch.
+
+horovodrun -np 2 python overlap.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from common import build, report
+from torch import Tensor
+
+import hvd_lm
+from hvd_lm.adapters.pytorch import GradientReducer
+from hvd_lm.adapters.pytorch_lstm import OneDnnLstm
+
+
+def main() -> None:
+    adapter = build(hvd_lm.adapter("torch"))
+    happened: list[list[str]] = []
+    start, backward = GradientReducer.start, OneDnnLstm.backward
+
+    def noted_start(reducer: GradientReducer, names: Sequence[str]) -> None:
+        happened.append(list(names))
+        start(reducer, names)
+
+    def noted_backward(layer: OneDnnLstm, gradients_TBH: Sequence[Tensor]) -> list[Tensor]:
+        happened.append([f"backward of {len(gradients_TBH)}"])
+        return backward(layer, gradients_TBH)
+
+    GradientReducer.start, OneDnnLstm.backward = noted_start, noted_backward  # type: ignore[method-assign]
+    inputs, targets = np.random.default_rng(adapter.topology.rank).integers(0, 50, (2, 6, 3), dtype=np.int32)
+    state = adapter.zero_state(3)
+    for micro_batch in range(3):
+        last = micro_batch == 2
+        state = adapter.accumulate(inputs, targets, state, weight=1 / 108, last=last, defer=not last)
+    adapter.step(learning_rate=0.01, clip=None, unscale=1.0)
+    report(happened)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Both LSTM layers of the PyTorch adapter give what nn.LSTM and autograd give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from hvd_lm.adapters.pytorch_lstm import AutogradLstm, LstmLayer, OneDnnLstm, lstm_layer  # noqa: E402
+
+STEPS, BATCH, WIDTH, UNITS = 6, 3, 5, 8
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=["onednn", "autograd"])
+def layer(request: pytest.FixtureRequest) -> LstmLayer:
+    layer: LstmLayer = OneDnnLstm(WIDTH, UNITS) if request.param == "onednn" else AutogradLstm(WIDTH, UNITS, CPU)
+    set_weights(layer, seed=1)
+    return layer
+
+
+def set_weights(layer: LstmLayer, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in (layer.input_kernel, layer.recurrent_kernel, layer.bias):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
+    layer.weights_changed()
+
+
+def judge(layer: LstmLayer) -> Any:
+    lstm = torch.nn.LSTM(WIDTH, UNITS)
+    with torch.no_grad():
+        lstm.weight_ih_l0.copy_(layer.input_kernel)
+        lstm.weight_hh_l0.copy_(layer.recurrent_kernel)
+        lstm.bias_ih_l0.copy_(layer.bias)
+        lstm.bias_hh_l0.zero_()
+    return lstm
+
+
+def zeros() -> Any:
+    return torch.zeros(BATCH, UNITS), torch.zeros(BATCH, UNITS)
+
+
+def close(found: Any, expected: Any) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, STEPS])
+def test_outputs_and_state_are_those_of_nn_lstm_also_after_an_update(layer: LstmLayer, steps: int) -> None:
+    inputs = torch.randn(steps, BATCH, WIDTH)
+    for seed in (1, 2):
+        set_weights(layer, seed)
+        lstm, state, expected_state = judge(layer), zeros(), None
+        for _ in range(2):
+            outputs, state = layer.forward(inputs, state, keep=False)
+            expected, expected_state = lstm(inputs, expected_state)
+            close(outputs, expected.detach())
+            close(state, tuple(part[0].detach() for part in expected_state))
+
+
+@pytest.mark.parametrize("counts", [(1,), (3,), (2, 3, 1)])
+def test_gradients_are_those_of_autograd(layer: LstmLayer, counts: tuple[int, ...]) -> None:
+    """Of groups of micro-batches that share a backward; the state goes on, gradients add up, and none passes to the one before."""
+    lstm, state, expected_state = judge(layer), zeros(), None
+    for count in counts:
+        inputs = torch.randn(count, STEPS, BATCH, WIDTH)
+        by_outputs = torch.randn(count, STEPS, BATCH, UNITS)
+        expected_by_inputs = []
+        for batch, by_output in zip(inputs, by_outputs, strict=True):
+            _, state = layer.forward(batch, state, keep=True)
+            leaf = batch.clone().requires_grad_()
+            expected, after = lstm(leaf, expected_state)
+            expected_state = tuple(part.detach() for part in after)
+            expected.backward(by_output)
+            expected_by_inputs.append(leaf.grad)
+        close(layer.backward(list(by_outputs)), expected_by_inputs)
+        close(state, tuple(part[0] for part in expected_state))
+    found = [layer.input_kernel.grad, layer.recurrent_kernel.grad, layer.bias.grad]
+    close(found, [lstm.weight_ih_l0.grad, lstm.weight_hh_l0.grad, lstm.bias_ih_l0.grad])
+
+
+def test_a_text_that_is_only_read_leaves_what_waits_for_its_backward(layer: LstmLayer) -> None:
+    inputs, by_outputs = torch.randn(STEPS, BATCH, WIDTH), torch.randn(STEPS, BATCH, UNITS)
+    layer.forward(inputs, zeros(), keep=True)
+    layer.forward(torch.randn(2, 1, WIDTH), (torch.zeros(1, UNITS), torch.zeros(1, UNITS)), keep=False)
+    leaf = inputs.clone().requires_grad_()
+    judge(layer)(leaf)[0].backward(by_outputs)
+    close(layer.backward([by_outputs]), [leaf.grad])
+
+
+def test_lengths_may_change_from_backward_to_backward(layer: LstmLayer) -> None:
+    for steps in (STEPS, 2, STEPS):
+        inputs, by_outputs = torch.randn(steps, BATCH, WIDTH), torch.randn(steps, BATCH, UNITS)
+        layer.forward(inputs, zeros(), keep=True)
+        leaf = inputs.clone().requires_grad_()
+        judge(layer)(leaf)[0].backward(by_outputs)
+        close(layer.backward([by_outputs]), [leaf.grad])
+
+
+def test_a_processor_takes_onednn() -> None:
+    assert isinstance(lstm_layer(WIDTH, UNITS, CPU), OneDnnLstm)
