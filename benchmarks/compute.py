@@ -59,8 +59,10 @@ class Compute:
 
 
 def import_bytes(framework: str) -> int:
-    """Peak memory of a process that imports the framework with Horovod and joins a job of one."""
+    """Peak memory of a process that imports the framework with Horovod, joins a job of one, and makes an optimizer of nothing."""
     script = f"import horovod.{framework} as hvd; hvd.init()"
+    if framework == "torch":  # its optimizers import torch's compiler
+        script += "; import torch; torch.optim.Adam([torch.zeros(1)])"
     with tempfile.TemporaryDirectory() as folder:
         _output((*python("measured", Path(folder) / "memory"), sys.executable, "-c", script))
         return int(json.loads((Path(folder) / "memory-0.json").read_text(encoding="utf-8"))["peak_bytes"])

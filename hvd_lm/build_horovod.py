@@ -302,6 +302,25 @@ void TensorQueue::WaitForTensor(std::chrono::milliseconds limit) {
 """,
     ),
     Patch(
+        "torch-wait",
+        "who waits for a reduction in torch polled without a pause, on the core that the reduction needs",
+        "horovod/torch/mpi_ops_v2.cc",
+        """\
+    if (handle_manager.PollHandle(handle)) break;
+    {
+      py::gil_scoped_release release_python_gil;
+      std::this_thread::yield();
+    }
+""",
+        """\
+    if (handle_manager.PollHandle(handle)) break;
+    {
+      py::gil_scoped_release release_python_gil;
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
+""",
+    ),
+    Patch(
         "mpi-beside-us",
         "PyPI's libmpi lies in the environment's lib, four levels up: a cached wheel must find each environment's own",
         "CMakeLists.txt",

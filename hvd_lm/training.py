@@ -8,11 +8,12 @@ weighted by 1 / (targets of the window), ranks and micro-batches are summed.
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from hvd_lm.exact_loss import evaluation_streams, exact_loss
 from hvd_lm.loss_scale import LossScale
 from hvd_lm.metrics import Metrics, MetricsWriter, Row, SilentMetrics
 from hvd_lm.schedule import learning_rate
-from hvd_lm.weights import initial_weights
+from hvd_lm.weights import InitialWeights
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def train(config: RunConfig) -> TrainingResult:
         _check_same_text(adapter, fingerprint)
         adapter.build(config.model, config.optimizer)
         if adapter.topology.is_writer:
-            adapter.load_weights(earlier.weights if earlier else initial_weights(config.model, config.seed))
+            adapter.load_weights(earlier.weights if earlier else InitialWeights(config.model, config.seed))
         if earlier:
             adapter.load_optimizer_state(earlier.optimizer_state)
         adapter.broadcast_state()
@@ -117,9 +118,21 @@ def _check_same_text(adapter: Adapter, fingerprint: str) -> None:
         raise DataError(f"{different} of {size} ranks read another text than rank 0: give every host the same files")
 
 
+@contextmanager
+def _collector_spared() -> Iterator[None]:
+    """What exists by now, half a million objects of the framework, is not searched for garbage again and again."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def _train(run: _Run) -> TrainingResult:
     config = run.config
     with ExitStack() as stack:
+        stack.enter_context(_collector_spared())
         if run.adapter.topology.is_writer:
             write_yaml(config, config.out / "config.yaml")
             run.texts.tokenizer.save(config.out / "tokenizer.json")

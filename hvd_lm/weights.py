@@ -13,7 +13,7 @@ All float32. Checkpoints hold them under these names, optimizer moments too.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,19 +47,36 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def initial_weights(config: ModelConfig, seed: int) -> Weights:
-    """Uniform in +-1/sqrt(H) for the LSTM (PyTorch's default), in +-0.1 for embedding and output kernel, zero output bias."""
-    generator = np.random.Generator(np.random.PCG64(seed))
-    lstm_range = 1.0 / math.sqrt(config.hidden_size)
-    weights: Weights = {}
-    for name, shape in weight_shapes(config).items():
-        bound = 0.0 if name == "output_bias" else lstm_range if name.startswith("lstm.") else _EMBEDDING_RANGE
-        values = weights[name] = generator.random(shape, np.float32)
+class InitialWeights(Mapping[str, Array]):
+    """Uniform in +-1/sqrt(H) for the LSTM (PyTorch's default), in +-0.1 for embedding and output kernel, zero output bias.
+
+    Each is drawn when it is asked for, so that no second copy of the model is in memory while a framework takes them over.
+    """
+
+    def __init__(self, config: ModelConfig, seed: int) -> None:
+        self._shapes = weight_shapes(config)
+        self._lstm_range = 1.0 / math.sqrt(config.hidden_size)
+        self._seeds = dict(zip(self._shapes, np.random.SeedSequence(seed).spawn(len(self._shapes)), strict=True))
+
+    def __getitem__(self, name: str) -> Array:
+        bound = 0.0 if name == "output_bias" else self._lstm_range if name.startswith("lstm.") else _EMBEDDING_RANGE
+        values: Array = np.random.Generator(np.random.PCG64(self._seeds[name])).random(self._shapes[name], np.float32)
         # In place: the temporary arrays would be as large as the largest weight.
         values *= 2
         values -= 1
         values *= np.float32(bound)
-    return weights
+        return values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+def initial_weights(config: ModelConfig, seed: int) -> Weights:
+    """All of `InitialWeights` at once."""
+    return dict(InitialWeights(config, seed))
 
 
 def check_weights(weights: Mapping[str, Array], config: ModelConfig) -> None:
@@ -70,7 +87,8 @@ def check_weights(weights: Mapping[str, Array], config: ModelConfig) -> None:
     if surplus := sorted(set(weights) - set(expected)):
         raise CheckpointError(f"the weights hold {', '.join(surplus)}, which the model does not have")
     for name, shape in expected.items():
-        if weights[name].shape != shape:
-            raise CheckpointError(f"{name} has shape {list(weights[name].shape)}, the model wants {list(shape)}")
-        if weights[name].dtype != np.float32:
-            raise CheckpointError(f"{name} is {weights[name].dtype}, canonical weights are float32")
+        weight = weights[name]
+        if weight.shape != shape:
+            raise CheckpointError(f"{name} has shape {list(weight.shape)}, the model wants {list(shape)}")
+        if weight.dtype != np.float32:
+            raise CheckpointError(f"{name} is {weight.dtype}, canonical weights are float32")

@@ -77,6 +77,27 @@ class _Reduction:
     rows: Tensor | None
 
 
+_BLOCK = 1 << 18
+"""Values that are cast at a time; as halves and as floats they fit a cache."""
+
+
+def to_halves_in_place(gradient: Tensor) -> Tensor:
+    """`gradient` in float16, in the first half of its own memory: fresh memory would cost three times as much as the cast."""
+    values = gradient.view(-1)
+    halves = values.view(torch.float16)[: len(values)]
+    for start in range(0, len(values), _BLOCK):
+        halves[start : start + _BLOCK] = values[start : start + _BLOCK].half()
+    return halves
+
+
+def from_halves_in_place(gradient: Tensor) -> None:
+    """The inverse of `to_halves_in_place`; from the end, where no half is overwritten that is still to be read."""
+    values = gradient.view(-1)
+    halves = values.view(torch.float16)[: len(values)]
+    for start in reversed(range(0, len(values), _BLOCK)):
+        values[start : start + _BLOCK] = halves[start : start + _BLOCK].float()
+
+
 class GradientReducer:
     """Starts Horovod's all-reduce of each gradient when the last backward of a window has finished it.
 
@@ -100,10 +121,7 @@ class GradientReducer:
         self._touched: TouchedRows | None = None
         if looked_up:
             self._touched = TouchedRows(len(parameters[looked_up]), parameters[looked_up].device, process_set)
-        self._halves: dict[str, Tensor] = {}
-        if communication.compression == "fp16":
-            # Kept from window to window: the first touch of fresh memory takes three times as long as the cast.
-            self._halves = {name: torch.empty_like(p, dtype=torch.float16) for name, p in parameters.items()}
+        self._fp16 = communication.compression == "fp16"
 
     def note_inputs(self, inputs_TB: Tensor) -> None:
         """Of each micro-batch of a window."""
@@ -120,9 +138,13 @@ class GradientReducer:
         for name in names:
             gradient = self._parameters[name].grad
             assert gradient is not None
-            rows = self._touched.finish_union() if self._touched and name == self._looked_up else None
-            values = gradient if rows is None else gradient.index_select(0, rows)
-            wire = self._halves[name][: len(values)].copy_(values) if self._halves else values
+            rows = None
+            if self._touched and name == self._looked_up:
+                rows = self._touched.finish_union()
+                wire = gradient.index_select(0, rows)
+                wire = wire.half() if self._fp16 else wire
+            else:
+                wire = to_halves_in_place(gradient) if self._fp16 else gradient
             handle = hvd.allreduce_async_(wire, name=f"gradient.{name}", op=self._op, process_set=self._process_set)
             self._pending.append(_Reduction(gradient, handle, wire, rows))
 
@@ -133,8 +155,8 @@ class GradientReducer:
             gradient, wire = reduction.gradient, reduction.wire
             if reduction.rows is not None:
                 gradient.index_copy_(0, reduction.rows, wire.to(gradient.dtype))
-            elif wire is not gradient:
-                gradient.copy_(wire)
+            elif self._fp16:
+                from_halves_in_place(gradient)
         self._pending.clear()
 
 

@@ -140,6 +140,7 @@ class OneDnnLstm(LstmLayer):
         _, steps, batch, units = outputs_KTBH.shape
         d_h = outputs_KTBH.new_zeros(count * batch, units)
         d_c = outputs_KTBH.new_zeros(count, batch, units)
+        self._packed_recurrent = None  # memory for the other one; packing costs little beside a backward
         recurrent = pack(self.recurrent_kernel.t(), count * batch)
         for t in reversed(range(steps)):
             d_h = d_h.view(count, batch, units).add_(outputs_KTBH[:, t])
