@@ -1,4 +1,7 @@
-"""TensorFlow compiles each of its functions once: no step, window or length of text traces anything again."""
+"""TensorFlow compiles each of its functions once: no step, window or length of text traces anything again.
+
+The backward is a function for each number of micro-batches that share it, at the beginning and at the end of a window or not.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,12 @@ def test_every_function_is_traced_once() -> None:
     for window, micro_batches in enumerate((3, 3, 1, 2, 3)):
         for index in range(micro_batches):
             tokens = np.zeros((4 + window, 2), np.int32)
-            adapter.accumulate(tokens, tokens, adapter.zero_state(2), weight=0.1 * (window + 1), last=index == micro_batches - 1)
+            left = micro_batches - 1 - index
+            weight = 0.1 * (window + 1)
+            adapter.accumulate(tokens, tokens, adapter.zero_state(2), weight=weight, last=left == 0, defer=left % 2 > 0)
         adapter.step(learning_rate=0.001 * (window + 1), clip=1.0 if window % 2 else None, unscale=1.0)
         adapter.evaluate(tokens, tokens, adapter.zero_state(2))
         adapter.logits(tokens, adapter.zero_state(2))
-    functions = [*adapter._accumulate.values(), adapter._apply, adapter._evaluate, adapter._logits]
+    assert set(adapter._backward) == {(1, True, False), (2, False, True), (1, True, True), (2, True, True)}
+    functions = [adapter._forward_to_wait, *adapter._backward.values(), adapter._apply, adapter._evaluate, adapter._logits]
     assert [function.experimental_get_tracing_count() for function in functions] == [1] * len(functions)
