@@ -214,8 +214,8 @@ class TensorFlowAdapter(Adapter):
             loss = hvd.allreduce(loss, name="loss", op=hvd.Sum, process_set=self._data_set)
         on_the_wire = reduce([name for name in self._weights if name.startswith("output_")])
         for layer in reversed(range(self.model.layers)):
-            # Reductions leave in this order, and before the processor is taken.
-            with tf.control_dependencies(on_the_wire):
+            # Reductions leave in this order, before the processor is taken, and no layer takes memory before its turn.
+            with tf.control_dependencies([*on_the_wire, gradient]):
                 gradient = self._drop(gradient, masks, layer + 1)
                 tape = side_by_side([micro_batch.tapes[layer] for micro_batch in deferred])
                 gradient, d_kernels = backward(tape, self._kernels(layer), gradient)
