@@ -8,12 +8,11 @@ weighted by 1 / (targets of the window), ranks and micro-batches are summed.
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -118,21 +117,9 @@ def _check_same_text(adapter: Adapter, fingerprint: str) -> None:
         raise DataError(f"{different} of {size} ranks read another text than rank 0: give every host the same files")
 
 
-@contextmanager
-def _collector_spared() -> Iterator[None]:
-    """What exists by now, half a million objects of the framework, is not searched for garbage again and again."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
 def _train(run: _Run) -> TrainingResult:
     config = run.config
     with ExitStack() as stack:
-        stack.enter_context(_collector_spared())
         if run.adapter.topology.is_writer:
             write_yaml(config, config.out / "config.yaml")
             run.texts.tokenizer.save(config.out / "tokenizer.json")
