@@ -291,7 +291,7 @@ class _Run:
                 state,
                 weight=weight,
                 last=left == 0,
-                defer=left % self.together > 0,
+                defer=left % self.together,
                 dropout_masks=masks,
             )
         rate = learning_rate(

@@ -99,11 +99,11 @@ def test_the_reduction_overlaps_with_the_last_backward(train_with_timeline) -> N
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="the body looks into PyTorch's adapter")
-def test_gradients_leave_layer_by_layer_while_several_micro_batches_go_backward() -> None:
-    """Those of a layer when it is done with all micro-batches, and before the layers below begin."""
-    layers = [[f"lstm.{layer}.{name}" for name in ("input_kernel", "recurrent_kernel", "bias")] for layer in range(2)]
-    backward = ["backward of 3"]
-    expected = [["output_kernel", "output_bias"], backward, layers[1], backward, layers[0], ["embedding"]]
+def test_gradients_leave_one_by_one_while_several_micro_batches_go_backward() -> None:
+    """Each as soon as it is complete: within the backward of its layer, the largest first."""
+    layers = [[f"lstm.{layer}.{name}" for name in ("recurrent_kernel", "input_kernel", "bias")] for layer in range(2)]
+    begins, ends = "backward of 3", "done"
+    expected = ["output_kernel", "output_bias", begins, *layers[1], ends, begins, *layers[0], ends, "embedding"]
     assert launcher.body("overlap", 2) == [expected] * 2
 
 

@@ -43,6 +43,10 @@ def zeros() -> Any:
     return torch.zeros(BATCH, UNITS), torch.zeros(BATCH, UNITS)
 
 
+def ignore(_: Any) -> None:
+    pass
+
+
 def close(found: Any, expected: Any) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
@@ -54,28 +58,29 @@ def test_outputs_and_state_are_those_of_nn_lstm_also_after_an_update(layer: Lstm
         set_weights(layer, seed)
         lstm, state, expected_state = judge(layer), zeros(), None
         for _ in range(2):
-            outputs, state = layer.forward(inputs, state, keep=False)
+            outputs, state = layer.forward(inputs, state, keep=0)
             expected, expected_state = lstm(inputs, expected_state)
             close(outputs, expected.detach())
             close(state, tuple(part[0].detach() for part in expected_state))
 
 
+@pytest.mark.parametrize("room_is_known", [True, False])
 @pytest.mark.parametrize("counts", [(1,), (3,), (2, 3, 1)])
-def test_gradients_are_those_of_autograd(layer: LstmLayer, counts: tuple[int, ...]) -> None:
+def test_gradients_are_those_of_autograd(layer: LstmLayer, counts: tuple[int, ...], room_is_known: bool) -> None:
     """Of groups of micro-batches that share a backward; the state goes on, gradients add up, and none passes to the one before."""
     lstm, state, expected_state = judge(layer), zeros(), None
     for count in counts:
         inputs = torch.randn(count, STEPS, BATCH, WIDTH)
         by_outputs = torch.randn(count, STEPS, BATCH, UNITS)
         expected_by_inputs = []
-        for batch, by_output in zip(inputs, by_outputs, strict=True):
-            _, state = layer.forward(batch, state, keep=True)
+        for index, (batch, by_output) in enumerate(zip(inputs, by_outputs, strict=True)):
+            _, state = layer.forward(batch, state, keep=count - index if room_is_known else 1)
             leaf = batch.clone().requires_grad_()
             expected, after = lstm(leaf, expected_state)
             expected_state = tuple(part.detach() for part in after)
             expected.backward(by_output)
             expected_by_inputs.append(leaf.grad)
-        close(layer.backward(list(by_outputs)), expected_by_inputs)
+        close(layer.backward(by_outputs, ignore), torch.stack(expected_by_inputs))
         close(state, tuple(part[0] for part in expected_state))
     found = [layer.input_kernel.grad, layer.recurrent_kernel.grad, layer.bias.grad]
     close(found, [lstm.weight_ih_l0.grad, lstm.weight_hh_l0.grad, lstm.bias_ih_l0.grad])
@@ -83,20 +88,30 @@ def test_gradients_are_those_of_autograd(layer: LstmLayer, counts: tuple[int, ..
 
 def test_a_text_that_is_only_read_leaves_what_waits_for_its_backward(layer: LstmLayer) -> None:
     inputs, by_outputs = torch.randn(STEPS, BATCH, WIDTH), torch.randn(STEPS, BATCH, UNITS)
-    layer.forward(inputs, zeros(), keep=True)
-    layer.forward(torch.randn(2, 1, WIDTH), (torch.zeros(1, UNITS), torch.zeros(1, UNITS)), keep=False)
+    layer.forward(inputs, zeros(), keep=1)
+    layer.forward(torch.randn(2, 1, WIDTH), (torch.zeros(1, UNITS), torch.zeros(1, UNITS)), keep=0)
     leaf = inputs.clone().requires_grad_()
     judge(layer)(leaf)[0].backward(by_outputs)
-    close(layer.backward([by_outputs]), [leaf.grad])
+    close(layer.backward(by_outputs[None], ignore), leaf.grad[None])
 
 
 def test_lengths_may_change_from_backward_to_backward(layer: LstmLayer) -> None:
     for steps in (STEPS, 2, STEPS):
         inputs, by_outputs = torch.randn(steps, BATCH, WIDTH), torch.randn(steps, BATCH, UNITS)
-        layer.forward(inputs, zeros(), keep=True)
+        layer.forward(inputs, zeros(), keep=1)
         leaf = inputs.clone().requires_grad_()
         judge(layer)(leaf)[0].backward(by_outputs)
-        close(layer.backward([by_outputs]), [leaf.grad])
+        close(layer.backward(by_outputs[None], ignore), leaf.grad[None])
+
+
+def test_a_gradient_is_complete_when_it_is_said_to_be_and_each_is_once_a_backward(layer: LstmLayer) -> None:
+    """The largest one first, while the others are still to come."""
+    said: list[tuple[Any, Any]] = []
+    layer.forward(torch.randn(STEPS, BATCH, WIDTH), zeros(), keep=1)
+    layer.backward(torch.randn(1, STEPS, BATCH, UNITS), lambda weight: said.append((weight, weight.grad.clone())))  # type: ignore[union-attr]
+    weights = [layer.recurrent_kernel, layer.input_kernel, layer.bias]
+    assert [weight for weight, _ in said] == weights
+    assert all(torch.equal(weight.grad, gradient) for weight, gradient in said)
 
 
 def test_a_processor_takes_onednn() -> None:

@@ -234,13 +234,13 @@ class Adapter(ABC):
         *,
         weight: float,
         last: bool,
-        defer: bool = False,
+        defer: int = 0,
         dropout_masks: Sequence[NDArray[np.bool_]] = (),
     ) -> State:
         """Forward and backward of one micro-batch; adds ``weight * d(sum of cross-entropy)`` to the window's gradient.
 
-        With `defer` the backward waits for the next micro-batch without it. Those that have waited go backward together, layer by
-        layer. With `last` each gradient then starts its reduction over the data group as soon as it is complete (collective).
+        `defer`: for how many more micro-batches the backward waits. Those that have waited go backward together, layer by layer.
+        With `last` each gradient then starts its reduction over the data group as soon as it is complete (collective).
         Targets of `streams.IGNORED` do not count. Returns the state after the last token.
         """
 

@@ -5,7 +5,7 @@ Shapes: T time, B sequences of this rank, V vocabulary, E embedding, H units.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import horovod.torch as hvd
@@ -19,6 +19,7 @@ from torch.nn import functional
 from hvd_lm.adapters.base import Adapter, Evaluated, OptimizerState, State, StepResult
 from hvd_lm.adapters.pytorch_cross_entropy import accumulate_cross_entropy
 from hvd_lm.adapters.pytorch_lstm import lstm_layer
+from hvd_lm.adapters.pytorch_memory import Weight, first_gradient, lasting
 from hvd_lm.adapters.pytorch_products import product
 from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig
 from hvd_lm.data.streams import IGNORED
@@ -113,7 +114,7 @@ class GradientReducer:
         communication: CommunicationConfig,
         process_set: hvd.ProcessSet,
     ) -> None:
-        self._parameters = parameters
+        self._names = {parameter: name for name, parameter in parameters.items()}
         self._process_set = process_set
         self._op = hvd.Adasum if communication.reduction == "adasum" else hvd.Sum
         self._pending: list[_Reduction] = []
@@ -133,23 +134,22 @@ class GradientReducer:
         if self._touched:
             self._touched.start_union()
 
-    def start(self, names: Sequence[str]) -> None:
-        """The gradients of the window are complete. Collective."""
-        for name in names:
-            gradient = self._parameters[name].grad
-            assert gradient is not None
-            rows = None
-            if self._touched and name == self._looked_up:
-                rows = self._touched.finish_union()
-                wire = gradient.index_select(0, rows)
-                wire = wire.half() if self._fp16 else wire
-            else:
-                wire = to_halves_in_place(gradient) if self._fp16 else gradient
-            handle = hvd.allreduce_async_(wire, name=f"gradient.{name}", op=self._op, process_set=self._process_set)
-            self._pending.append(_Reduction(gradient, handle, wire, rows))
+    def start(self, parameter: nn.Parameter) -> None:
+        """The gradient of the window is complete. Collective."""
+        name, gradient = self._names[parameter], parameter.grad
+        assert gradient is not None
+        rows = None
+        if self._touched and name == self._looked_up:
+            rows = self._touched.finish_union()
+            wire = gradient.index_select(0, rows)
+            wire = wire.half() if self._fp16 else wire
+        else:
+            wire = to_halves_in_place(gradient) if self._fp16 else gradient
+        handle = hvd.allreduce_async_(wire, name=f"gradient.{name}", op=self._op, process_set=self._process_set)
+        self._pending.append(_Reduction(gradient, handle, wire, rows))
 
-    def finish(self) -> None:
-        """Wait for all reductions; the reduced gradients are in `parameter.grad` then."""
+    def finish(self) -> Iterator[Tensor]:
+        """The gradients that are on their way, one by one as they come in; what is done with one hides what the next one takes."""
         for reduction in self._pending:
             hvd.synchronize(reduction.handle)
             gradient, wire = reduction.gradient, reduction.wire
@@ -157,6 +157,7 @@ class GradientReducer:
                 gradient.index_copy_(0, reduction.rows, wire.to(gradient.dtype))
             elif self._fp16:
                 from_halves_in_place(gradient)
+            yield gradient
         self._pending.clear()
 
 
@@ -195,28 +196,24 @@ class PyTorchAdapter(Adapter):
     def build(self, model: ModelConfig, optimizer: OptimizerConfig) -> None:
         self.model, self.optimizer = model, optimizer
         assert model.vocabulary_size is not None
-        embedding = self._undefined(model.vocabulary_size, model.embedding_size)
+        embedding = Weight(model.vocabulary_size, model.embedding_size, device=self.device)
         widths = [model.embedding_size, *[model.hidden_size] * (model.layers - 1)]
         self._layers = [lstm_layer(width, model.hidden_size, self.device) for width in widths]
-        self._parameters = {"embedding": embedding}
+        self._parameters: dict[str, nn.Parameter] = {"embedding": embedding}
         for index, layer in enumerate(self._layers):
             self._parameters[f"lstm.{index}.input_kernel"] = layer.input_kernel
             self._parameters[f"lstm.{index}.recurrent_kernel"] = layer.recurrent_kernel
             self._parameters[f"lstm.{index}.bias"] = layer.bias
         if not model.tie_embedding:
-            self._parameters["output_kernel"] = self._undefined(model.vocabulary_size, model.hidden_size)
-        self._parameters["output_bias"] = self._undefined(model.vocabulary_size)
+            self._parameters["output_kernel"] = Weight(model.vocabulary_size, model.hidden_size, device=self.device)
+        self._parameters["output_bias"] = Weight(model.vocabulary_size, device=self.device)
         self._output_kernel = self._parameters["embedding" if model.tie_embedding else "output_kernel"]
         self._keep_probability = keep_probability(model.dropout)
-        layers = [[name for name in self._parameters if name.startswith(f"lstm.{index}.")] for index in range(model.layers)]
-        above = [name for name in self._parameters if name.startswith("output_")]
-        # What the backward of the embedding (0), of each layer, and of the output layer (-1) completes.
-        self._complete_after = [["embedding"], *layers, above]
         self._deferred: list[Deferred] = []
         self._optimizer = self._make_optimizer(optimizer)
         self._applied_steps = 0
         self._moments = {
-            f"{moment}/{name}": torch.zeros_like(parameter)
+            f"{moment}/{name}": lasting(*parameter.shape, device=self.device).zero_()
             for moment in self._moment_keys()
             for name, parameter in self._parameters.items()
         }
@@ -228,9 +225,6 @@ class PyTorchAdapter(Adapter):
             self._reducer = GradientReducer(self._parameters, looked_up, self.communication, self._data_set)
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self._loss_handle: int | None = None
-
-    def _undefined(self, *shape: int) -> nn.Parameter:
-        return nn.Parameter(torch.empty(shape, device=self.device))
 
     def _make_optimizer(self, config: OptimizerConfig) -> torch.optim.Optimizer:
         parameters = self._parameters.values()
@@ -317,14 +311,14 @@ class PyTorchAdapter(Adapter):
         *,
         weight: float,
         last: bool,
-        defer: bool = False,
+        defer: int = 0,
         dropout_masks: Sequence[NDArray[np.bool_]] = (),
     ) -> State:
         if self._deferred and self._deferred[0].inputs_TB.shape != inputs_TB.shape:
             self._run_deferred(last=False)
         masks = [torch.from_numpy(mask).to(self.device) for mask in dropout_masks]
         inputs, targets = self._indices(inputs_TB), self._indices(targets_TB)
-        outputs_TBH, state = self._forward(inputs, state, masks, keep=True)
+        outputs_TBH, state = self._forward(inputs, state, masks, keep=1 if last else 1 + defer)
         self._deferred.append(Deferred(inputs, targets, weight, masks, outputs_TBH))
         if self._reducer:
             self._reducer.note_inputs(inputs)
@@ -333,9 +327,7 @@ class PyTorchAdapter(Adapter):
         return state
 
     @torch.no_grad()
-    def _forward(
-        self, inputs_TB: Tensor, state: State, masks: Sequence[Tensor] = (), *, keep: bool = False
-    ) -> tuple[Tensor, State]:
+    def _forward(self, inputs_TB: Tensor, state: State, masks: Sequence[Tensor] = (), *, keep: int = 0) -> tuple[Tensor, State]:
         """Outputs of the last layer after dropout [T, B, H], and the state after."""
         activations = self._drop(functional.embedding(inputs_TB, self._parameters["embedding"]), masks, 0)
         after = []
@@ -361,26 +353,27 @@ class PyTorchAdapter(Adapter):
         reducer = self._reducer if last else None
         if reducer:
             reducer.inputs_complete()
+        complete = reducer.start if reducer else _ignore
+        self._weights_changed()  # what the forwards derived from them leaves room for logits
         gradients = self._output_backward()
         if reducer:
             self._loss_handle = hvd.allreduce_async_(self._loss_sum, name="loss", op=hvd.Sum, process_set=self._data_set)
-            reducer.start(self._complete_after[-1])
+        if not self.model.tie_embedding:
+            complete(self._output_kernel)
+        complete(self._parameters["output_bias"])
         for index in reversed(range(self.model.layers)):
-            gradients = self._layers[index].backward(self._drop_all(gradients, index + 1))
-            if reducer:
-                reducer.start(self._complete_after[index + 1])
+            gradients = self._layers[index].backward(self._drop_all(gradients, index + 1), complete)
         self._embedding_backward(self._drop_all(gradients, 0))
-        if reducer:
-            reducer.start(self._complete_after[0])
+        complete(self._parameters["embedding"])
         self._deferred.clear()
 
-    def _drop_all(self, gradients: Sequence[Tensor], place: int) -> list[Tensor]:
-        return [
-            self._drop(gradient, micro_batch.masks, place) for gradient, micro_batch in zip(gradients, self._deferred, strict=True)
-        ]
+    def _drop_all(self, gradients: Tensor, place: int) -> Tensor:
+        """As `_drop`, of all micro-batches [K, T, B, width]."""
+        masks = [micro_batch.masks for micro_batch in self._deferred]
+        return self._drop(gradients, [torch.stack(of_place) for of_place in zip(*masks, strict=True)], place)
 
-    def _output_backward(self) -> list[Tensor]:
-        """Cross-entropy and the output layer; gradients by the outputs of the last layer [T, B, H]."""
+    def _output_backward(self) -> Tensor:
+        """Cross-entropy and the output layer; gradient by the outputs of the last layer [K, T, B, H]."""
         targets = [micro_batch.targets_TB.flatten() for micro_batch in self._deferred]
         weights = [
             target.new_full((), micro_batch.weight, dtype=torch.float32).expand(len(target))
@@ -395,14 +388,13 @@ class PyTorchAdapter(Adapter):
             ignored=IGNORED,
         )
         self._loss_sum += loss
-        return [part.view(*self._deferred[0].inputs_TB.shape, -1) for part in torch.split(gradients_NH, len(targets[0]))]
+        return gradients_NH.view(len(targets), *self._deferred[0].inputs_TB.shape, -1)
 
-    def _embedding_backward(self, gradients_TBE: Sequence[Tensor]) -> None:
+    def _embedding_backward(self, gradients_KTBE: Tensor) -> None:
         embedding = self._parameters["embedding"]
-        if embedding.grad is None:
-            embedding.grad = torch.zeros_like(embedding)
-        for micro_batch, gradient in zip(self._deferred, gradients_TBE, strict=True):
-            embedding.grad.index_add_(0, micro_batch.inputs_TB.flatten(), gradient.flatten(0, 1))
+        total = first_gradient(embedding).zero_() if embedding.grad is None else embedding.grad
+        for micro_batch, gradient_TBE in zip(self._deferred, gradients_KTBE, strict=True):
+            total.index_add_(0, micro_batch.inputs_TB.flatten(), gradient_TBE.flatten(0, 1))
 
     def _indices(self, array: NDArray[np.int32]) -> Tensor:
         return torch.from_numpy(array).to(self.device, torch.int64)
@@ -411,15 +403,12 @@ class PyTorchAdapter(Adapter):
         if self._loss_handle is not None:
             hvd.synchronize(self._loss_handle)
             self._loss_handle = None
-        if self._reducer:
-            self._reducer.finish()
-        gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
-        norm = float(_global_norm(gradients)) * unscale
+        norm = float(_global_norm(self._complete_gradients())) * unscale
         applied = bool(np.isfinite(norm))
         if applied:
             factor = unscale if clip is None or norm <= clip else unscale * clip / norm
             if factor != 1.0:
-                torch._foreach_mul_(gradients, factor)
+                torch._foreach_mul_(self._gradients(), factor)
             for group in self._optimizer.param_groups:
                 group["lr"] = learning_rate
             self._weights_changed()
@@ -430,11 +419,18 @@ class PyTorchAdapter(Adapter):
         self._loss_sum = torch.zeros_like(self._loss_sum)
         return result
 
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
+
+    def _complete_gradients(self) -> Iterator[Tensor]:
+        """Of the window, each as soon as it is reduced."""
+        return self._reducer.finish() if self._reducer else iter(self._gradients())
+
     def gradients(self) -> Weights:
         if self._deferred:
             self._run_deferred(last=False)
-        if self._reducer:
-            self._reducer.finish()
+        for _ in self._complete_gradients():
+            pass
         return {name: _to_numpy(parameter.grad) for name, parameter in self._parameters.items() if parameter.grad is not None}
 
     def begin_dynamic_evaluation(self, rates: Mapping[str, Array], decays: Mapping[str, Array]) -> None:
@@ -471,7 +467,11 @@ class PyTorchAdapter(Adapter):
         return _to_numpy(self._logits(outputs_TBH)).reshape(*inputs_TB.shape, -1), state
 
 
-def _global_norm(tensors: Sequence[Tensor]) -> Tensor:
+def _ignore(_: nn.Parameter) -> None:
+    """Of a backward after which nothing travels."""
+
+
+def _global_norm(tensors: Iterable[Tensor]) -> Tensor:
     """Row by row, then in float64: on a CPU the norm of 10^7 values summed in one go is off by 1e-3."""
     norms = [torch.linalg.vector_norm(torch.linalg.vector_norm(tensor, dim=-1), dtype=torch.float64) for tensor in tensors]
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms))

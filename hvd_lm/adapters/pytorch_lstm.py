@@ -1,7 +1,8 @@
 """LSTM layers in PyTorch whose backward several micro-batches share.
 
-    outputs, state = layer.forward(inputs, state, keep=True)      # once for each micro-batch
-    gradients_by_inputs = layer.backward(gradients_by_outputs)    # once for all that were kept; adds to the weights' gradients
+    outputs, state = layer.forward(inputs, state, keep=2)                   # once for each micro-batch
+    outputs, state = layer.forward(inputs, state, keep=1)
+    gradients_by_inputs = layer.backward(gradients_by_outputs, complete)    # of both; adds to the weights' gradients
 
 On a CPU `OneDnnLstm`: nn.LSTM is bound by MKL's products there (see pytorch_products) and by the memory that each small batch reads
 all recurrent weights from. Elsewhere `AutogradLstm`: nn.LSTM, which is cuDNN's on a GPU.
@@ -12,16 +13,20 @@ Shapes: K micro-batches, T time, B sequences, D input width, H units. Gates in t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from hvd_lm.adapters.pytorch_memory import Weight, lasting
 from hvd_lm.adapters.pytorch_products import add_product_to_gradient, add_to_gradient, pack, product, uses_onednn
 
 LayerState = tuple[Tensor, Tensor]
 """h and c, [B, H] each."""
+
+Complete: TypeAlias = Callable[[nn.Parameter], None]
+"""Told of each weight as soon as the gradient of the micro-batches is in `grad`, while others are still computed."""
 
 _FEW_STEPS = 4
 """So short a text does not pay for packing weights, unless they are packed already."""
@@ -35,12 +40,15 @@ class LstmLayer(ABC):
     bias: nn.Parameter
 
     @abstractmethod
-    def forward(self, inputs_TBD: Tensor, state: LayerState, *, keep: bool) -> tuple[Tensor, LayerState]:
-        """Outputs [T, B, H] and the state after, both cut from any graph. With `keep` the micro-batch waits for the backward."""
+    def forward(self, inputs_TBD: Tensor, state: LayerState, *, keep: int = 0) -> tuple[Tensor, LayerState]:
+        """Outputs [T, B, H] and the state after, both cut from any graph.
+
+        With `keep` the micro-batch waits for the backward, and so will ``keep - 1`` more: there is room for them from now on.
+        """
 
     @abstractmethod
-    def backward(self, gradients_TBH: Sequence[Tensor]) -> list[Tensor]:
-        """Of all micro-batches that were kept, [T, B, D] by the inputs of each; adds to the gradients of the weights."""
+    def backward(self, gradients_KTBH: Tensor, complete: Complete) -> Tensor:
+        """[K, T, B, D] by the inputs of all micro-batches that were kept; adds to the gradients of the weights."""
 
     def weights_changed(self) -> None:  # noqa: B027 - most derive nothing
         """Forget what was derived from the weights."""
@@ -66,23 +74,25 @@ class AutogradLstm(LstmLayer):
         fixed.requires_grad_(False)
         self._kept: list[tuple[Tensor, Tensor]] = []
 
-    def forward(self, inputs_TBD: Tensor, state: LayerState, *, keep: bool) -> tuple[Tensor, LayerState]:
+    def forward(self, inputs_TBD: Tensor, state: LayerState, *, keep: int = 0) -> tuple[Tensor, LayerState]:
         h_BH, c_BH = state
-        with torch.set_grad_enabled(keep):
-            inputs_TBD = inputs_TBD.detach().requires_grad_(keep)
+        with torch.set_grad_enabled(keep > 0):
+            inputs_TBD = inputs_TBD.detach().requires_grad_(keep > 0)
             outputs_TBH, (h_1BH, c_1BH) = self._lstm(inputs_TBD, (h_BH[None], c_BH[None]))
         if keep:
             self._kept.append((inputs_TBD, outputs_TBH))
         return outputs_TBH.detach(), (h_1BH[0].detach(), c_1BH[0].detach())
 
-    def backward(self, gradients_TBH: Sequence[Tensor]) -> list[Tensor]:
+    def backward(self, gradients_KTBH: Tensor, complete: Complete) -> Tensor:
         by_inputs = []
-        for (inputs_TBD, outputs_TBH), gradient_TBH in zip(self._kept, gradients_TBH, strict=True):
+        for (inputs_TBD, outputs_TBH), gradient_TBH in zip(self._kept, gradients_KTBH, strict=True):
             outputs_TBH.backward(gradient_TBH)  # type: ignore[no-untyped-call]
             assert inputs_TBD.grad is not None
             by_inputs.append(inputs_TBD.grad)
         self._kept.clear()
-        return by_inputs
+        for weight in (self.recurrent_kernel, self.input_kernel, self.bias):
+            complete(weight)
+        return torch.stack(by_inputs)
 
 
 class _Tape(NamedTuple):
@@ -104,9 +114,9 @@ class OneDnnLstm(LstmLayer):
 
     def __init__(self, width: int, units: int) -> None:
         self.units = units
-        self.input_kernel = nn.Parameter(torch.empty(4 * units, width))
-        self.recurrent_kernel = nn.Parameter(torch.empty(4 * units, units))
-        self.bias = nn.Parameter(torch.empty(4 * units))
+        self.input_kernel = Weight(4 * units, width)
+        self.recurrent_kernel = Weight(4 * units, units)
+        self.bias = Weight(4 * units)
         self._packed_recurrent: Tensor | None = None
         self._kept_inputs: list[Tensor] = []
         self._tape: _Tape | None = None
@@ -115,9 +125,9 @@ class OneDnnLstm(LstmLayer):
         self._packed_recurrent = None
 
     @torch.no_grad()
-    def forward(self, inputs_TBD: Tensor, state: LayerState, *, keep: bool) -> tuple[Tensor, LayerState]:
+    def forward(self, inputs_TBD: Tensor, state: LayerState, *, keep: int = 0) -> tuple[Tensor, LayerState]:
         steps, batch, _ = inputs_TBD.shape
-        tape = self._reserve(steps, batch) if keep else self._new_tape(1, steps, batch)
+        tape = self._reserve(keep, steps, batch) if keep else self._new_tape(1, steps, batch)
         slot = len(self._kept_inputs) if keep else 0
         hs_TBH, cs_TBH, gates_TBG = (tensor[slot] for tensor in tape)
         hs_TBH[0], cs_TBH[0] = state
@@ -132,29 +142,32 @@ class OneDnnLstm(LstmLayer):
         return hs_TBH[1:], (hs_TBH[-1].clone(), cs_TBH[-1].clone())
 
     @torch.no_grad()
-    def backward(self, gradients_TBH: Sequence[Tensor]) -> list[Tensor]:
+    def backward(self, gradients_KTBH: Tensor, complete: Complete) -> Tensor:
         assert self._tape is not None
-        count = len(self._kept_inputs)
+        count, steps, batch, units = gradients_KTBH.shape
         hs_KTBH, cs_KTBH, gates_KTBG = (tensor[:count] for tensor in self._tape)
-        outputs_KTBH = torch.stack(list(gradients_TBH))
-        _, steps, batch, units = outputs_KTBH.shape
-        d_h = outputs_KTBH.new_zeros(count * batch, units)
-        d_c = outputs_KTBH.new_zeros(count, batch, units)
-        self._packed_recurrent = None  # memory for the other one; packing costs little beside a backward
-        recurrent = pack(self.recurrent_kernel.t(), count * batch)
+        d_h = gradients_KTBH.new_zeros(count * batch, units)
+        d_c = gradients_KTBH.new_zeros(count, batch, units)
+        self._packed_recurrent = None
+        recurrent = _pack_transposed(self.recurrent_kernel, count * batch)
         for t in reversed(range(steps)):
-            d_h = d_h.view(count, batch, units).add_(outputs_KTBH[:, t])
+            d_h = d_h.view(count, batch, units).add_(gradients_KTBH[:, t])
             gates_KBG = gates_KTBG[:, t]
             d_gates_KBG, d_c = _step_back(d_h, d_c, cs_KTBH[:, t], cs_KTBH[:, t + 1], gates_KBG)
             gates_KBG.copy_(d_gates_KBG)
-            d_h = product(d_gates_KBG.view(-1, 4 * units), recurrent)
+            d_h = torch.cat([product(d_gates_KBG.view(-1, 4 * units), part) for part in recurrent], dim=1)
+        del recurrent
         d_gates_NG = gates_KTBG.flatten(0, 2)
+        # What travels longest leaves first.
+        add_product_to_gradient(self.recurrent_kernel, d_gates_NG, hs_KTBH[:, :-1].flatten(0, 2))
+        complete(self.recurrent_kernel)
         inputs_ND = torch.cat([inputs.flatten(0, 1) for inputs in self._kept_inputs])
         self._kept_inputs.clear()
         add_product_to_gradient(self.input_kernel, d_gates_NG, inputs_ND)
-        add_product_to_gradient(self.recurrent_kernel, d_gates_NG, hs_KTBH[:, :-1].flatten(0, 2))
+        complete(self.input_kernel)
         add_to_gradient(self.bias, d_gates_NG.sum(0))
-        return list(product(d_gates_NG, self.input_kernel.t()).view(count, steps, batch, -1))
+        complete(self.bias)
+        return product(d_gates_NG, self.input_kernel.t()).view(count, steps, batch, -1)
 
     def _recurrent(self, steps: int, batch: int) -> Tensor:
         if self._packed_recurrent is None:
@@ -163,20 +176,32 @@ class OneDnnLstm(LstmLayer):
             self._packed_recurrent = pack(self.recurrent_kernel, batch)
         return self._packed_recurrent
 
-    def _reserve(self, steps: int, batch: int) -> _Tape:
-        """The tape with room for one micro-batch more; what is kept stays. All that are kept have the same T and B."""
-        count = len(self._kept_inputs)
-        if self._tape is None or self._tape.gates_KTBG.shape[1:3] != (steps, batch):
-            assert count == 0, "micro-batches of another shape wait for their backward"
-            self._tape = self._new_tape(1, steps, batch)
-        elif count == len(self._tape.gates_KTBG):
-            more = self._new_tape(1, steps, batch)
-            self._tape = _Tape(*(torch.cat(tensors) for tensors in zip(self._tape, more, strict=True)))
+    def _reserve(self, room: int, steps: int, batch: int) -> _Tape:
+        """The tape, with room for so many micro-batches beside those that are kept, which stay. All have the same T and B."""
+        kept = len(self._kept_inputs)
+        fits = self._tape is not None and self._tape.gates_KTBG.shape[1:3] == (steps, batch)
+        assert fits or not kept, "micro-batches of another shape wait for their backward"
+        if self._tape is None or not fits or kept + room > len(self._tape.gates_KTBG):
+            earlier = _Tape(*(tensor[:kept] for tensor in self._tape)) if self._tape and kept else None
+            self._tape = None  # its memory is free for the new one
+            self._tape = self._new_tape(kept + room, steps, batch)
+            for tensor, kept_part in zip(self._tape, earlier or (), strict=False):
+                tensor[:kept] = kept_part
         return self._tape
 
     def _new_tape(self, count: int, steps: int, batch: int) -> _Tape:
         states = (count, steps + 1, batch, self.units)
-        return _Tape(torch.empty(states), torch.empty(states), torch.empty(count, steps, batch, 4 * self.units))
+        return _Tape(lasting(*states), lasting(*states), lasting(count, steps, batch, 4 * self.units))
+
+
+_COLUMNS = 256
+"""Of a matrix that are transposed at a time: what packing takes besides the packed matrix itself."""
+
+
+def _pack_transposed(matrix_NK: Tensor, rows: int) -> list[Tensor]:
+    """Column blocks of `matrix_NK`: the products of `rows` rows with each, side by side, are ``left_MN @ matrix_NK``."""
+    # torch transposes a whole matrix several times as fast as a view of some columns.
+    return [pack(columns.contiguous().t(), rows) for columns in torch.split(matrix_NK, _COLUMNS, dim=1)]
 
 
 def _step(h: Tensor, c: Tensor, before_BG: Tensor, gates_BG: Tensor, h_after: Tensor, c_after: Tensor) -> None:

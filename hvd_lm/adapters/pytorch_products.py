@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hvd_lm.adapters.pytorch_memory import first_gradient
+
 _ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 ROWS = 1024
@@ -43,20 +45,19 @@ def product(left_MK: Tensor, right_NK: Tensor, *, bias_N: Tensor | None = None, 
 def add_product_to_gradient(parameter_RC: Tensor, left_NR: Tensor, right_NC: Tensor) -> None:
     """``parameter.grad += left^T @ right``; without a gradient it is the first. No autograd."""
     first = parameter_RC.grad is None
-    if parameter_RC.grad is None:
-        parameter_RC.grad = torch.empty_like(parameter_RC)
+    gradient_RC = first_gradient(parameter_RC) if parameter_RC.grad is None else parameter_RC.grad
     if not uses_onednn(left_NR):
-        parameter_RC.grad.addmm_(left_NR.t(), right_NC, beta=0 if first else 1)
+        gradient_RC.addmm_(left_NR.t(), right_NC, beta=0 if first else 1)
         return
-    for rows, gradient in zip(torch.split(left_NR, ROWS, dim=1), torch.split(parameter_RC.grad, ROWS), strict=True):
+    for rows, gradient in zip(torch.split(left_NR, ROWS, dim=1), torch.split(gradient_RC, ROWS), strict=True):
         # torch transposes a whole matrix several times as fast as a view of some columns.
         part = product(rows.contiguous().t(), right_NC.t())
         _ = gradient.copy_(part) if first else gradient.add_(part)
 
 
 def add_to_gradient(parameter: Tensor, part: Tensor) -> None:
-    """``parameter.grad += part``; `part` becomes the gradient if it is the first."""
+    """``parameter.grad += part``; without a gradient it is the first."""
     if parameter.grad is None:
-        parameter.grad = part
+        first_gradient(parameter).copy_(part)
     else:
         parameter.grad.add_(part)

@@ -380,7 +380,7 @@ class TensorFlowAdapter(Adapter):
         *,
         weight: float,
         last: bool,
-        defer: bool = False,
+        defer: int = 0,
         dropout_masks: Sequence[NDArray[np.bool_]] = (),
     ) -> State:
         masks = [tf.constant(mask) for mask in dropout_masks]
