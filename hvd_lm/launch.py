@@ -65,6 +65,12 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
+def return_freed_memory() -> None:
+    """Give what is free within glibc's heap back to the system, once: where no array of training would settle, it only costs."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def warn(message: str) -> None:
     """Tell the user something that does not end the job: one line on standard error, by rank 0."""
     if launched_rank() == 0:

@@ -80,6 +80,7 @@ def train(config: RunConfig) -> TrainingResult:
         adapter.broadcast_state()
         step, progress = adapter.broadcast_object((earlier.step, earlier.progress) if earlier else (0, None))
         del earlier  # as large as weights and moments together
+        launch.return_freed_memory()
         return _train(_Run(config, texts, fingerprint, adapter, step, progress))
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from hvd_lm.adapters.pytorch_products import add_product_to_gradient, add_to_gradient, product
 
@@ -31,12 +30,18 @@ def accumulate_cross_entropy(
     gradients_NH = torch.empty_like(outputs_NH)
     chunks = zip(*(torch.split(tensor, CHUNK) for tensor in (outputs_NH, targets_N, weights_N, gradients_NH)), strict=True)
     for outputs, targets, weights, gradients in chunks:
-        log_probabilities = functional.log_softmax(product(outputs, kernel_VH, bias_N=bias_V), dim=1)
-        loss += functional.nll_loss(log_probabilities, targets, ignore_index=ignored, reduction="sum")
-        by_logits = log_probabilities.exp_()
-        by_logits[torch.arange(len(targets), device=targets.device), targets.clamp(min=0)] -= 1
+        # All in the memory of the logits: what is largest exists once.
+        logits = product(outputs, kernel_VH, bias_N=bias_V)
+        logits -= logits.amax(1, keepdim=True)
+        by_logits, counts = logits, targets != ignored
+        of_targets = torch.arange(len(targets), device=targets.device), targets.clamp(min=0)
+        logits_of_targets = logits[of_targets]
+        sums = by_logits.exp_().sum(1, keepdim=True)
+        loss += ((sums[:, 0].log() - logits_of_targets) * counts).sum()
+        by_logits /= sums
+        by_logits[of_targets] -= 1
         # Weights of tokens go to the factors with H columns instead of the one with V.
-        counted = (targets != ignored) * weights
+        counted = counts * weights
         torch.mul(product(by_logits, kernel_VH.t()), counted[:, None], out=gradients)
         add_product_to_gradient(kernel_VH, by_logits, outputs * counted[:, None])
         add_to_gradient(bias_V, torch.mv(by_logits.t(), counted))

@@ -13,7 +13,7 @@ from hvd_lm.adapters.pytorch_memory import first_gradient
 
 _ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
-ROWS = 1024
+ROWS = 256
 """Of a sum that are computed at a time: the product is added while it is still in the cache, and never exists as a whole."""
 
 
