@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
@@ -56,14 +56,29 @@ class Compare:
                 "link": {"rate": self.link, "hosts": len(network.hosts), "bytes_per_second": links.measure_bandwidth(network)},
                 "workload": asdict(work) | {"parameters": work.parameters, "small": self.small},
                 "peers": {peer.name: peer.summary for peer in peers},
+                "program_bytes": {},
                 "outcomes": [],
                 "failures": [],
             }
+            self._programs(peers, network, Path(folder), record)
             self._rounds(peers, work, network, Path(folder), record)
         outcomes = [Outcome(**outcome) for outcome in record["outcomes"]]
         disagreeing = [check for check in figures.check_losses(outcomes) if not check.agrees]
         print((self.out / "table.md").read_text(encoding="utf-8"))
         return 1 if record["failures"] or disagreeing else 0
+
+    def _programs(self, peers: Sequence[Peer], network: Network, folder: Path, record: dict[str, Any]) -> None:
+        """The peak memory of each peer with a small model: what its program takes without the model."""
+        workload.prepare(replace(workload.small(self.workload), warmup=1, windows=2), folder / "small" / "work")
+        work, _, _ = workload.read(folder / "small" / "work")
+        for peer in peers:
+            log = self.out / "logs" / f"{peer.name}-small.txt"
+            try:
+                outcome = run_peer(peer, 0, work, network, folder / "small", log, self.timeout)
+            except launching.RunError as error:
+                record["failures"].append({"peer": peer.name, "round": 0, "error": str(error)})
+            else:
+                record["program_bytes"][peer.name] = max(outcome.peak_bytes)
 
     def _rounds(self, peers: Sequence[Peer], work: Workload, network: Network, folder: Path, record: dict[str, Any]) -> None:
         by_name = {peer.name: peer for peer in peers}
@@ -114,7 +129,8 @@ def run_peer(peer: Peer, number: int, work: Workload, network: Network, folder: 
         maths=peer.maths,
         is_ours=peer.is_ours,
         tokens_per_second=sum(rates),
-        seconds=[statistics.mean(column) for column in zip(*timed_RW[:copies], strict=True)],
+        seconds=[max(column) for column in zip(*timed_RW[:copies], strict=True)],
+        mean_seconds=[statistics.mean(column) for column in zip(*timed_RW[:copies], strict=True)],
         losses=[statistics.mean(column) for column in zip(*shared, strict=True)],
         peak_bytes=peaks,
         sent_bytes=sent,

@@ -6,8 +6,6 @@ import json
 import os
 import shlex
 import subprocess
-import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,7 @@ from benchmarks.figures import Outcome, markdown_table
 from benchmarks.launching import RunError, python
 from benchmarks.workload import Workload
 
-_PEERS = {
-    "ours-torch-alone": "torch",
-    "plain_torch": "torch",
-    "ours-tensorflow-alone": "tensorflow",
-    "plain_tensorflow": "tensorflow",
-}
+_PEERS = ("ours-torch-alone", "plain_torch", "ours-tensorflow-alone", "plain_tensorflow")
 
 
 @dataclass(frozen=True)
@@ -40,11 +33,11 @@ class Compute:
 
     def run(self) -> int:
         before = self._gemm()
-        code = Compare(self.out, peers=tuple(_PEERS), rounds=self.rounds, small=self.small, workload=self.workload).run()
+        code = Compare(self.out, peers=_PEERS, rounds=self.rounds, small=self.small, workload=self.workload).run()
         after = self._gemm()
         record = json.loads((self.out / "record.json").read_text(encoding="utf-8"))
         rates = {f: {shape: max(before[f][shape], after[f][shape]) for shape in before[f]} for f in before}
-        result = {**machine.describe(), "gemm_gflops": rates, "imports_bytes": {f: import_bytes(f) for f in rates}}
+        result = {**machine.describe(), "gemm_gflops": rates}
         text = table(result, record)
         (self.out / "compute.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
         (self.out / "compute.md").write_text(text, encoding="utf-8")
@@ -58,20 +51,9 @@ class Compute:
         return {name: json.loads(_output(python("gemm", name, *map(str, shape)))) for name in ("torch", "tensorflow")}
 
 
-def import_bytes(framework: str) -> int:
-    """Peak memory of a process that imports the framework with Horovod, joins a job of one, and makes an optimizer of nothing."""
-    script = f"import horovod.{framework} as hvd; hvd.init()"
-    if framework == "torch":  # its optimizers import torch's compiler
-        script += "; import torch; torch.optim.Adam([torch.zeros(1)])"
-    with tempfile.TemporaryDirectory() as folder:
-        _output((*python("measured", Path(folder) / "memory"), sys.executable, "-c", script))
-        return int(json.loads((Path(folder) / "memory-0.json").read_text(encoding="utf-8"))["peak_bytes"])
-
-
 def _output(command: tuple[str, ...]) -> str:
-    # Without a launcher Horovod's MPI would start a daemon.
-    environment = {"TF_CPP_MIN_LOG_LEVEL": "3", "HOROVOD_CONTROLLER": "gloo", "HOROVOD_CPU_OPERATIONS": "gloo"}
-    ended = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if ended.returncode:
         raise RunError(f"{shlex.join(command)} ended with {ended.returncode}:\n{ended.stderr}")
     return ended.stdout
@@ -82,26 +64,17 @@ def table(result: dict[str, Any], record: dict[str, Any]) -> str:
     outcomes = [Outcome(**outcome) for outcome in record["outcomes"]]
     values = {key: value for key, value in record["workload"].items() if key not in ("small", "parameters")}
     work = Workload(**values)
-    needed = work.state_bytes + work.activation_bytes
     gemm_rows = [[f, *(f"{rate:.1f}" for rate in rates.values())] for f, rates in result["gemm_gflops"].items()]
     machine_gflops = max(rates["square"] for rates in result["gemm_gflops"].values())
     rows = []
-    for peer, framework in _PEERS.items():
+    for peer in _PEERS:
         if runs := figures.of_peer(outcomes, peer):
             gflops = figures.speed(outcomes, peer).median * work.flops_per_token / 1e9
-            peak, imports = max(max(run.peak_bytes) for run in runs), result["imports_bytes"][framework]
+            peak, program = max(max(run.peak_bytes) for run in runs), record["program_bytes"][peer]
             share = gflops / machine_gflops
-            memory = [f"{peak / 1e6:,.0f}", f"{imports / 1e6:,.0f}", f"{(peak - imports) / needed:.2f}"]
+            memory = [f"{peak / 1e6:,.0f}", f"{program / 1e6:,.0f}", f"{(peak - program) / work.needed_bytes:.2f}"]
             rows.append([peer, f"{figures.speed(outcomes, peer):,.0f}", f"{gflops:.1f}", f"{share:.2f}", *memory])
-    header = [
-        "peer",
-        "tokens/s",
-        "GFLOPS",
-        "share of the best square GEMM",
-        "peak MB",
-        "MB of imports",
-        "(peak - imports) / needed",
-    ]
+    header = ["peer", "tokens/s", "GFLOPS", "share of the best square GEMM", "peak MB", "program MB", "model / needed"]
     shapes = list(next(iter(result["gemm_gflops"].values())))
     return "\n".join(
         [
@@ -111,6 +84,7 @@ def table(result: dict[str, Any], record: dict[str, Any]) -> str:
             "GFLOPS of matrix products alone:\n",
             markdown_table(["", *shapes], gemm_rows),
             markdown_table(header, rows),
+            "Program: the peak with a small model; what is above it is the model's. "
             f"Needed: weights, gradients and Adam {work.state_bytes / 1e6:,.0f} MB, "
             f"activations of a micro-batch {work.activation_bytes / 1e6:,.0f} MB.\n",
         ]

@@ -23,7 +23,9 @@ class Outcome:
     tokens_per_second: float
     """Of all ranks, over the timed windows."""
     seconds: list[float]
-    """Of each timed window; of copies the mean."""
+    """Of each timed window; of copies the slowest one's."""
+    mean_seconds: list[float]
+    """The same, but of copies the mean."""
     losses: list[float]
     """Of each window, those of the warm-up too; mean over the ranks."""
     peak_bytes: list[int]
@@ -111,11 +113,17 @@ def check_losses(outcomes: Sequence[Outcome]) -> list[LossCheck]:
     return checks
 
 
-def exposed_seconds(outcomes: Sequence[Outcome], ours: str, copies: str) -> Spread | None:
-    """Seconds of a window that `ours` spends beyond what the same ranks need without any reduction, round by round."""
-    alone = {outcome.round: statistics.median(outcome.seconds) for outcome in of_peer(outcomes, copies)}
-    pairs = [statistics.median(o.seconds) - alone[o.round] for o in of_peer(outcomes, ours) if o.round in alone]
-    return Spread.of(pairs) if pairs else None
+def exposed_seconds(outcomes: Sequence[Outcome], ours: str, copies: str) -> tuple[Spread, Spread] | None:
+    """Seconds of a window that `ours` spends beyond what the same ranks need without any reduction, round by round.
+
+    Beyond the slowest of the ranks, for which a step would wait if nothing travelled at all; and beyond their mean.
+    """
+    alone = {outcome.round: outcome for outcome in of_peer(outcomes, copies)}
+    pairs = [(statistics.median(o.seconds), alone[o.round]) for o in of_peer(outcomes, ours) if o.round in alone]
+    if not pairs:
+        return None
+    slowest = Spread.of([seconds - statistics.median(copy.seconds) for seconds, copy in pairs])
+    return slowest, Spread.of([seconds - statistics.median(copy.mean_seconds) for seconds, copy in pairs])
 
 
 def ring_bound(values_bytes: float, hosts: int, bandwidth: float) -> float:

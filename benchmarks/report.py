@@ -47,11 +47,11 @@ def table(record: dict[str, Any]) -> str:
 def _speeds(group: Sequence[Outcome], record: dict[str, Any]) -> str:
     checks = {check.peer: check for check in figures.check_losses(group)}
     work = {key: value for key, value in record["workload"].items() if key not in ("small", "parameters")}
-    needed = (workload := Workload(**work)).state_bytes + workload.activation_bytes
+    needed = Workload(**work).needed_bytes
     rows = []
     for peer in dict.fromkeys(outcome.peer for outcome in group):
         runs = figures.of_peer(group, peer)
-        peak = max(max(run.peak_bytes) for run in runs)
+        peak, program = max(max(run.peak_bytes) for run in runs), record["program_bytes"].get(peer)
         check = checks.get(peer)
         rows.append(
             [
@@ -59,12 +59,26 @@ def _speeds(group: Sequence[Outcome], record: dict[str, Any]) -> str:
                 f"{figures.speed(group, peer):,.0f}",
                 f"{statistics.median(statistics.median(run.seconds) for run in runs):.3f}",
                 f"{check.difference:.0e}{'' if check.agrees else ' DISAGREES'}" if check else "",
-                f"{peak / 1e6:,.0f} ({peak / needed:.2f})",
+                f"{peak / 1e6:,.0f}",
+                f"{program / 1e6:,.0f}" if program else "",
+                f"{(peak - program) / needed:.2f}" if program else "",
                 f"{sent / 1e6:,.0f}" if (sent := statistics.median(run.sent_bytes for run in runs)) else "",
             ]
         )
-    header = ["peer", "tokens/s, median [quartiles]", "s/window", "loss off by", "peak MB (/ needed)", "sent MB"]
-    note = f"Needed: weights, gradients, Adam and activations, {needed / 1e6:,.0f} MB. Sent: by all hosts, start included.\n"
+    header = [
+        "peer",
+        "tokens/s, median [quartiles]",
+        "s/window",
+        "loss off by",
+        "peak MB",
+        "program MB",
+        "model / needed",
+        "sent MB",
+    ]
+    note = (
+        "Program: the peak with a small model; what is above it is the model's. "
+        f"Needed: weights, gradients, Adam and activations, {needed / 1e6:,.0f} MB. Sent: by all hosts, start included.\n"
+    )
     return f"{figures.markdown_table(header, rows)}\n{note}"
 
 
@@ -90,8 +104,9 @@ def _exposed(group: Sequence[Outcome], outcomes: Sequence[Outcome]) -> str:
     lines = []
     for peer in dict.fromkeys(o.peer for o in group if o.is_ours and o.size > 1):
         copies = f"ours-{peer.split('-')[1]}-copies"
-        if spread := figures.exposed_seconds(outcomes, peer, copies):
-            lines.append(f"- {peer}: {spread:.3f}")
+        if exposed := figures.exposed_seconds(outcomes, peer, copies):
+            slowest, mean = exposed
+            lines.append(f"- {peer}: {slowest:.3f} beyond the slower rank, {mean:.3f} beyond the mean of the ranks")
     return "Seconds of a window beyond the same ranks without a reduction:\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 

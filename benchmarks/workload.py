@@ -81,6 +81,11 @@ class Workload:
         v, e, h = self.vocabulary_size, self.embedding_size, self.hidden_size
         return 4 * self.batch_size * self.sequence_length * (e + self.layers * 6 * h + 2 * v)
 
+    @property
+    def needed_bytes(self) -> int:
+        """What a rank cannot do without."""
+        return self.state_bytes + self.activation_bytes
+
 
 def small(workload: Workload) -> Workload:
     """The twin for trials: everything that costs time is small."""

@@ -302,6 +302,62 @@ void TensorQueue::WaitForTensor(std::chrono::milliseconds limit) {
 """,
     ),
     Patch(
+        "torch-wait-header",
+        "declares what torch-wait calls",
+        "horovod/torch/handle_manager.h",
+        """\
+  bool PollHandle(int handle);
+""",
+        """\
+  bool PollHandle(int handle);
+  // Until the operation is done, or `limit` has passed.
+  void WaitForHandle(int handle, std::chrono::milliseconds limit);
+""",
+    ),
+    Patch(
+        "torch-wait-member",
+        "declares what torch-wait calls",
+        "horovod/torch/handle_manager.h",
+        """\
+  std::mutex mutex_;
+};
+""",
+        """\
+  std::mutex mutex_;
+  std::condition_variable done_;
+};
+""",
+    ),
+    Patch(
+        "torch-wait-include",
+        "declares what torch-wait calls",
+        "horovod/torch/handle_manager.h",
+        "#include <atomic>\n",
+        "#include <atomic>\n#include <chrono>\n#include <condition_variable>\n",
+    ),
+    Patch(
+        "torch-wait-notify",
+        "an operation that is done wakes who waits for it",
+        "horovod/torch/handle_manager.cc",
+        """\
+  results_[handle] = std::make_shared<Status>(status);
+}
+""",
+        """\
+  results_[handle] = std::make_shared<Status>(status);
+  done_.notify_all();
+}
+
+void HandleManager::WaitForHandle(int handle, std::chrono::milliseconds limit) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  done_.wait_for(lock, limit, [&] {
+    auto result = results_.find(handle);
+    return result == results_.end() || result->second != nullptr;
+  });
+}
+""",
+    ),
+    Patch(
         "torch-wait",
         "who waits for a reduction in torch polled without a pause, on the core that the reduction needs",
         "horovod/torch/mpi_ops_v2.cc",
@@ -316,7 +372,7 @@ void TensorQueue::WaitForTensor(std::chrono::milliseconds limit) {
     if (handle_manager.PollHandle(handle)) break;
     {
       py::gil_scoped_release release_python_gil;
-      std::this_thread::sleep_for(std::chrono::microseconds(50));
+      handle_manager.WaitForHandle(handle, std::chrono::milliseconds(50));
     }
 """,
     ),

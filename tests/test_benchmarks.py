@@ -26,7 +26,7 @@ LIMITED = Network("100mbit", links.plan_hosts(2, "prefix"), "eth0", Path("/ssh")
 
 
 def outcome(peer: str, number: int = 1, rate: float = 100.0, losses: tuple[float, ...] = (6.0, 5.0), **changes: object) -> Outcome:
-    known = {"size": 2, "maths": "exact", "is_ours": peer.startswith("ours"), "seconds": [1.0], "load": 0.0}
+    known = {"size": 2, "maths": "exact", "is_ours": peer.startswith("ours"), "seconds": [1.0], "mean_seconds": [1.0], "load": 0.0}
     values = {**known, "peak_bytes": [10**9], "sent_bytes": 10**6, **changes}
     return Outcome(peer=peer, round=number, tokens_per_second=rate, losses=list(losses), **values)  # type: ignore[arg-type]
 
@@ -76,8 +76,11 @@ def test_bound_of_a_ring() -> None:
 
 
 def test_exposed_communication_is_what_copies_do_not_spend() -> None:
-    runs = [outcome("ours", seconds=[3.0, 5.0, 4.0]), outcome("copies", size=1, seconds=[1.0, 3.0, 1.0])]
-    assert figures.exposed_seconds(runs, "ours", "copies") == Spread.of([3.0])
+    """Beyond the slowest of them, and beyond their mean."""
+    copies = outcome("copies", size=1, seconds=[1.5, 3.0, 1.5], mean_seconds=[1.0, 3.0, 1.0])
+    runs = [outcome("ours", seconds=[3.0, 5.0, 4.0]), copies]
+    assert figures.exposed_seconds(runs, "ours", "copies") == (Spread.of([2.5]), Spread.of([3.0]))
+    assert figures.exposed_seconds(runs, "ours", "nobody") is None
 
 
 def test_table_is_markdown() -> None:
@@ -230,6 +233,7 @@ def test_report(tmp_path: Path) -> None:
         "versions": {"torch": "2"},
         "link": {"rate": "1gbit", "hosts": 2, "bytes_per_second": 1.2e8},
         "workload": asdict(SMALL) | {"parameters": SMALL.parameters, "small": True},
+        "program_bytes": {"ours-torch-gloo": 4 * 10**8},
         "outcomes": [asdict(run) for run in runs],
         "failures": [{"peer": "zero1", "round": 1, "error": "ended with [1]"}],
     }
@@ -238,6 +242,7 @@ def test_report(tmp_path: Path) -> None:
     assert "960 Mbit/s measured" in text
     assert "| tutorial | 2.00 [2.00, 2.00] |" in text
     assert "2e-01 DISAGREES" in text
+    assert f"| 1,000 | 400 | {6e8 / SMALL.needed_bytes:.2f} |" in text
     assert "FAILED: zero1, round 1: ended with [1]" in text
     assert json.loads((tmp_path / "record.json").read_text()) == record
     assert np.frombuffer((tmp_path / "plot.png").read_bytes()[:8], np.uint8)[1:4].tobytes() == b"PNG"

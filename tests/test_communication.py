@@ -152,6 +152,14 @@ def test_horovod_sleeps_while_there_is_nothing_to_reduce(framework: str) -> None
         assert result["median_seconds"] < 0.025, "a tensor does not wait for the end of that sleep, of 50 ms"
 
 
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="of PyTorch's wait")
+def test_pytorch_waits_asleep() -> None:
+    """As released it asks again and again, for as long as it waits (patch torch-wait)."""
+    waiting, _ = launcher.body("waiting", 2)
+    assert waiting["waited"] > 0.5
+    assert waiting["computed"] < 0.02 * waiting["waited"]
+
+
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="of TensorFlow's operation")
 def test_tensorflow_reduces_in_place() -> None:
     """As released it takes memory for the result beside that of the tensor: 2 tensors (patch tensorflow-in-place)."""

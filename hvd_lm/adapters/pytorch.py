@@ -117,7 +117,8 @@ class GradientReducer:
         self._names = {parameter: name for name, parameter in parameters.items()}
         self._process_set = process_set
         self._op = hvd.Adasum if communication.reduction == "adasum" else hvd.Sum
-        self._pending: list[_Reduction] = []
+        self.pending: list[_Reduction] = []
+        """In the order in which they started."""
         self._looked_up = looked_up
         self._touched: TouchedRows | None = None
         if looked_up:
@@ -146,11 +147,11 @@ class GradientReducer:
         else:
             wire = to_halves_in_place(gradient) if self._fp16 else gradient
         handle = hvd.allreduce_async_(wire, name=f"gradient.{name}", op=self._op, process_set=self._process_set)
-        self._pending.append(_Reduction(gradient, handle, wire, rows))
+        self.pending.append(_Reduction(gradient, handle, wire, rows))
 
     def finish(self) -> Iterator[Tensor]:
         """The gradients that are on their way, one by one as they come in; what is done with one hides what the next one takes."""
-        for reduction in self._pending:
+        for reduction in self.pending:
             hvd.synchronize(reduction.handle)
             gradient, wire = reduction.gradient, reduction.wire
             if reduction.rows is not None:
@@ -158,7 +159,7 @@ class GradientReducer:
             elif self._fp16:
                 from_halves_in_place(gradient)
             yield gradient
-        self._pending.clear()
+        self.pending.clear()
 
 
 class PyTorchAdapter(Adapter):
@@ -423,8 +424,10 @@ class PyTorchAdapter(Adapter):
         return [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
 
     def _complete_gradients(self) -> Iterator[Tensor]:
-        """Of the window, each as soon as it is reduced."""
-        return self._reducer.finish() if self._reducer else iter(self._gradients())
+        """Of the window, each as soon as it is reduced; all at once where they are already."""
+        if self._reducer and self._reducer.pending:
+            return self._reducer.finish()
+        return iter(self._gradients())
 
     def gradients(self) -> Weights:
         if self._deferred:

@@ -91,7 +91,11 @@ class TensorFlowAdapter(Adapter):
             return {name: tf.Variable(tf.zeros(shapes[name]), name=names[name], trainable=False) for name in shapes}
 
         self._weights = variables("")
-        self._accumulated = variables("gradient/")
+        # Empty but within a window: what works in the memory of a gradient takes it out (_take).
+        self._accumulated = {
+            name: tf.Variable(tf.zeros((0, *shape[1:])), name=f"gradient_{name}", trainable=False, shape=(None, *shape[1:]))
+            for name, shape in shapes.items()
+        }
         moments = () if optimizer.optimizer == "sgd" and optimizer.momentum == 0 else _MOMENTS[optimizer.optimizer]
         self._moments = {f"{moment}/{name}": v for moment in moments for name, v in variables(f"{moment}/").items()}
         self._loss_sum = tf.Variable(tf.zeros((), tf.float64), trainable=False)
@@ -179,6 +183,20 @@ class TensorFlowAdapter(Adapter):
         tapes, outputs_TBH, state = self._forward(inputs_TB, state, masks)
         return state, Deferred(inputs_TB, targets_TB, weight, masks, tapes, outputs_TBH)
 
+    def _begin(self, name: str) -> None:
+        """The gradient of a window, as zeros."""
+        # What tf.zeros makes becomes a constant of the graph, which stays in memory.
+        self._accumulated[name].assign(tf.raw_ops.Empty(shape=self._weights[name].shape, dtype=tf.float32, init=True))
+
+    def _take(self, name: str) -> tf.Tensor:
+        """The gradient of the window, for an operation that may work in its memory; its variable is empty until it is assigned."""
+        accumulated, shape = self._accumulated[name], self._weights[name].shape
+        gradient = accumulated.read_value()
+        with tf.control_dependencies([gradient]):
+            emptied = accumulated.assign(tf.zeros((0, *shape[1:])))
+        with tf.control_dependencies([emptied]):
+            return tf.ensure_shape(tf.identity(gradient), shape)
+
     def _add(self, name: str, gradient: tf.Tensor, first: bool) -> None:
         """To the gradient of the window."""
         accumulated = self._accumulated[name]
@@ -223,10 +241,9 @@ class TensorFlowAdapter(Adapter):
                 self._add(name, d_kernel, first)
             on_the_wire = reduce(_layer_names(layer))
         rows = tf.IndexedSlices(self._drop(gradient, masks, 0), inputs_TB)
-        accumulated = self._accumulated["embedding"]
         if first and not self.model.tie_embedding:
-            accumulated.assign(tf.zeros_like(accumulated))
-        accumulated.scatter_add(rows)
+            self._begin("embedding")
+        self._accumulated["embedding"].scatter_add(rows)
         reduce(["embedding"])
         return loss
 
@@ -248,8 +265,8 @@ class TensorFlowAdapter(Adapter):
         weights_N = tf.reshape(tf.concat(weights, 1), (-1,))
         kernel, bias = self._accumulated[self._output_kernel], self._accumulated["output_bias"]
         if first:
-            kernel.assign(tf.zeros_like(kernel))
-            bias.assign(tf.zeros_like(bias))
+            self._begin(self._output_kernel)
+            self._begin("output_bias")
 
         def chunk(index: tf.Tensor, loss: tf.Tensor, gradients: tf.TensorArray) -> tuple[tf.Tensor, tf.Tensor, tf.TensorArray]:
             here = slice(index * CHUNK, (index + 1) * CHUNK)
@@ -272,15 +289,14 @@ class TensorFlowAdapter(Adapter):
         sent = []
         for name in names:
             accumulated = self._accumulated[name]
-            gradient = tf.convert_to_tensor(accumulated)
             if name == "embedding" and self._touched_V is not None:
                 # All rows that no rank has touched are zero everywhere.
                 touched_V = hvd.allreduce(self._touched_V, name="touched_rows", op=hvd.Sum, process_set=self._data_set)
                 rows = tf.where(touched_V > 0)[:, 0]
-                wire, context = self._compression.compress(tf.gather(gradient, rows))
+                wire, context = self._compression.compress(tf.gather(accumulated, rows))
                 accumulated.scatter_update(tf.IndexedSlices(self._all_reduce_wire(name, wire, context), rows))
             else:
-                wire, context = self._compression.compress(gradient)
+                wire, context = self._compression.compress(self._take(name))
                 accumulated.assign(self._all_reduce_wire(name, wire, context))
             sent.append(wire)
         return sent
@@ -299,10 +315,8 @@ class TensorFlowAdapter(Adapter):
             factor = unscale * tf.minimum(1.0, clip / norm)
             updated: list[tf.Operation] = []
             for name, variable in self._weights.items():
-                # One after the other, or all products would be in memory at once.
                 with tf.control_dependencies(updated):
-                    gradient = tf.convert_to_tensor(self._accumulated[name]) * factor
-                    updated = [self._update(name, variable, gradient, learning_rate, epsilon)]
+                    updated = [self._update(name, variable, self._take(name) * factor, learning_rate, epsilon)]
         return norm, finite
 
     def _update(

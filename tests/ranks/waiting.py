@@ -1,0 +1,30 @@
+"""How much a rank of PyTorch computes while it waits for another one, as a share of that time.
+
+horovodrun -np 2 python waiting.py
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from common import report
+
+import hvd_lm
+
+SECONDS = 1.0
+
+
+def main() -> None:
+    adapter = hvd_lm.adapter("torch")
+    adapter.all_reduce(np.ones(1))
+    if adapter.topology.rank == 1:
+        time.sleep(SECONDS)
+    waited, computed = -time.perf_counter(), -time.thread_time()
+    adapter.all_reduce(np.ones(1))
+    waited, computed = waited + time.perf_counter(), computed + time.thread_time()
+    report({"waited": waited, "computed": computed})
+
+
+if __name__ == "__main__":
+    main()
