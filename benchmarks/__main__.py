@@ -9,6 +9,7 @@ import tyro
 
 from benchmarks.compare import Compare, list_peers
 from benchmarks.compute import Compute
+from benchmarks.exposed import Exposed
 from benchmarks.launching import RunError
 from benchmarks.links import LinkError
 from benchmarks.prepare import Prepare
@@ -29,6 +30,7 @@ def main() -> int:
                 "compare": Compare,
                 "reduction": Reduction,
                 "compute": Compute,
+                "exposed": Exposed,
                 "prepare": Prepare,
                 "stall": Stall,
                 "writing": Writing,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import figures, launching, links, report, workload
+from benchmarks import exposed, figures, launching, links, report, workload
 from benchmarks.catalog import PEERS
 from benchmarks.compare import choose, read_ours, read_script
 from benchmarks.figures import Outcome, Spread
@@ -81,6 +81,12 @@ def test_exposed_communication_is_what_copies_do_not_spend() -> None:
     runs = [outcome("ours", seconds=[3.0, 5.0, 4.0]), copies]
     assert figures.exposed_seconds(runs, "ours", "copies") == (Spread.of([2.5]), Spread.of([3.0]))
     assert figures.exposed_seconds(runs, "ours", "nobody") is None
+
+
+def test_the_slowest_rank_of_a_window_waits_least() -> None:
+    """Windows of the warm-up do not count."""
+    found = exposed.summary([[9.0, 1.0, 4.0], [9.0, 3.0, 2.0]], [20.0, 10.0, 11.0], warmup=1)
+    assert found == {"seconds": [10.0, 11.0], "slowest": [1.0, 2.0], "fastest": [3.0, 4.0]}
 
 
 def test_table_is_markdown() -> None:
