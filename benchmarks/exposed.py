@@ -40,9 +40,12 @@ class Exposed:
     workload: Workload = field(default_factory=lambda: Workload(warmup=1, windows=6))
 
     def run(self) -> int:
-        peers = [peer for peer in PEERS if peer.name in _OURS]
-        with tempfile.TemporaryDirectory(prefix="hvd_lm_bench_") as name, links.connect(self.link, self.workload.ranks) as network:
-            folder = Path(name)
+        peers = {peer.name: peer for peer in PEERS if peer.name in _OURS}
+        with (
+            tempfile.TemporaryDirectory(prefix="hvd_lm_bench_") as temporary,
+            links.connect(self.link, self.workload.ranks) as network,
+        ):
+            folder = Path(temporary)
             workload.prepare(self.workload, folder / "work")
             record: dict[str, Any] = {
                 **machine.describe(),
@@ -52,9 +55,8 @@ class Exposed:
                 "alone": {launcher: self._alone(launcher, network, folder) for launcher in ("gloo", "mpi")},
             }
             for number in range(self.rounds):
-                for name in figures.rotated([peer.name for peer in peers], number):
-                    peer = next(peer for peer in peers if peer.name == name)
-                    run = {"peer": name, **self._waits(peer, network, folder, f"{name}-{number + 1}")}
+                for name in figures.rotated(list(peers), number):
+                    run = {"peer": name, **self._waits(peers[name], network, folder, f"{name}-{number + 1}")}
                     record["runs"].append(run)
                     print(f"{name}: {statistics.median(run['slowest']):.3f} s of a window", file=sys.stderr, flush=True)
         (self.out / "exposed.json").write_text(json.dumps(record, indent=1), encoding="utf-8")

@@ -67,7 +67,7 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give what is free within glibc's heap back to the system, once: where no array of training would settle, it only costs."""
+    """Give what is free within glibc's heap back to the system: after a start, room that training may never need again."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

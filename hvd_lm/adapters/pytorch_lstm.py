@@ -148,7 +148,6 @@ class OneDnnLstm(LstmLayer):
         hs_KTBH, cs_KTBH, gates_KTBG = (tensor[:count] for tensor in self._tape)
         d_h = gradients_KTBH.new_zeros(count * batch, units)
         d_c = gradients_KTBH.new_zeros(count, batch, units)
-        self._packed_recurrent = None
         recurrent = _pack_transposed(self.recurrent_kernel, count * batch)
         for t in reversed(range(steps)):
             d_h = d_h.view(count, batch, units).add_(gradients_KTBH[:, t])

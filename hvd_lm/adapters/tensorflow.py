@@ -315,6 +315,7 @@ class TensorFlowAdapter(Adapter):
             factor = unscale * tf.minimum(1.0, clip / norm)
             updated: list[tf.Operation] = []
             for name, variable in self._weights.items():
+                # One after the other: a product that cannot take the gradient's memory is the only one then.
                 with tf.control_dependencies(updated):
                     updated = [self._update(name, variable, self._take(name) * factor, learning_rate, epsilon)]
         return norm, finite
