@@ -21,12 +21,12 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM ?= 1
 setup: $(READY)
 
 # The recipe decides by itself whether the installed Horovod, or the cached wheel, still fits.
-$(READY): setup.py pyproject.toml hvd_lm/build_horovod.py
+$(READY): setup.py pyproject.toml hvd_lm/job/build_horovod.py
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not found: install Python 3.11 or say make PYTHON=..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "make: Debian and Ubuntu need python3-venv"; exit 1; }
 	@echo "installing hvd_lm with $(FRAMEWORKS) into $(VENV)"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[$(FRAMEWORKS),dev]'
-	@$(BIN)/python hvd_lm/build_horovod.py
+	@$(BIN)/python hvd_lm/job/build_horovod.py
 	@rm -f $(VENV)/.ready-* && touch $@
 
 train: setup

@@ -13,8 +13,8 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["hvd_lm", "hvd_lm.*"]),
-    package_data={"hvd_lm": ["py.typed", "*.j2", "*.conf"]},
-    entry_points={"console_scripts": ["hvd-lm = hvd_lm.cli:main"]},
+    package_data={"hvd_lm": ["py.typed"], "hvd_lm.job": ["*.conf"], "hvd_lm.report": ["*.j2"]},
+    entry_points={"console_scripts": ["hvd-lm = hvd_lm.command_line.commands:main"]},
     install_requires=[
         "jinja2",
         "matplotlib",
@@ -28,7 +28,7 @@ setup(
         "tqdm",
         "tyro>=1.0",
         "zstandard",
-        # What Horovod needs at run time; its own build comes from hvd_lm.build_horovod.
+        # What Horovod needs at run time; its own build comes from hvd_lm.job.build_horovod.
         "cloudpickle",
         "packaging",
         "psutil",

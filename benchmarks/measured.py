@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hvd_lm import launch
+from hvd_lm.job import launcher
 
 _PR_SET_PDEATHSIG = 1
 
@@ -29,7 +29,7 @@ def main() -> int:
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         code = process.wait()
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    rank = int(os.environ.get("RANK", launch.launched_rank()))
+    rank = int(os.environ.get("RANK", launcher.launched_rank()))
     Path(f"{file}-{rank}.json").write_text(json.dumps({"peak_bytes": peak}), encoding="utf-8")
     return code if code >= 0 else 128 - code
 

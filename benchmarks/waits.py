@@ -13,9 +13,10 @@ from typing import Any
 
 import horovod.torch as hvd
 
-from hvd_lm import cli, launch
 from hvd_lm.adapters.base import StepResult
-from hvd_lm.adapters.pytorch import PyTorchAdapter
+from hvd_lm.adapters.pytorch.adapter import PyTorchAdapter
+from hvd_lm.command_line import commands
+from hvd_lm.job import launcher
 
 
 def main() -> int:
@@ -37,8 +38,8 @@ def main() -> int:
 
     hvd.synchronize = timed
     PyTorchAdapter.step = noted  # type: ignore[method-assign]
-    code = cli.main()
-    (folder / f"waits-{launch.launched_rank()}.json").write_text(json.dumps(waits), encoding="utf-8")
+    code = commands.main()
+    (folder / f"waits-{launcher.launched_rank()}.json").write_text(json.dumps(waits), encoding="utf-8")
     return code
 
 

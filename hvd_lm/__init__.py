@@ -13,7 +13,6 @@ No framework is imported before it is asked for.
 from hvd_lm.adapters import adapter
 from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TopologyConfig
 from hvd_lm.data.prepare import PrepareConfig, prepare
-from hvd_lm.dynamic_evaluation import DynamicConfig
 from hvd_lm.errors import (
     CheckpointError,
     ConfigError,
@@ -23,11 +22,12 @@ from hvd_lm.errors import (
     LostWorkerError,
     TrainingError,
 )
-from hvd_lm.evaluation import Evaluation, evaluate
-from hvd_lm.generation import TextGenerator, generate
-from hvd_lm.neural_cache import CacheConfig
-from hvd_lm.sampling import SamplingConfig
-from hvd_lm.training import TrainingResult, train
+from hvd_lm.evaluation.cache import CacheConfig
+from hvd_lm.evaluation.dynamic import DynamicConfig
+from hvd_lm.evaluation.perplexity import Evaluation, evaluate
+from hvd_lm.generation.sampling import SamplingConfig
+from hvd_lm.generation.text import TextGenerator, generate
+from hvd_lm.training.loop import TrainingResult, train
 
 __all__ = [
     "CacheConfig",

@@ -2,7 +2,7 @@
 
 import sys
 
-from hvd_lm.cli import main
+from hvd_lm.command_line.commands import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -20,10 +20,10 @@ from safetensors.numpy import save_file
 
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm.checkpoint import Checkpoint
+from hvd_lm.checkpoint.files import new_folder
 from hvd_lm.config import ModelConfig, make_paths, to_dict
 from hvd_lm.errors import ConfigError, FrameworkError
-from hvd_lm.files import new_folder
-from hvd_lm.weights import Weights
+from hvd_lm.model.parameters import Weights
 
 ExportFormat = Literal["torch", "keras", "onnx", "safetensors"]
 
@@ -60,9 +60,9 @@ class _Format:
 
 
 _FORMATS: dict[ExportFormat, _Format] = {
-    "torch": _Format("model.pt", "hvd_lm.adapters.export_pytorch", "torch"),
-    "keras": _Format("model.keras", "hvd_lm.adapters.export_keras", "tensorflow"),
-    "onnx": _Format("model.onnx", "hvd_lm.adapters.export_onnx", "onnx"),
+    "torch": _Format("model.pt", "hvd_lm.adapters.export.pytorch", "torch"),
+    "keras": _Format("model.keras", "hvd_lm.adapters.export.keras", "tensorflow"),
+    "onnx": _Format("model.onnx", "hvd_lm.adapters.export.onnx", "onnx"),
 }
 
 
@@ -96,7 +96,7 @@ def _writer(format: ExportFormat) -> tuple[str, Writer]:
 
 
 def write_safetensors(weights: Weights, model: ModelConfig, path: Path) -> None:
-    """The canonical weights (hvd_lm.weights), with every size of the model in the metadata, as JSON. Raises SafetensorError."""
+    """The canonical weights, with every size of the model in the metadata, as JSON. Raises SafetensorError."""
     save_file(weights, path, metadata={name: json.dumps(value) for name, value in to_dict(model).items()})
 
 

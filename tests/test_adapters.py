@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from hvd_lm.adapters.base import Adapter, OptimizerState
 from hvd_lm.config import ModelConfig, OptimizerConfig
-from hvd_lm.dropout import dropout_masks, dropout_widths, keep_probability
 from hvd_lm.errors import CheckpointError
-from hvd_lm.weights import initial_weights
+from hvd_lm.model.noise import dropout_masks, dropout_widths, keep_probability
+from hvd_lm.model.parameters import initial_weights
 
 T, B, V = 7, 5, 40
 PLAIN = ModelConfig(vocabulary_size=V, embedding_size=12, hidden_size=16, layers=2)

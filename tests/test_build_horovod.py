@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hvd_lm import build_horovod
-from hvd_lm.build_horovod import (
+from hvd_lm.job import build_horovod
+from hvd_lm.job.build_horovod import (
     HOROVOD_VERSION,
     PATCHES,
     BuildError,

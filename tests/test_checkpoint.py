@@ -19,13 +19,13 @@ from safetensors.numpy import load_file, save_file
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm.adapters.base import OptimizerState
 from hvd_lm.checkpoint import Checkpoint, CheckpointWriter, Progress
+from hvd_lm.checkpoint.files import checksum
 from hvd_lm.config import ModelConfig, OptimizerConfig
 from hvd_lm.data.streams import Position
 from hvd_lm.data.tokenizer import train_word_level
 from hvd_lm.errors import CheckpointError
-from hvd_lm.files import checksum
-from hvd_lm.loss_scale import LossScale
-from hvd_lm.weights import initial_weights
+from hvd_lm.model.parameters import initial_weights
+from hvd_lm.training.loss_scale import LossScale
 
 FILES = ["weights.safetensors", "optimizer.safetensors", "state.safetensors", "checkpoint.json", "tokenizer.json"]
 TEXT = "the cat sat\non the mat\n"
@@ -183,7 +183,7 @@ def test_failed_save_leaves_the_older_checkpoint(tmp_path: Path, monkeypatch: py
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "save_file", full_disk)
+    monkeypatch.setattr(checkpoints.writer, "save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save(example(9), tmp_path, keep=1)
     assert checkpoints.load(tmp_path).step == 5
@@ -400,7 +400,7 @@ def test_arrays_may_change_once_the_writer_has_released_them(tmp_path: Path, mon
         go_on.wait(10)
         save_file(arrays, path)
 
-    monkeypatch.setattr(checkpoints, "save_file", slow)
+    monkeypatch.setattr(checkpoints.writer, "save_file", slow)
     expected = example(1)
     with CheckpointWriter(tmp_path, keep=2) as writer:
         mine = example(1)
@@ -427,6 +427,6 @@ def test_writer_tells_what_went_wrong(tmp_path: Path, monkeypatch: pytest.Monkey
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "save_file", full_disk)
+    monkeypatch.setattr(checkpoints.writer, "save_file", full_disk)
     with pytest.raises(CheckpointError, match="No space left on device"), CheckpointWriter(tmp_path, keep=2) as writer:
         writer.write(example(1))

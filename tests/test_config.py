@@ -15,7 +15,7 @@ from horovod.runner.launch import parse_args as parse_horovodrun
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvd_lm.cli import parse
+from hvd_lm.command_line.commands import parse
 from hvd_lm.config import (
     CommunicationConfig,
     DataConfig,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hvd_lm.config import ModelConfig
-from hvd_lm.dropout import dropout_masks, dropout_widths, keep_probability
 from hvd_lm.errors import ConfigError
+from hvd_lm.model.noise import dropout_masks, dropout_widths, keep_probability
 
 
 def masks_of(

@@ -19,11 +19,11 @@ from hvd_lm.data.counts import TextCounts
 from hvd_lm.data.prepare import PrepareConfig, prepare
 from hvd_lm.data.streams import Position
 from hvd_lm.data.tokenizer import Tokenizer, TokenizerKind, train_tokenizer
-from hvd_lm.dynamic_evaluation import DynamicConfig, evaluate_dynamically, step_sizes
 from hvd_lm.errors import CheckpointError, ConfigError, DataError
-from hvd_lm.evaluation import EvaluateConfig, Evaluation, evaluate
-from hvd_lm.neural_cache import CacheConfig, NeuralCache, evaluate_with_cache
-from hvd_lm.weights import initial_weights
+from hvd_lm.evaluation.cache import CacheConfig, NeuralCache, evaluate_with_cache
+from hvd_lm.evaluation.dynamic import DynamicConfig, evaluate_dynamically, step_sizes
+from hvd_lm.evaluation.perplexity import EvaluateConfig, Evaluation, evaluate
+from hvd_lm.model.parameters import initial_weights
 
 TEXT = "the cat sat on the mat and the dog sat on the log\nnaïve cats sit on mats too\n" * 12
 

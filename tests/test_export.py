@@ -25,7 +25,7 @@ from hvd_lm.config import ModelConfig, to_dict
 from hvd_lm.data.tokenizer import train_word_level
 from hvd_lm.errors import CheckpointError, ConfigError, FrameworkError, HvdLmError
 from hvd_lm.export import ExportConfig, export
-from hvd_lm.weights import Weights, weight_shapes
+from hvd_lm.model.parameters import Weights, weight_shapes
 
 T, B = 7, 5
 TEXT = "\n".join(f"word{index} and word{index + 1}" for index in range(30)) + "\n"
@@ -109,7 +109,7 @@ def test_torch_module_gives_the_logits_of_the_reference(made: Export, model: Mod
     folder = made("torch", model)
     import torch
 
-    from hvd_lm.adapters import export_pytorch
+    from hvd_lm.adapters.export import pytorch as export_pytorch
 
     plain = run_docstring(export_pytorch, folder, monkeypatch)["model"]
     tokens = random_tokens()
@@ -134,7 +134,7 @@ def test_keras_model_gives_the_logits_of_the_reference(made: Export, model: Mode
     folder = made("keras", model)
     import keras
 
-    from hvd_lm.adapters import export_keras
+    from hvd_lm.adapters.export import keras as export_keras
 
     tokens = random_tokens()
     names = run_docstring(export_keras, folder, monkeypatch, tokens_BT=tokens.T)
@@ -179,7 +179,7 @@ def test_onnx_graph_declares_its_axes(made: Export) -> None:
 def test_onnx_weights_too_large_for_one_file(made: Export, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
-    from hvd_lm.adapters import export_onnx
+    from hvd_lm.adapters.export import onnx as export_onnx
 
     monkeypatch.setattr(export_onnx, "LARGEST_FILE", 0)
     folder = made("onnx")

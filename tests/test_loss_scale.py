@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvd_lm.errors import TrainingError
-from hvd_lm.loss_scale import LARGEST, SMALLEST, LossScale
+from hvd_lm.training.loss_scale import LARGEST, SMALLEST, LossScale
 
 
 def test_overflow_halves_the_scale_and_counts_the_skipped_step() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from hvd_lm.metrics import MetricsWriter, SilentMetrics
+from hvd_lm.training.metrics import MetricsWriter, SilentMetrics
 
 
 def row(step: int, **more: Any) -> dict[str, Any]:

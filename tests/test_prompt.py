@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvd_lm.data.prompt import read_prompt
 from hvd_lm.data.tokenizer import train_tokenizer, train_word_level
+from hvd_lm.generation.prompt import read_prompt
 
 WORDS = train_word_level("the Cat sat , on \" NATO ground . don't U.S. é\n", None)
 

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from hvd_lm.adapters.pytorch_cross_entropy import CHUNK, accumulate_cross_entropy  # noqa: E402
+from hvd_lm.adapters.pytorch.stages.output import CHUNK, accumulate_cross_entropy  # noqa: E402
 
 TOKENS, VOCABULARY, UNITS, IGNORED = 2 * CHUNK + 19, 50, 24, -1
 WEIGHTS = torch.linspace(0.25, 0.5, TOKENS, dtype=torch.float64)

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hvd_lm.adapters.pytorch_lstm import AutogradLstm, LstmLayer, OneDnnLstm, lstm_layer  # noqa: E402
+from hvd_lm.adapters.pytorch.stages.lstm import AutogradLstm, LstmLayer, OneDnnLstm, lstm_layer  # noqa: E402
 
 STEPS, BATCH, WIDTH, UNITS = 6, 3, 5, 8
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hvd_lm.adapters.pytorch_memory import Weight, first_gradient, lasting  # noqa: E402
+from hvd_lm.adapters.pytorch.memory import Weight, first_gradient, lasting  # noqa: E402
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 5), (2048, 1024), (0, 4)])

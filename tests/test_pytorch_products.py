@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hvd_lm.adapters.pytorch_products import ROWS, add_product_to_gradient, add_to_gradient, pack, product  # noqa: E402
+from hvd_lm.adapters.pytorch.products import ROWS, add_product_to_gradient, add_to_gradient, pack, product  # noqa: E402
 
 DTYPES = [torch.float32, torch.float64]
 """Through oneDNN, and through torch.mm."""

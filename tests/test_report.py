@@ -21,12 +21,14 @@ from matplotlib.axes import Axes
 from matplotlib.image import imread
 from matplotlib.lines import Line2D
 
-from hvd_lm import report_plots, report_runs, report_tables
 from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, write_yaml
 from hvd_lm.errors import ConfigError, DataError
-from hvd_lm.report import ReportConfig, report
-from hvd_lm.report_plots import PLOTS, draw
-from hvd_lm.report_runs import COLUMNS, Run, read_rows, read_runs
+from hvd_lm.report import plots as report_plots
+from hvd_lm.report import runs as report_runs
+from hvd_lm.report import tables as report_tables
+from hvd_lm.report.page import ReportConfig, report
+from hvd_lm.report.plots import PLOTS, draw
+from hvd_lm.report.runs import COLUMNS, Run, read_rows, read_runs
 
 Row = dict[str, Any]
 TOKENS = 2 * 8 * 32 * 10
@@ -594,7 +596,8 @@ def test_a_failed_write_leaves_the_earlier_page_whole(tmp_path: Path, monkeypatc
 
 
 def test_no_framework_and_no_matplotlib_before_it_is_needed() -> None:
-    code = "import sys, hvd_lm.report\nprint(sorted({'torch', 'tensorflow', 'horovod', 'matplotlib', 'jinja2'} & set(sys.modules)))"
+    code = "import sys, hvd_lm.report.page\n"
+    code += "print(sorted({'torch', 'tensorflow', 'horovod', 'matplotlib', 'jinja2'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
@@ -603,7 +606,7 @@ def test_no_framework_and_no_pyplot_while_it_draws(tmp_path: Path) -> None:
     write(tmp_path / "run")
     code = f"""if True:
         import sys
-        from hvd_lm.report import ReportConfig, report
+        from hvd_lm.report.page import ReportConfig, report
         report(ReportConfig(({str(tmp_path / "run")!r},), {str(tmp_path / "out")!r}))
         print(sorted({{'torch', 'tensorflow', 'horovod', 'matplotlib.pyplot'}} & set(sys.modules)))"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvd_lm.errors import ConfigError
-from hvd_lm.sampling import SamplingConfig, draw
+from hvd_lm.generation.sampling import SamplingConfig, draw
 
 LOGITS = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=30).map(lambda values: np.array(values, np.float32))
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvd_lm.config import OptimizerConfig
-from hvd_lm.schedule import learning_rate, peak_learning_rate
+from hvd_lm.training.schedule import learning_rate, peak_learning_rate
 
 Decay = Literal["constant", "linear", "cosine", "exponential"]
 Scaling = Literal["none", "linear", "sqrt"]

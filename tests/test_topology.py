@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hvd_lm.config import TopologyConfig
 from hvd_lm.errors import ConfigError
-from hvd_lm.parallel.topology import Topology, arrange
+from hvd_lm.job.topology import Topology, arrange
 
 GRIDS = st.tuples(st.integers(1, 6), st.integers(1, 6))
 

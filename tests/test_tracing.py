@@ -10,13 +10,13 @@ import pytest
 from conftest import INSTALLED
 
 from hvd_lm.config import ModelConfig, OptimizerConfig
-from hvd_lm.weights import initial_weights
+from hvd_lm.model.parameters import initial_weights
 
 pytestmark = pytest.mark.skipif("tensorflow" not in INSTALLED, reason="TensorFlow is not installed")
 
 
 def test_every_function_is_traced_once() -> None:
-    from hvd_lm.adapters.tensorflow import TensorFlowAdapter
+    from hvd_lm.adapters.tensorflow.adapter import TensorFlowAdapter
 
     model = ModelConfig(vocabulary_size=30, embedding_size=8, hidden_size=8)
     adapter = TensorFlowAdapter(threads=1)

@@ -10,8 +10,8 @@ from hvd_lm.config import FRAMEWORKS, CommunicationConfig, TopologyConfig
 from hvd_lm.errors import ConfigError, FrameworkError
 
 _CLASSES = {
-    "torch": ("hvd_lm.adapters.pytorch", "PyTorchAdapter"),
-    "tensorflow": ("hvd_lm.adapters.tensorflow", "TensorFlowAdapter"),
+    "torch": ("hvd_lm.adapters.pytorch.adapter", "PyTorchAdapter"),
+    "tensorflow": ("hvd_lm.adapters.tensorflow.adapter", "TensorFlowAdapter"),
 }
 
 
@@ -34,7 +34,7 @@ def adapter_class(framework: str) -> type[Adapter]:
     except ImportError as error:
         reason = " ".join(str(error).split())
         raise FrameworkError(
-            f"{framework} with Horovod does not load ({reason}): run python -m hvd_lm.build_horovod, then hvd-lm doctor"
+            f"{framework} with Horovod does not load ({reason}): run python -m hvd_lm.job.build_horovod, then hvd-lm doctor"
         ) from error
 
 

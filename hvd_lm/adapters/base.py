@@ -18,11 +18,11 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_lm import launch
 from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig, TopologyConfig
 from hvd_lm.errors import ConfigError, LostWorkerError
-from hvd_lm.parallel.topology import Topology, arrange
-from hvd_lm.weights import Array, Weights
+from hvd_lm.job import launcher
+from hvd_lm.job.topology import Topology, arrange
+from hvd_lm.model.parameters import Array, Weights
 
 State: TypeAlias = Any
 """LSTM state (h, c of every layer) of the B sequences, in the framework's own tensors, detached from any graph."""
@@ -101,15 +101,15 @@ class Adapter(ABC):
         if deterministic and self.communication.fusion_threshold_mb is None:
             # What is fused, and with it the order of a sum over three ranks or more, depends on timing.
             self.communication = replace(self.communication, fusion_threshold_mb=0)
-        self.threads = threads or launch.default_threads()
+        self.threads = threads or launcher.default_threads()
         topology = topology or TopologyConfig()
         # The launcher's word first: a bad topology must not cost an initialisation of Horovod.
-        expected = arrange(topology, launch.launched_rank(), launch.launched_size())
+        expected = arrange(topology, launcher.launched_rank(), launcher.launched_size())
         self._set_threads(self.threads)
-        launch.keep_freed_memory()
+        launcher.keep_freed_memory()
         if deterministic:
             self._make_deterministic()
-        with launch.horovod_environment(self.communication):
+        with launcher.horovod_environment(self.communication):
             self._data_set = self._initialize_horovod(expected)
         if self.horovod.size() != expected.size:
             raise ConfigError(
@@ -195,7 +195,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def load_weights(self, weights: Mapping[str, Array]) -> None:
-        """Set the canonical weights (see hvd_lm.weights). Raises CheckpointError if names or shapes do not fit."""
+        """Set the canonical weights (see hvd_lm.model.parameters). Raises CheckpointError if names or shapes do not fit."""
 
     @abstractmethod
     def weights(self, *, copy: bool = True) -> Weights:

@@ -18,6 +18,7 @@ from typing import NoReturn
 import tyro
 from tqdm import tqdm
 
+from hvd_lm.checkpoint.files import new_folder
 from hvd_lm.config import make_paths, require
 from hvd_lm.data import tokenizer as tokenizers
 from hvd_lm.data.corpus import STANDARD_INPUT, blocks_of, find_files, read_files
@@ -26,7 +27,6 @@ from hvd_lm.data.download import PUBLIC_CORPORA, CorpusName, default_folder, fet
 from hvd_lm.data.shards import SPLITS, Prepared, ShardWriter, Split, load, write_header
 from hvd_lm.data.tokenizer import TokenizerKind, train_tokenizer
 from hvd_lm.errors import ConfigError, DataError
-from hvd_lm.files import new_folder
 
 
 @dataclass(frozen=True)

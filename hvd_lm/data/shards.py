@@ -22,12 +22,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from hvd_lm.checkpoint.files import checksum, sha256
 from hvd_lm.config import from_dict
 from hvd_lm.data import tokenizer as tokenizers
 from hvd_lm.data.counts import TextCounts
 from hvd_lm.data.tokenizer import Tokenizer
 from hvd_lm.errors import CheckpointError, DataError, HvdLmError
-from hvd_lm.files import checksum, sha256
 
 Split = Literal["training", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from hvd_lm import launch
 from hvd_lm.config import RunConfig
 from hvd_lm.data import shards
 from hvd_lm.data.corpus import STANDARD_INPUT, blocks_of, embedded_corpus, find_files, read_files, read_text
@@ -18,6 +17,7 @@ from hvd_lm.data.shards import Prepared, ShardedTokens, Split
 from hvd_lm.data.streams import Tokens
 from hvd_lm.data.tokenizer import Tokenizer, train_word_level
 from hvd_lm.errors import ConfigError, DataError
+from hvd_lm.job import launcher
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _check_vocabulary(prepared: Prepared, wanted: int | None) -> None:
 
 
 def _check_length(tokens: Tokens, config: RunConfig) -> None:
-    data_size = max(1, launch.launched_size() // config.topology.model_parallel)
+    data_size = max(1, launcher.launched_size() // config.topology.model_parallel)
     if len(tokens) < data_size * config.data.batch_size:
         raise DataError(
             f"the training text has {len(tokens)} tokens, fewer than the {data_size * config.data.batch_size} streams of "

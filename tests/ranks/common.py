@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from hvd_lm import launch
 from hvd_lm.adapters.base import Adapter
 from hvd_lm.config import ModelConfig
-from hvd_lm.weights import Weights, initial_weights
+from hvd_lm.job import launcher
+from hvd_lm.model.parameters import Weights, initial_weights
 
 MODEL = ModelConfig(vocabulary_size=50, embedding_size=12, hidden_size=16, layers=2)
 
@@ -21,9 +21,9 @@ def report(value: Any) -> None:
     """Hand the result of this rank to the test that launched it; without a test, print it."""
     text = json.dumps(value)
     if folder := os.environ.get("HVD_LM_TEST_RESULTS"):
-        (Path(folder) / f"{launch.launched_rank()}.json").write_text(text)
+        (Path(folder) / f"{launcher.launched_rank()}.json").write_text(text)
     else:
-        print(f"rank {launch.launched_rank()}: {text}", flush=True)
+        print(f"rank {launcher.launched_rank()}: {text}", flush=True)
 
 
 def build(adapter: Adapter, model: ModelConfig = MODEL) -> Adapter:

@@ -10,8 +10,8 @@ from common import build, report
 from torch import Tensor, nn
 
 import hvd_lm
-from hvd_lm.adapters.pytorch import GradientReducer
-from hvd_lm.adapters.pytorch_lstm import Complete, OneDnnLstm
+from hvd_lm.adapters.pytorch.adapter import GradientReducer
+from hvd_lm.adapters.pytorch.stages.lstm import Complete, OneDnnLstm
 
 
 def main() -> None:

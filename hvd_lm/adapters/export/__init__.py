@@ -1,0 +1,1 @@
+"""Writers of weights for other libraries, one for each."""

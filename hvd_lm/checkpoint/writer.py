@@ -1,0 +1,152 @@
+"""Writing checkpoints, beside training: whole or not at all, and no more of them than asked for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from threading import Event, Lock
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from hvd_lm.checkpoint.files import checksum, publish, sha256, sync
+from hvd_lm.checkpoint.format import BEST, FOLDER, FORMAT_VERSION, Checkpoint, folders
+from hvd_lm.config import to_dict
+from hvd_lm.errors import CheckpointError
+from hvd_lm.model.parameters import Array
+
+
+class _Arrays:
+    """The arrays of a checkpoint on their way to the disk, in memory that training may be about to change."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._files: dict[str, Mapping[str, Array]] = {
+            "weights.safetensors": checkpoint.weights,
+            "optimizer.safetensors": checkpoint.optimizer_state.moments,
+            "state.safetensors": {"lstm": checkpoint.progress.lstm_state_L2SH},
+        }
+        self._lock = Lock()
+        self._written = Event()
+        self._written.set()
+
+    def write(self, folder: Path) -> None:
+        while self._files:
+            with self._lock:
+                name = next(iter(self._files))
+                arrays = self._files.pop(name)
+                self._written.clear()
+            try:
+                save_file(_contiguous(arrays), folder / name)
+            finally:
+                self._written.set()
+
+    def release(self) -> None:
+        """Needs the memory no more: copies what is in no file yet, and waits for the file that is being written."""
+        with self._lock:
+            for name, arrays in self._files.items():
+                # What nobody can write to is safe as it is.
+                self._files[name] = {key: array.copy() if array.flags.writeable else array for key, array in arrays.items()}
+        self._written.wait()
+
+
+def save(checkpoint: Checkpoint, run: Path, *, keep: int) -> Path:
+    """Write `checkpoint` into `run`, then remove all but the newest `keep` and the best one; returns its folder."""
+    return _save(checkpoint, _Arrays(checkpoint), run, keep)
+
+
+def _save(checkpoint: Checkpoint, arrays: _Arrays, run: Path, keep: int) -> Path:
+    folder = run / FOLDER / f"step-{checkpoint.step:08d}"
+    staging = folder.with_name(f".{folder.name}.partial")
+    for left in folder.parent.glob(".step-*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
+    staging.mkdir(parents=True)
+    progress = checkpoint.progress
+    arrays.write(staging)
+    checkpoint.tokenizer.save(staging / "tokenizer.json")
+    description = {
+        "format_version": FORMAT_VERSION,
+        "step": checkpoint.step,
+        "applied_steps": checkpoint.optimizer_state.applied_steps,
+        "model": to_dict(checkpoint.model),
+        "optimizer": to_dict(checkpoint.optimizer),
+        "progress": {k: v for k, v in to_dict(progress).items() if k != "lstm_state_L2SH"},
+        "files": {path.name: sha256(path) for path in sorted(staging.iterdir())},
+    }
+    text = json.dumps(description | {"checksum": checksum(description)}, indent=2)
+    (staging / "checkpoint.json").write_text(text + "\n", encoding="utf-8")
+    if folder.exists():
+        shutil.rmtree(folder)
+    publish(staging, folder)
+    if progress.is_best:
+        _link_best(folder)
+    best = (folder.parent / BEST).resolve()
+    for old in folders(run)[:-keep]:
+        if old.resolve() != best:
+            shutil.rmtree(old)
+    return folder
+
+
+def _link_best(folder: Path) -> None:
+    link = folder.with_name(f".{BEST}.partial")
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder.name)
+    link.rename(folder.with_name(BEST))
+    sync(folder.parent)
+
+
+class CheckpointWriter:
+    """Writes checkpoints beside training, one at a time: the loop waits only if the one before is not on the disk yet."""
+
+    def __init__(self, run: Path, keep: int) -> None:
+        self._run, self._keep = run, keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[Path] | None = None
+        self._arrays: _Arrays | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def write(self, checkpoint: Checkpoint) -> None:
+        """Begin to write `checkpoint`, whose arrays nobody may change before `release`. Raises as `wait`."""
+        self.wait()
+        self._arrays = _Arrays(checkpoint)
+        self._pending = self._thread.submit(_save, checkpoint, self._arrays, self._run, self._keep)
+
+    def release(self) -> None:
+        """Let the arrays of the checkpoint that is being written change: of those that are not on the disk yet it takes copies.
+
+        In a window of usual length they are all written by then, so that a checkpoint costs neither time nor memory.
+        """
+        if self._arrays:
+            self._arrays.release()
+            self._arrays = None
+
+    def wait(self) -> None:
+        """Until everything is on the disk. Raises CheckpointError if the last one could not be written."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"cannot write a checkpoint into {self._run}: {getattr(error, 'strerror', None) or error}; "
+                "make room there, then go on with --resume auto"
+            ) from error
+
+
+def _contiguous(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """safetensors writes memory as it lies, whatever the strides say."""
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}

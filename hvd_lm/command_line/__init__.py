@@ -1,0 +1,1 @@
+"""The command line: commands, and flags made from the config dataclasses."""

@@ -1,0 +1,144 @@
+"""Perplexity of a model on a text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hvd_lm import checkpoint as checkpoints
+from hvd_lm.adapters import adapter_class
+from hvd_lm.adapters.base import lost_workers_reported
+from hvd_lm.config import Framework, make_paths, require
+from hvd_lm.data.counts import TextCounts
+from hvd_lm.data.shards import Split
+from hvd_lm.data.texts import read_tokens
+from hvd_lm.errors import ConfigError, DataError
+from hvd_lm.evaluation.cache import CacheConfig, evaluate_with_cache
+from hvd_lm.evaluation.dynamic import DynamicConfig, evaluate_dynamically
+from hvd_lm.evaluation.exact_loss import evaluation_streams, exact_loss
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure the perplexity of a checkpoint on a text, alone or on every rank of a horovodrun job."""
+
+    checkpoint: Path
+    """Folder of a training run (its newest checkpoint), or of one checkpoint."""
+    data: tuple[Path, ...] = ()
+    """UTF-8 texts, one after the other, or a folder that hvd-lm prepare made. None: the embedded corpus."""
+    split: Split = "test"
+    """Which split of a prepared folder."""
+    framework: Framework = "torch"
+    """Which framework computes; any can read any checkpoint."""
+    batch_size: int = 8
+    """Streams of a rank that are read side by side. It changes the speed, not the result."""
+    sequence_length: int = 64
+    """Tokens of a stream that are computed at once. It changes the speed, not the result."""
+    threads: int | None = None
+    """Compute threads of a rank. Unless given: the cores of the machine shared by its ranks."""
+    dynamic: DynamicConfig = field(default_factory=DynamicConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+
+    def __post_init__(self) -> None:
+        make_paths(self, "checkpoint", "data")
+        for name in ("batch_size", "sequence_length", "threads"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        require(
+            self.dynamic.dynamic == "none" or not self.cache.cache_size,
+            "--dynamic and --cache-size change the prediction in two ways: use one of them",
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Cross-entropy of a text under the model."""
+
+    loss: float
+    """Mean cross-entropy, nats per token."""
+    tokens: int
+    """Targets that were predicted, on all ranks."""
+    text: TextCounts = field(default_factory=TextCounts)
+    """How much text the tokens are."""
+
+    @property
+    def perplexity(self) -> float:
+        """Per token; infinite where that is beyond a float."""
+        return _exp(self.loss)
+
+    @property
+    def bits_per_character(self) -> float:
+        """Line breaks count as characters."""
+        return self._per(self.text.characters) / math.log(2)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Of UTF-8."""
+        return self._per(self.text.bytes) / math.log(2)
+
+    @property
+    def word_perplexity(self) -> float:
+        """Per word between blanks and line break, which is what a token is to word level: comparable between tokenizers."""
+        return _exp(self._per(self.text.words + self.text.lines))
+
+    def _per(self, units: int) -> float:
+        """Nats per unit."""
+        return self.loss * self.tokens / units if units else math.nan
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
+
+
+def evaluate(
+    checkpoint: Path | str,
+    data: Sequence[Path | str] = (),
+    *,
+    split: Split = "test",
+    framework: Framework = "torch",
+    batch_size: int = 8,
+    sequence_length: int = 64,
+    threads: int | None = None,
+    dynamic: DynamicConfig | None = None,
+    cache: CacheConfig | None = None,
+) -> Evaluation:
+    """Perplexity of `checkpoint` on a text (see EvaluateConfig for the settings). Collective.
+
+    Raises CheckpointError, DataError, ConfigError, FrameworkError or LostWorkerError, each with what to do.
+    """
+    paths = tuple(map(Path, data))
+    return run(
+        EvaluateConfig(
+            Path(checkpoint), paths, split, framework, batch_size, sequence_length, threads,
+            dynamic or DynamicConfig(), cache or CacheConfig(),
+        )
+    )  # fmt: skip
+
+
+def run(config: EvaluateConfig) -> Evaluation:
+    """`evaluate`, with its settings as one config. Collective."""
+    loaded = checkpoints.load(config.checkpoint)
+    tokens, counts = read_tokens(config.data, loaded.tokenizer, config.split)
+    if not len(tokens):
+        raise DataError("the text holds no token")
+    adapter = adapter_class(config.framework)(threads=config.threads)
+    first_input = loaded.tokenizer.end_of_line_id
+    in_one_stream = config.dynamic.dynamic != "none" or config.cache.cache_size
+    if in_one_stream and adapter.topology.size > 1:
+        raise ConfigError("--dynamic and --cache-size read the text in one stream: run them on one rank")
+    with lost_workers_reported(adapter):
+        if config.dynamic.dynamic != "none":
+            total = evaluate_dynamically(adapter, loaded, tokens, first_input, config.dynamic)
+            return Evaluation(total / len(tokens), len(tokens), counts)
+        adapter.build(loaded.model, loaded.optimizer)
+        adapter.load_weights(loaded.weights)
+        if config.cache.cache_size:
+            total = evaluate_with_cache(adapter, tokens, first_input, config.cache, config.sequence_length)
+        else:
+            total = exact_loss(adapter, evaluation_streams(adapter, tokens, first_input, config.batch_size, config.sequence_length))
+        return Evaluation(total / len(tokens), len(tokens), counts)

@@ -1,0 +1,1 @@
+"""Generation: text from a model."""

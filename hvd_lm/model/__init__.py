@@ -1,0 +1,1 @@
+"""The model, declared once: parameters, stages, and the noise of dropout. NumPy only."""

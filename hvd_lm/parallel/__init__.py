@@ -1,1 +1,0 @@
-"""How the ranks of a job are arranged."""
