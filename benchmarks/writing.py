@@ -23,7 +23,7 @@ from hvd_lm.config import ModelConfig, OptimizerConfig
 from hvd_lm.data.streams import Position
 from hvd_lm.data.tokenizer import train_word_level
 from hvd_lm.generation.text import TextGenerator
-from hvd_lm.model.parameters import initial_weights
+from hvd_lm.model.weights import initial_weights
 
 _WORDS = 10_000
 

@@ -17,6 +17,8 @@ from hvd_lm.errors import ConfigError
 
 Framework = Literal["torch", "tensorflow"]
 FRAMEWORKS: tuple[Framework, ...] = ("torch", "tensorflow")
+Cell = Literal["lstm", "mlstm"]
+CELLS: tuple[Cell, ...] = ("lstm", "mlstm")
 
 REFERENCE_VOCABULARY_SIZE = 10_000
 
@@ -53,28 +55,47 @@ class ModelConfig:
     """Rows of the embedding (V). Unless given: 10000, or as many tokens as the text yields if fewer."""
     embedding_size: int = 300
     """Width of an embedding (E)."""
-    hidden_size: int = 1024
-    """Units of an LSTM layer (H)."""
-    layers: int = 2
-    """LSTM layers (L)."""
+    hidden_size: int | tuple[int, ...] = 1024
+    """Units of an LSTM layer (H); several numbers give each layer its own, from below."""
+    layers: int | None = None
+    """LSTM layers (L). Unless given: 2, or as many as --hidden-size has numbers."""
+    cell: Cell = "lstm"
+    """What a layer computes. lstm: Hochreiter & Schmidhuber 1997, with forget gates. mlstm: the multiplicative LSTM (Krause et al.
+    2016, arXiv:1609.07959), whose recurrent weights depend on the input."""
     dropout: float = 0.0
     """Share of activations dropped on the embedding, between the layers and before the output
     (Zaremba et al. 2014, arXiv:1409.2329). The masks are the same in both frameworks and for any number of ranks."""
     tie_embedding: bool = False
-    """Use the embedding as output kernel too (Press & Wolf 2017, arXiv:1608.05859); needs E = H."""
+    """Use the embedding as output kernel too (Press & Wolf 2017, arXiv:1608.05859); needs E = H of the last layer."""
 
     def __post_init__(self) -> None:
-        for name in ("embedding_size", "hidden_size", "layers"):
-            require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        """Brings `hidden_size` and `layers` to one form: a number where all layers are as wide, and how many there are."""
+        sizes = self.hidden_size if isinstance(self.hidden_size, (list, tuple)) else (self.hidden_size,)
+        require(len(sizes) > 0, "--hidden-size needs at least one number")
+        require(all(size >= 1 for size in sizes), f"--hidden-size must be at least 1, not {' '.join(map(str, sizes))}")
+        layers = self.layers if self.layers is not None else 2 if len(sizes) == 1 else len(sizes)
+        require(layers >= 1, f"--layers must be at least 1, not {layers}")
+        require(len(sizes) in (1, layers), f"--hidden-size has {len(sizes)} numbers for --layers {layers}: give one, or one each")
+        object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "hidden_size", sizes[0] if len(set(sizes)) == 1 else tuple(sizes))
+        require(self.embedding_size >= 1, f"--embedding-size must be at least 1, not {self.embedding_size}")
+        require(self.cell in CELLS, f"--cell must be one of {', '.join(CELLS)}, not {self.cell}")
         require(
             self.vocabulary_size is None or self.vocabulary_size >= 2,
             f"--vocabulary-size must be at least 2 (<unk> and <eos>), not {self.vocabulary_size}",
         )
         require(0.0 <= self.dropout <= 0.99, f"--dropout must be in [0, 0.99], not {self.dropout}")
         require(
-            not self.tie_embedding or self.embedding_size == self.hidden_size,
-            f"--tie-embedding needs --embedding-size equal to --hidden-size, not {self.embedding_size} and {self.hidden_size}",
+            not self.tie_embedding or self.embedding_size == self.units[-1],
+            f"--tie-embedding needs --embedding-size equal to --hidden-size (of the last layer), not {self.embedding_size} and "
+            f"{self.units[-1]}",
         )
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """Of each layer, from below."""
+        assert self.layers is not None
+        return self.hidden_size if isinstance(self.hidden_size, tuple) else (self.hidden_size,) * self.layers
 
 
 @dataclass(frozen=True)

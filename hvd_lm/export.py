@@ -23,7 +23,7 @@ from hvd_lm.checkpoint import Checkpoint
 from hvd_lm.checkpoint.files import new_folder
 from hvd_lm.config import ModelConfig, make_paths, to_dict
 from hvd_lm.errors import ConfigError, FrameworkError
-from hvd_lm.model.parameters import Weights
+from hvd_lm.model.weights import Weights
 
 ExportFormat = Literal["torch", "keras", "onnx", "safetensors"]
 

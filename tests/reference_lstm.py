@@ -1,6 +1,6 @@
 """The judge: the language model in plain NumPy, float64, forward and gradients by hand (back-propagation through time).
 
-It knows only the canonical weights of hvd_lm.model.parameters; `test_reference_lstm.py` checks it against finite differences.
+It knows only the canonical weights of hvd_lm.model.weights; `test_reference_lstm.py` checks it against finite differences.
 
 Shapes: T time, B sequences, V vocabulary, D input width, H units.
 """

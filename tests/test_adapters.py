@@ -15,7 +15,7 @@ from hvd_lm.adapters.base import Adapter, OptimizerState
 from hvd_lm.config import ModelConfig, OptimizerConfig
 from hvd_lm.errors import CheckpointError
 from hvd_lm.model.noise import dropout_masks, dropout_widths, keep_probability
-from hvd_lm.model.parameters import initial_weights
+from hvd_lm.model.weights import initial_weights
 
 T, B, V = 7, 5, 40
 PLAIN = ModelConfig(vocabulary_size=V, embedding_size=12, hidden_size=16, layers=2)

@@ -18,7 +18,7 @@ from benchmarks.launching import Job
 from benchmarks.links import Host, Network
 from benchmarks.workload import Workload
 from hvd_lm.data.streams import Streams
-from hvd_lm.model.parameters import initial_weights
+from hvd_lm.model.weights import initial_weights
 
 SMALL = workload.small(Workload(accumulation=2))
 LOCAL = Network(links.LOOPBACK, (Host("localhost", "127.0.0.1"),), "lo")

@@ -24,7 +24,7 @@ from hvd_lm.config import ModelConfig, OptimizerConfig
 from hvd_lm.data.streams import Position
 from hvd_lm.data.tokenizer import train_word_level
 from hvd_lm.errors import CheckpointError
-from hvd_lm.model.parameters import initial_weights
+from hvd_lm.model.weights import initial_weights
 from hvd_lm.training.loss_scale import LossScale
 
 FILES = ["weights.safetensors", "optimizer.safetensors", "state.safetensors", "checkpoint.json", "tokenizer.json"]

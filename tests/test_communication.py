@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from hvd_lm.config import ModelConfig
-from hvd_lm.model.parameters import weight_shapes
+from hvd_lm.model.weights import weight_shapes
 
 pytestmark = pytest.mark.ranks
 

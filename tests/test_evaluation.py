@@ -23,7 +23,7 @@ from hvd_lm.errors import CheckpointError, ConfigError, DataError
 from hvd_lm.evaluation.cache import CacheConfig, NeuralCache, evaluate_with_cache
 from hvd_lm.evaluation.dynamic import DynamicConfig, evaluate_dynamically, step_sizes
 from hvd_lm.evaluation.perplexity import EvaluateConfig, Evaluation, evaluate
-from hvd_lm.model.parameters import initial_weights
+from hvd_lm.model.weights import initial_weights
 
 TEXT = "the cat sat on the mat and the dog sat on the log\nnaïve cats sit on mats too\n" * 12
 

@@ -20,7 +20,7 @@ from hvd_lm.config import ModelConfig
 from hvd_lm.data.streams import Streams
 from hvd_lm.evaluation import exact_loss
 from hvd_lm.evaluation.exact_loss import evaluation_streams
-from hvd_lm.model.parameters import Weights, initial_weights
+from hvd_lm.model.weights import Weights, initial_weights
 
 V, H, FIRST = 30, 16, 1
 MODEL = ModelConfig(vocabulary_size=V, embedding_size=12, hidden_size=H, layers=2)

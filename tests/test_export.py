@@ -25,7 +25,7 @@ from hvd_lm.config import ModelConfig, to_dict
 from hvd_lm.data.tokenizer import train_word_level
 from hvd_lm.errors import CheckpointError, ConfigError, FrameworkError, HvdLmError
 from hvd_lm.export import ExportConfig, export
-from hvd_lm.model.parameters import Weights, weight_shapes
+from hvd_lm.model.weights import Weights, weight_shapes
 
 T, B = 7, 5
 TEXT = "\n".join(f"word{index} and word{index + 1}" for index in range(30)) + "\n"

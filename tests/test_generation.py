@@ -22,7 +22,7 @@ from hvd_lm.data.tokenizer import TokenizerKind, train_tokenizer
 from hvd_lm.errors import CheckpointError, ConfigError
 from hvd_lm.generation.sampling import SamplingConfig
 from hvd_lm.generation.text import GenerateConfig, TextGenerator, _GrowingText, generate
-from hvd_lm.model.parameters import initial_weights
+from hvd_lm.model.weights import initial_weights
 
 TEXT = "the cat sat on the mat . a dog saw it !\nnaïve 🙂 cats\n" * 5
 

@@ -8,7 +8,7 @@ import reference_lstm
 
 from hvd_lm.config import ModelConfig
 from hvd_lm.model.noise import dropout_masks, dropout_widths, keep_probability
-from hvd_lm.model.parameters import initial_weights
+from hvd_lm.model.weights import initial_weights
 
 
 @pytest.mark.parametrize("tied", [False, True])

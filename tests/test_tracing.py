@@ -10,7 +10,7 @@ import pytest
 from conftest import INSTALLED
 
 from hvd_lm.config import ModelConfig, OptimizerConfig
-from hvd_lm.model.parameters import initial_weights
+from hvd_lm.model.weights import initial_weights
 
 pytestmark = pytest.mark.skipif("tensorflow" not in INSTALLED, reason="TensorFlow is not installed")
 

@@ -10,7 +10,7 @@ import pytest
 
 from hvd_lm.config import ModelConfig
 from hvd_lm.errors import CheckpointError, ConfigError
-from hvd_lm.model.parameters import check_weights, initial_weights, weight_shapes
+from hvd_lm.model.weights import check_weights, initial_weights, weight_shapes
 
 MODEL = ModelConfig(vocabulary_size=11, embedding_size=3, hidden_size=5, layers=2)
 TIED = ModelConfig(vocabulary_size=11, embedding_size=5, hidden_size=5, layers=1, tie_embedding=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from benchmarks import workload
 from hvd_lm.data.streams import Streams
-from hvd_lm.model.parameters import Weights, initial_weights
+from hvd_lm.model.weights import Weights, initial_weights
 
 FOLDER = Path(sys.argv[1])
 """Holds the work; results go where BENCH_RESULTS says."""

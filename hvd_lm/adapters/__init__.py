@@ -46,8 +46,9 @@ def adapter(
     *,
     deterministic: bool = False,
 ) -> Adapter:
-    """The adapter of `framework` ("torch" or "tensorflow"), with this process as a rank of its job (or alone).
+    """The adapter of `framework` ("torch" or "tensorflow"), in a job that this process joins (or alone). Collective.
 
     Raises ConfigError for an unknown name or an impossible topology; FrameworkError if the framework is absent or broken.
     """
-    return adapter_class(framework)(communication, topology, threads, deterministic=deterministic)
+    chosen = adapter_class(framework)
+    return chosen(chosen.job_class(communication, topology, threads, deterministic=deterministic), communication)

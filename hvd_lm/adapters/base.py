@@ -1,31 +1,27 @@
 """The contract of an adapter: everything that the framework-agnostic code may ask of a framework.
 
-Arrays cross this border as NumPy, settings as floats. Only the LSTM state stays in the framework, as an opaque value.
+Arrays cross this border as NumPy, settings as floats. Only the LSTM state stays in the framework, as an opaque value. Who takes
+part, and what ranks do together, is the job's (see hvd_lm.adapters.job).
 
-Shapes: T time, B sequences of this rank, V vocabulary, H units.
+Shapes: T time, B sequences of this rank, V vocabulary, H units of the last layer, U units of all layers side by side.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import ModuleType
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig, TopologyConfig
-from hvd_lm.errors import ConfigError, LostWorkerError
-from hvd_lm.job import launcher
-from hvd_lm.job.topology import Topology, arrange
-from hvd_lm.model.parameters import Array, Weights
+from hvd_lm.adapters.job import Job
+from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig
+from hvd_lm.model.weights import Array, Weights
 
 State: TypeAlias = Any
-"""LSTM state (h, c of every layer) of the B sequences, in the framework's own tensors, detached from any graph."""
+"""State (h, c of every layer) of the B sequences, in the framework's own tensors, detached from any graph."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +59,9 @@ class OptimizerState:
 
 
 class Adapter(ABC):
-    """One framework's side of training. Construction joins the job; `build` makes the model.
+    """One framework's side of a model: its stages, its update, and the reduction between them.
 
-        adapter = adapter_class("torch")()
+        adapter = hvd_lm.adapter("torch")
         adapter.build(model_config, optimizer_config)
         adapter.load_weights(initial_weights(model_config, seed=1))
         state = adapter.zero_state(batch_size)
@@ -77,125 +73,26 @@ class Adapter(ABC):
 
     framework: ClassVar[str]
     """Name as in --framework."""
-    horovod: ClassVar[ModuleType]
-    """Horovod's module for the framework."""
-    communication_errors: ClassVar[tuple[type[BaseException], ...]]
-    """What the framework raises when a collective operation fails because another rank is gone."""
+    job_class: ClassVar[type[Job]]
+    """How this framework joins a job."""
 
     model: ModelConfig
-    optimizer: OptimizerConfig
 
-    def __init__(
-        self,
-        communication: CommunicationConfig | None = None,
-        topology: TopologyConfig | None = None,
-        threads: int | None = None,
-        *,
-        deterministic: bool = False,
-    ) -> None:
-        """Initialise framework and Horovod for this rank. Collective over all ranks.
-
-        Raises ConfigError if the topology does not fit the number of ranks, or the launcher is not one that Horovod knows.
-        """
+    def __init__(self, job: Job, communication: CommunicationConfig | None = None) -> None:
+        """`communication` says how gradients travel; what Horovod reads of it when it starts is the job's."""
+        self.job = job
         self.communication = communication or CommunicationConfig()
-        if deterministic and self.communication.fusion_threshold_mb is None:
-            # What is fused, and with it the order of a sum over three ranks or more, depends on timing.
-            self.communication = replace(self.communication, fusion_threshold_mb=0)
-        self.threads = threads or launcher.default_threads()
-        topology = topology or TopologyConfig()
-        # The launcher's word first: a bad topology must not cost an initialisation of Horovod.
-        expected = arrange(topology, launcher.launched_rank(), launcher.launched_size())
-        self._set_threads(self.threads)
-        launcher.keep_freed_memory()
-        if deterministic:
-            self._make_deterministic()
-        with launcher.horovod_environment(self.communication):
-            self._data_set = self._initialize_horovod(expected)
-        if self.horovod.size() != expected.size:
-            raise ConfigError(
-                f"the launcher started {expected.size} processes, but Horovod sees {self.horovod.size()}: launch with horovodrun, "
-                "or with the mpirun or srun of the MPI that Horovod was built with"
-            )
-        self._choose_device(self.horovod.local_rank())
-        self.topology: Topology = arrange(topology, self.horovod.rank(), self.horovod.size())
-        if self.communication.reduction == "adasum" and self.reduces:
-            self._check_adasum()
-
-    # --- the job -----------------------------------------------------------------------------------------
-
-    def _initialize_horovod(self, expected: Topology) -> Any:
-        """Join the job; returns the process set in which this rank reduces gradients."""
-        hvd = self.horovod
-        if expected.model_size == 1:
-            hvd.init()
-            return hvd.global_process_set
-        data_sets = [hvd.ProcessSet(ranks) for ranks in expected.data_groups()]
-        # Horovod refuses two process sets of the same ranks: with one data rank the model group is the whole job.
-        model_sets = [hvd.ProcessSet(ranks) for ranks in expected.model_groups()] if expected.data_size > 1 else []
-        hvd.init(process_sets=data_sets + model_sets)
-        return data_sets[expected.model_rank]
-
-    def _check_adasum(self) -> None:
-        if not (self.horovod.mpi_enabled() or self.horovod.nccl_built()):
-            raise ConfigError("--reduction adasum needs MPI or NCCL: launch with horovodrun --mpi")
-        if self.topology.data_size & (self.topology.data_size - 1):
-            raise ConfigError(f"--reduction adasum needs 2, 4, 8, ... data ranks, not {self.topology.data_size}")
 
     @abstractmethod
-    def _set_threads(self, threads: int) -> None:
-        """Limit the framework's compute threads; before Horovod starts."""
+    def build(self, model: ModelConfig, update: OptimizerConfig | None = None) -> None:
+        """Make the model, on this rank alone; the weights are undefined until loaded.
 
-    @abstractmethod
-    def _make_deterministic(self) -> None:
-        """Let the framework use kernels only whose results are the same each time; for the whole process."""
-
-    @abstractmethod
-    def _choose_device(self, local_rank: int) -> None:
-        """Take the accelerator of this rank, if there is one."""
-
-    @property
-    def reduces(self) -> bool:
-        """Whether gradients travel at all: more than one data rank."""
-        return self.topology.data_size > 1
-
-    @abstractmethod
-    def all_reduce(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Sum of `values` over the data group. Collective."""
-
-    def all_gather(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """`values` of every rank of the data group, stacked in the order of the data ranks: ``[R, ...]``. Collective."""
-        slots = np.zeros((self.topology.data_size, *values.shape))
-        slots[self.topology.data_rank] = values
-        return self.all_reduce(slots).astype(np.float32)
-
-    @property
-    def _root(self) -> int:
-        """First rank of this rank's data group."""
-        return self.topology.data_groups()[self.topology.model_rank][0]
-
-    def broadcast_object(self, value: Any) -> Any:
-        """`value` of rank 0, on every rank of the job. Collective."""
-        return self.horovod.broadcast_object(value, root_rank=0) if self.topology.size > 1 else value
-
-    def summary(self) -> str:
-        """Framework, device, Horovod and its controller, for the log."""
-        controller = "MPI" if self.horovod.mpi_enabled() else "Gloo"
-        version = importlib.metadata.version("horovod")
-        return f"{self._framework_summary()}, Horovod {version} over {controller}"
-
-    @abstractmethod
-    def _framework_summary(self) -> str:
-        """Framework, version and device."""
-
-    # --- the model ---------------------------------------------------------------------------------------
-
-    @abstractmethod
-    def build(self, model: ModelConfig, optimizer: OptimizerConfig) -> None:
-        """Make the model and the optimizer, on this rank alone; the weights are undefined until loaded."""
+        Without `update` it can only be read: there are no moments, and no `step`.
+        """
 
     @abstractmethod
     def load_weights(self, weights: Mapping[str, Array]) -> None:
-        """Set the canonical weights (see hvd_lm.model.parameters). Raises CheckpointError if names or shapes do not fit."""
+        """Set the canonical weights (hvd_lm.model.parameters). Raises CheckpointError if names or shapes do not fit."""
 
     @abstractmethod
     def weights(self, *, copy: bool = True) -> Weights:
@@ -219,10 +116,10 @@ class Adapter(ABC):
 
     @abstractmethod
     def state_to_numpy(self, state: State) -> NDArray[np.float32]:
-        """A copy of an LSTM state, ``float32 [L, 2, B, H]``: h and c of every layer."""
+        """A copy of a state, ``float32 [2, B, U]``: h and c, all layers side by side from below."""
 
     @abstractmethod
-    def state_from_numpy(self, state_L2BH: NDArray[np.float32]) -> State:
+    def state_from_numpy(self, state_2BU: NDArray[np.float32]) -> State:
         """The inverse of `state_to_numpy`."""
 
     @abstractmethod
@@ -268,18 +165,15 @@ class Adapter(ABC):
 
     @abstractmethod
     def evaluate(self, inputs_TB: NDArray[np.int32], targets_TB: NDArray[np.int32], state: State) -> Evaluated:
-        """Cross-entropy of every target of this rank. No gradient, no dropout. Targets of `streams.IGNORED` do not count."""
+        """Cross-entropy of every target of this rank. No gradient, no dropout. Targets of `streams.IGNORED` do not count.
+
+        Logits exist for a few hundred tokens at a time.
+        """
 
     @abstractmethod
     def logits(self, inputs_TB: NDArray[np.int32], state: State) -> tuple[NDArray[np.float32], State]:
         """Logits ``float32 [T, B, V]`` and the state after. No gradient, no dropout."""
 
-
-@contextlib.contextmanager
-def lost_workers_reported(adapter: Adapter) -> Iterator[None]:
-    """Raises LostWorkerError for a collective call that failed within."""
-    try:
-        yield
-    except adapter.communication_errors as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise LostWorkerError(f"a collective operation failed, probably because another rank ended ({reason})") from error
+    @abstractmethod
+    def next_logits(self, inputs_TB: NDArray[np.int32], state: State) -> tuple[NDArray[np.float32], State]:
+        """Logits ``float32 [B, V]`` of the token after the last input, and the state after. No gradient, no dropout."""

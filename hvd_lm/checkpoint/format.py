@@ -1,7 +1,7 @@
 """Checkpoints that belong to no framework: canonical NumPy arrays in safetensors, everything else in JSON.
 
     <run>/checkpoints/step-00000020/
-        weights.safetensors     canonical weights (hvd_lm.model.parameters)
+        weights.safetensors     canonical weights (hvd_lm.model.weights)
         optimizer.safetensors   <moment>/<weight name>
         state.safetensors       lstm: the LSTM state of every stream, [L, 2, S, H]
         checkpoint.json         format, step, model, optimizer, progress of the run, SHA-256 of every file and of itself
@@ -34,7 +34,7 @@ from hvd_lm.data.streams import Position
 from hvd_lm.data.tokenizer import Tokenizer
 from hvd_lm.errors import CheckpointError
 from hvd_lm.job.launcher import warn
-from hvd_lm.model.parameters import Weights, check_weights
+from hvd_lm.model.weights import Weights, check_weights
 from hvd_lm.training.loss_scale import LossScale
 
 FORMAT_VERSION = 1

@@ -19,7 +19,7 @@ from hvd_lm.checkpoint.files import checksum, publish, sha256, sync
 from hvd_lm.checkpoint.format import BEST, FOLDER, FORMAT_VERSION, Checkpoint, folders
 from hvd_lm.config import to_dict
 from hvd_lm.errors import CheckpointError
-from hvd_lm.model.parameters import Array
+from hvd_lm.model.weights import Array
 
 
 class _Arrays:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hvd_lm.adapters.base import Adapter
 from hvd_lm.config import require
 from hvd_lm.data.streams import Streams, Tokens
-from hvd_lm.model.parameters import Array
+from hvd_lm.model.weights import Array
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hvd_lm.adapters.base import Adapter
 from hvd_lm.data.streams import Streams, Tokens
-from hvd_lm.model.parameters import Array
+from hvd_lm.model.weights import Array
 
 TOLERANCE = 1e-5
 """Largest difference between two states (relative where they exceed 1) that counts as none: what rounding makes of one."""

@@ -7,6 +7,7 @@ share a host under the usual placement by slots.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from hvd_lm.config import TopologyConfig
 from hvd_lm.errors import ConfigError
@@ -46,6 +47,14 @@ class Topology:
     def model_groups(self) -> list[list[int]]:
         """Ranks that hold one copy of the parameters together, one list per data rank."""
         return [list(range(d * self.model_size, (d + 1) * self.model_size)) for d in range(self.data_size)]
+
+    def groups(self) -> dict[Literal["all", "data", "model"], list[int]]:
+        """The groups of this rank, each as the ranks in it."""
+        return {
+            "all": list(range(self.size)),
+            "data": self.data_groups()[self.model_rank],
+            "model": self.model_groups()[self.data_rank],
+        }
 
 
 def arrange(config: TopologyConfig, rank: int, size: int) -> Topology:

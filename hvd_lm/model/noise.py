@@ -11,12 +11,15 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from hvd_lm.config import ModelConfig
+from hvd_lm.model.stages import stages
+
 _LEVELS = 1 << 16
 
 
-def dropout_widths(embedding_size: int, hidden_size: int, layers: int) -> list[int]:
-    """Width of each place that drops: the embedding, then the output of every layer."""
-    return [embedding_size, *[hidden_size] * layers]
+def dropout_widths(config: ModelConfig) -> list[int]:
+    """Width of each place that drops, from below: the embedding, then the output of every layer; none without dropout."""
+    return [stage.output_size for stage in stages(config) if stage.kind == "drop"]
 
 
 def dropout_masks(

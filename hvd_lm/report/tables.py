@@ -13,7 +13,7 @@ import numpy as np
 
 from hvd_lm.config import ModelConfig
 from hvd_lm.errors import ConfigError
-from hvd_lm.model.parameters import weight_shapes
+from hvd_lm.model.weights import weight_shapes
 from hvd_lm.report.runs import Run, drawable
 
 NOTHING = "\N{EN DASH}"

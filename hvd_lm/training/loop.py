@@ -32,7 +32,7 @@ from hvd_lm.evaluation.exact_loss import evaluation_streams, exact_loss
 from hvd_lm.evaluation.perplexity import Evaluation
 from hvd_lm.job import launcher
 from hvd_lm.model.noise import dropout_masks, dropout_widths
-from hvd_lm.model.parameters import InitialWeights
+from hvd_lm.model.weights import InitialWeights
 from hvd_lm.training import resume
 from hvd_lm.training.loss_scale import LossScale
 from hvd_lm.training.metrics import Metrics, MetricsWriter, Row, SilentMetrics

@@ -12,7 +12,7 @@ import numpy as np
 from hvd_lm.adapters.base import Adapter
 from hvd_lm.config import ModelConfig
 from hvd_lm.job import launcher
-from hvd_lm.model.parameters import Weights, initial_weights
+from hvd_lm.model.weights import Weights, initial_weights
 
 MODEL = ModelConfig(vocabulary_size=50, embedding_size=12, hidden_size=16, layers=2)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.config import ModelConfig
-from hvd_lm.model.parameters import Weights
+from hvd_lm.model.weights import Weights
 
 with native_stderr_closed():
     import keras

@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, checker, helper, numpy_helper
 
 from hvd_lm.config import ModelConfig
-from hvd_lm.model.parameters import Array, Weights
+from hvd_lm.model.weights import Array, Weights
 
 OPSET, IR_VERSION = 17, 8
 """Of 2022: runtimes older than the installed onnx read them too."""

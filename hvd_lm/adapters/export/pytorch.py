@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from hvd_lm.config import ModelConfig
-from hvd_lm.model.parameters import Weights
+from hvd_lm.model.weights import Weights
 
 
 def write(weights: Weights, model: ModelConfig, path: Path) -> None:

@@ -25,7 +25,7 @@ from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig
 from hvd_lm.data.streams import IGNORED
 from hvd_lm.errors import CheckpointError
 from hvd_lm.model.noise import keep_probability
-from hvd_lm.model.parameters import Array, Weights, check_weights
+from hvd_lm.model.weights import Array, Weights, check_weights
 
 # Canonical moment -> key in the state of torch's optimizer.
 _MOMENTS = {"adam": {"first": "exp_avg", "second": "exp_avg_sq"}, "sgd": {"momentum": "momentum_buffer"}}

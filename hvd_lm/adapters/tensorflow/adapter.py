@@ -19,7 +19,7 @@ from hvd_lm.adapters.tensorflow.stages.lstm import Kernels, Tape, backward, forw
 from hvd_lm.config import ModelConfig, OptimizerConfig
 from hvd_lm.errors import CheckpointError
 from hvd_lm.model.noise import keep_probability
-from hvd_lm.model.parameters import Array, Weights, check_weights, weight_shapes
+from hvd_lm.model.weights import Array, Weights, check_weights, weight_shapes
 
 with native_stderr_closed():
     import horovod.tensorflow as hvd
@@ -455,7 +455,7 @@ class TensorFlowAdapter(Adapter):
 
 
 def _layer_names(layer: int) -> list[str]:
-    """As in hvd_lm.model.parameters, in the order of `Kernels`."""
+    """As in hvd_lm.model.weights, in the order of `Kernels`."""
     return [f"lstm.{layer}.{kind}" for kind in ("input_kernel", "recurrent_kernel", "bias")]
 
 

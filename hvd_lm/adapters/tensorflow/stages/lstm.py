@@ -18,7 +18,7 @@ with native_stderr_closed():
 
 
 class Kernels(NamedTuple):
-    """The weights of a layer, or their gradients; canonical (hvd_lm.model.parameters)."""
+    """The weights of a layer, or their gradients; canonical (hvd_lm.model.weights)."""
 
     input_4HD: tf.Tensor
     recurrent_4HH: tf.Tensor

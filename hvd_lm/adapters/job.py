@@ -1,0 +1,225 @@
+"""Who takes part: this process within its job, and what the ranks of a group do together. One subclass per framework.
+
+Arrays cross this border as NumPy; gradients travel as the framework's own tensors, through the process set of their group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_lm.config import CommunicationConfig, TopologyConfig
+from hvd_lm.errors import ConfigError, LostWorkerError
+from hvd_lm.job import launcher
+from hvd_lm.job.topology import Topology, arrange
+from hvd_lm.model.parameters import Parameter
+
+GroupName = Literal["all", "data", "model"]
+_Number = TypeVar("_Number", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Ranks that call collective operations together."""
+
+    ranks: tuple[int, ...]
+    """Their ranks in the job, ascending."""
+    place: int
+    """Of this rank among them."""
+    process_set: Any
+    """Horovod's; None for a group of one, which has nothing to tell anybody."""
+
+    @property
+    def size(self) -> int:
+        return len(self.ranks)
+
+    @property
+    def communicates(self) -> bool:
+        return self.size > 1
+
+
+class Job(ABC):
+    """This rank and its groups: ``all`` of the job; ``data``, which hold the same parameters and read different text; ``model``,
+    which hold one copy of the parameters together.
+
+    Construction joins the job, and must be done by all ranks alike, like every method that is marked collective.
+    """
+
+    horovod: ClassVar[ModuleType]
+    """Horovod's module for the framework."""
+    communication_errors: ClassVar[tuple[type[BaseException], ...]]
+    """What the framework raises when a collective operation fails because another rank is gone."""
+
+    def __init__(
+        self,
+        communication: CommunicationConfig | None = None,
+        topology: TopologyConfig | None = None,
+        threads: int | None = None,
+        *,
+        deterministic: bool = False,
+    ) -> None:
+        """Initialise framework and Horovod for this rank. Collective over all ranks.
+
+        Raises ConfigError if the topology does not fit the number of ranks, or the launcher is not one that Horovod knows.
+        """
+        communication = communication or CommunicationConfig()
+        if deterministic and communication.fusion_threshold_mb is None:
+            # What is fused, and with it the order of a sum over three ranks or more, depends on timing.
+            communication = replace(communication, fusion_threshold_mb=0)
+        topology = topology or TopologyConfig()
+        # The launcher's word first: a bad topology must not cost an initialisation of Horovod.
+        expected = arrange(topology, launcher.launched_rank(), launcher.launched_size())
+        self.threads = self._set_threads(threads or launcher.default_threads())
+        launcher.keep_freed_memory()
+        if deterministic:
+            self._make_deterministic()
+        with launcher.horovod_environment(communication):
+            sets = self._join(expected)
+        hvd = self.horovod
+        if hvd.size() != expected.size:
+            raise ConfigError(
+                f"the launcher started {expected.size} processes, but Horovod sees {hvd.size()}: launch with horovodrun, "
+                "or with the mpirun or srun of the MPI that Horovod was built with"
+            )
+        self._choose_device(hvd.local_rank())
+        self.topology: Topology = arrange(topology, hvd.rank(), hvd.size())
+        self.groups: Mapping[GroupName, Group] = {name: self._group(ranks, sets) for name, ranks in self.topology.groups().items()}
+        if communication.reduction == "adasum" and self.groups["data"].communicates:
+            self._check_adasum()
+
+    def _join(self, expected: Topology) -> Mapping[tuple[int, ...], Any]:
+        """Start Horovod; the process sets that it has, by their ranks."""
+        hvd = self.horovod
+        if not (hvd.is_initialized() and hvd.mpi_enabled()):
+            # Of an earlier run in this process: the levers of this one count. MPI cannot be started twice.
+            hvd.shutdown()
+        whole = tuple(range(expected.size))
+        # Horovod refuses two process sets of the same ranks.
+        parts = {tuple(group) for group in (*expected.data_groups(), *expected.model_groups()) if 1 < len(group) < expected.size}
+        sets = {ranks: hvd.ProcessSet(ranks) for ranks in sorted(parts)}
+        hvd.init(process_sets=list(sets.values())) if sets else hvd.init()
+        return {**sets, whole: hvd.global_process_set}
+
+    def _group(self, ranks: Sequence[int], sets: Mapping[tuple[int, ...], Any]) -> Group:
+        return Group(tuple(ranks), ranks.index(self.topology.rank), sets[tuple(ranks)] if len(ranks) > 1 else None)
+
+    def _check_adasum(self) -> None:
+        if not (self.horovod.mpi_enabled() or self.horovod.nccl_built()):
+            raise ConfigError("--reduction adasum needs MPI or NCCL: launch with horovodrun --mpi")
+        if self.topology.data_size & (self.topology.data_size - 1):
+            raise ConfigError(f"--reduction adasum needs 2, 4, 8, ... data ranks, not {self.topology.data_size}")
+
+    @abstractmethod
+    def _set_threads(self, threads: int) -> int:
+        """Limit the framework's compute threads, before Horovod starts; how many there are."""
+
+    @abstractmethod
+    def _make_deterministic(self) -> None:
+        """Let the framework use kernels only whose results are the same each time; for the whole process."""
+
+    @abstractmethod
+    def _choose_device(self, local_rank: int) -> None:
+        """Take the accelerator of this rank, if there is one."""
+
+    @abstractmethod
+    def _to_tensor(self, values: NDArray[_Number]) -> Any:
+        """`values` as what Horovod takes."""
+
+    @abstractmethod
+    def _to_numpy(self, tensor: Any) -> NDArray[Any]:
+        """The inverse of `_to_tensor`."""
+
+    @abstractmethod
+    def _framework_summary(self) -> str:
+        """Framework, version and device."""
+
+    def summary(self) -> str:
+        """Framework, device, Horovod and its controller, for the log."""
+        controller = "MPI" if self.horovod.mpi_enabled() else "Gloo"
+        return f"{self._framework_summary()}, Horovod {importlib.metadata.version('horovod')} over {controller}"
+
+    def leave(self) -> None:
+        """End Horovod in this process; over Gloo it can join again. Collective over all ranks."""
+        self.horovod.shutdown()
+
+    def holders(self, parameter: Parameter) -> Group:  # noqa: ARG002 - a split will decide by it
+        """The ranks that hold `parameter`, over which its gradient is summed."""
+        return self.groups["data"]
+
+    # --- what a group does together ----------------------------------------------------------------------
+
+    def sum(self, values: NDArray[np.float64], group: GroupName = "data") -> NDArray[np.float64]:
+        """Sum of `values` over the group. Collective."""
+        its = self.groups[group]
+        if not its.communicates:
+            return values.copy()
+        hvd = self.horovod
+        return self._to_numpy(hvd.allreduce(self._to_tensor(values), name=f"sum.{group}", op=hvd.Sum, process_set=its.process_set))
+
+    def gather(self, values: NDArray[_Number], group: GroupName = "data") -> NDArray[_Number]:
+        """`values` of every rank of the group, of one shape, stacked in the order of its ranks: ``[R, ...]``. Collective."""
+        its = self.groups[group]
+        if not its.communicates:
+            return values[None].copy()
+        tensor = self._to_tensor(np.ascontiguousarray(values[None]))
+        return self._to_numpy(self.horovod.allgather(tensor, name=f"gather.{group}", process_set=its.process_set))
+
+    def scatter_sum(self, values: NDArray[_Number], group: GroupName = "data") -> NDArray[_Number]:
+        """This rank's share of the rows of the sum of `values` over the group; the first ranks have one more. Collective."""
+        its = self.groups[group]
+        if not its.communicates:
+            return values.copy()
+        hvd, tensor = self.horovod, self._to_tensor(values)
+        return self._to_numpy(hvd.reducescatter(tensor, name=f"scatter_sum.{group}", op=hvd.Sum, process_set=its.process_set))
+
+    def exchange(
+        self, values: NDArray[_Number], splits: Sequence[int], group: GroupName = "data"
+    ) -> tuple[NDArray[_Number], list[int]]:
+        """Send the first ``splits[0]`` rows of `values` to the group's first rank, and so on.
+
+        Returns the rows that came, in the order of the ranks, and how many came from each. Collective.
+        """
+        its = self.groups[group]
+        if not its.communicates:
+            return values.copy(), list(splits)
+        sent = self._to_tensor(np.array(splits, np.int32))
+        received, counts = self.horovod.alltoall(
+            self._to_tensor(values), splits=sent, name=f"exchange.{group}", process_set=its.process_set
+        )
+        return self._to_numpy(received), [int(count) for count in self._to_numpy(counts)]
+
+    def agree(self, value: str, group: GroupName = "all") -> list[int]:
+        """The ranks of the group whose `value` is not that of its first rank; all of them learn of it. Collective."""
+        digest = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)
+        digests = self.gather(digest, group)
+        others = (digests != digests[0]).any(axis=1)
+        return [rank for rank, other in zip(self.groups[group].ranks, others, strict=True) if other]
+
+    def broadcast(self, value: Any) -> Any:
+        """`value` of rank 0 on every rank of the job. Collective."""
+        return self.horovod.broadcast_object(value, root_rank=0) if self.groups["all"].communicates else value
+
+    def barrier(self, group: GroupName = "all") -> None:
+        """Returns when all ranks of the group have called it. Collective."""
+        its = self.groups[group]
+        if its.communicates:
+            self.horovod.barrier(process_set=its.process_set)
+
+
+@contextlib.contextmanager
+def lost_workers_reported(job: Job) -> Iterator[None]:
+    """Raises LostWorkerError for a collective call that failed within."""
+    try:
+        yield
+    except job.communication_errors as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise LostWorkerError(f"a collective operation failed, probably because another rank ended ({reason})") from error

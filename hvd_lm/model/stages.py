@@ -1,0 +1,90 @@
+"""The model, declared: the stages of a forward pass from below, each with its parameters. What computes them is an adapter's.
+
+    lookup -> [drop] -> cell -> [drop] -> ... -> cell -> [drop] -> output
+
+Shapes: V vocabulary, E embedding, D input width, H units of a layer, U units of all layers together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hvd_lm.config import Cell, ModelConfig
+from hvd_lm.errors import ConfigError
+from hvd_lm.model.parameters import Parameter, key_of_name
+
+Kind = Literal["lookup", "drop", "output"] | Cell
+
+_EMBEDDING_RANGE = 0.1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the forward pass."""
+
+    kind: Kind
+    input_size: int
+    """Width of what comes in; of a lookup: rows."""
+    output_size: int
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    """Role within the stage -> parameter; one parameter may serve two stages (a tied embedding)."""
+    units: int = 0
+    """Width of h, and of c, that the stage carries from micro-batch to micro-batch; 0 if it carries none."""
+
+
+def stages(config: ModelConfig) -> tuple[Stage, ...]:
+    """The stages of the model, from below. Raises ConfigError if the vocabulary size is still open."""
+    return tuple(_stages(config))
+
+
+def parameters(config: ModelConfig) -> dict[str, Parameter]:
+    """Name -> parameter, each once, in the order of the forward pass. Raises ConfigError if the vocabulary size is still open."""
+    return {parameter.name: parameter for stage in _stages(config) for parameter in stage.parameters.values()}
+
+
+def state_size(config: ModelConfig) -> int:
+    """Width of h, and of c, of all layers side by side (U)."""
+    return sum(config.units)
+
+
+def _stages(config: ModelConfig) -> Iterator[Stage]:
+    vocabulary = config.vocabulary_size
+    if vocabulary is None:
+        raise ConfigError("the model needs a vocabulary size: set vocabulary_size, or train a tokenizer first")
+    width = config.embedding_size
+    # A tied embedding is the output kernel too: no row of its gradient is zero.
+    looked_up = not config.tie_embedding
+    embedding = Parameter("embedding", (vocabulary, width), _EMBEDDING_RANGE, (0,), split="rows", looked_up=looked_up)
+    yield Stage("lookup", vocabulary, width, {"table": embedding})
+    yield from _drop(config, width)
+    for layer, units in enumerate(config.units):
+        yield Stage(config.cell, width, units, _cell_parameters(config.cell, layer, width, units), units)
+        yield from _drop(config, units)
+        width = units
+    # Keys of the first format count its parameters: its initial values are bit for bit what they were.
+    before = 1 + 3 * len(config.units)
+    kernel = Parameter("output_kernel", (vocabulary, width), _EMBEDDING_RANGE, (before,), split="rows")
+    bias = Parameter("output_bias", (vocabulary,), 0.0, (before if config.tie_embedding else before + 1,), split="rows")
+    kernel = embedding if config.tie_embedding else kernel
+    yield Stage("output", width, vocabulary, {"kernel": kernel, "bias": bias})
+
+
+def _drop(config: ModelConfig, width: int) -> Iterator[Stage]:
+    if config.dropout:
+        yield Stage("drop", width, width)
+
+
+def _cell_parameters(cell: Cell, layer: int, width: int, units: int) -> dict[str, Parameter]:
+    """Of a layer. Initial values are uniform in +-1/sqrt(H), PyTorch's default."""
+    shapes = {"input_kernel": (4 * units, width), "recurrent_kernel": (4 * units, units), "bias": (4 * units,)}
+    # Keys of the first format; its layers count from 1, three parameters each.
+    keys: dict[str, tuple[int, ...]] = {role: (1 + 3 * layer + place,) for place, role in enumerate(shapes)}
+    if cell == "mlstm":
+        more = {"multiplicative_input_kernel": (units, width), "multiplicative_recurrent_kernel": (units, units)}
+        keys |= {role: key_of_name(f"lstm.{layer}.{role}") for role in more}
+        shapes |= more
+    scale = 1.0 / math.sqrt(units)
+    return {role: Parameter(f"lstm.{layer}.{role}", shape, scale, keys[role], split="layer") for role, shape in shapes.items()}
