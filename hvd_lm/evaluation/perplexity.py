@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm.adapters import adapter_class
-from hvd_lm.adapters.base import lost_workers_reported
+from hvd_lm.adapters.job import lost_workers_reported
 from hvd_lm.config import Framework, make_paths, require
 from hvd_lm.data.counts import TextCounts
 from hvd_lm.data.shards import Split
@@ -131,7 +131,7 @@ def run(config: EvaluateConfig) -> Evaluation:
     in_one_stream = config.dynamic.dynamic != "none" or config.cache.cache_size
     if in_one_stream and adapter.job.topology.size > 1:
         raise ConfigError("--dynamic and --cache-size read the text in one stream: run them on one rank")
-    with lost_workers_reported(adapter):
+    with lost_workers_reported(adapter.job):
         if config.dynamic.dynamic != "none":
             total = evaluate_dynamically(adapter, loaded, tokens, first_input, config.dynamic)
             return Evaluation(total / len(tokens), len(tokens), counts)
