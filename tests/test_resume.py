@@ -89,10 +89,10 @@ def test_other_ranks_read_the_rest_of_the_epoch(framework: str, tmp_path: Path) 
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
     sizes = np.diff([0, *(row["tokens"] for row in rows)])
     assert list(sizes[[29, 59, 89]]) == [2 * 2 * 4 * 16, 2 * 4 * 16, 4 * 2 * 4 * 16]
-    from hvd_lm.config import DataConfig, ModelConfig, RunConfig
+    from hvd_lm.config import DataConfig
     from hvd_lm.data.texts import read_texts
 
-    corpus = read_texts(RunConfig(model=ModelConfig(vocabulary_size=1000), data=DataConfig(validation_share=0)))
+    corpus = read_texts(DataConfig(validation_share=0), vocabulary_size=1000)
     assert rows[-1]["tokens"] == len(corpus.training)
     assert {row["epoch"] for row in rows} == {1}
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
