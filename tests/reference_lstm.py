@@ -1,6 +1,7 @@
 """The judge: the language model in plain NumPy, float64, forward and gradients by hand (back-propagation through time).
 
-It knows only the canonical weights of hvd_lm.model.weights; `test_reference_lstm.py` checks it against finite differences.
+It knows only the canonical weights of hvd_lm.model.parameters, and from their names and shapes which cell a layer is (LSTM, or
+multiplicative LSTM) and how wide; `test_reference_lstm.py` checks it against finite differences.
 
 Shapes: T time, B sequences, V vocabulary, D input width, H units.
 """
@@ -37,6 +38,8 @@ class _Layer:
     h: list[Array] = field(default_factory=list)
     c: list[Array] = field(default_factory=list)
     gates: list[tuple[Array, Array, Array, Array]] = field(default_factory=list)
+    recurrent: list[tuple[Array, Array, Array]] = field(default_factory=list)
+    """Of the multiplicative LSTM: what stands in for h, and its two factors."""
 
 
 def run(
@@ -49,10 +52,10 @@ def run(
 ) -> Outcome:
     """Cross-entropy summed over the targets >= 0, and its gradient for every weight."""
     w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
-    layers = sum(name.endswith(".input_kernel") for name in w)
-    units = w["lstm.0.recurrent_kernel"].shape[1]
+    layers = sum(name.endswith(".recurrent_kernel") for name in w)
+    units = [w[f"lstm.{index}.recurrent_kernel"].shape[1] for index in range(layers)]
     steps, batch = inputs_TB.shape
-    state = state or [(np.zeros((batch, units)), np.zeros((batch, units))) for _ in range(layers)]
+    state = state or [(np.zeros((batch, width)), np.zeros((batch, width))) for width in units]
     scales = [mask / keep_probability for mask in masks] or [np.ones(())] * (layers + 1)
 
     # Forward
@@ -61,8 +64,14 @@ def run(
     after: State = []
     for index in range(layers):
         layer = _Layer(x_TBD, h=[state[index][0]], c=[state[index][1]])
+        of_input, of_h = (w.get(f"lstm.{index}.multiplicative_{which}_kernel") for which in ("input", "recurrent"))
         for t in range(steps):
-            z = x_TBD[t] @ w[f"lstm.{index}.input_kernel"].T + layer.h[-1] @ w[f"lstm.{index}.recurrent_kernel"].T
+            h = layer.h[-1]
+            if of_input is not None and of_h is not None:
+                factors = x_TBD[t] @ of_input.T, h @ of_h.T
+                h = factors[0] * factors[1]
+                layer.recurrent.append((h, *factors))
+            z = x_TBD[t] @ w[f"lstm.{index}.input_kernel"].T + h @ w[f"lstm.{index}.recurrent_kernel"].T
             i, f, g, o = np.split(z + w[f"lstm.{index}.bias"], 4, axis=1)
             i, f, g, o = sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)
             layer.c.append(f * layer.c[-1] + i * g)
@@ -94,7 +103,7 @@ def run(
         layer = tape[index]
         d_x = d_x * scales[index + 1]
         d_inputs = np.zeros_like(layer.inputs_TBD)
-        d_h, d_c = np.zeros((batch, units)), np.zeros((batch, units))
+        d_h, d_c = np.zeros((batch, units[index])), np.zeros((batch, units[index]))
         for t in reversed(range(steps)):
             i, f, g, o = layer.gates[t]
             tanh_c = np.tanh(layer.c[t + 1])
@@ -104,10 +113,19 @@ def run(
                 (d_c * g * i * (1 - i), d_c * layer.c[t] * f * (1 - f), d_c * i * (1 - g**2), d_h * tanh_c * o * (1 - o)), 1
             )
             gradients[f"lstm.{index}.input_kernel"] += d_z.T @ layer.inputs_TBD[t]
-            gradients[f"lstm.{index}.recurrent_kernel"] += d_z.T @ layer.h[t]
             gradients[f"lstm.{index}.bias"] += d_z.sum(0)
             d_inputs[t] = d_z @ w[f"lstm.{index}.input_kernel"]
             d_h, d_c = d_z @ w[f"lstm.{index}.recurrent_kernel"], d_c * f
+            if not layer.recurrent:
+                gradients[f"lstm.{index}.recurrent_kernel"] += d_z.T @ layer.h[t]
+                continue
+            m, from_input, from_h = layer.recurrent[t]
+            gradients[f"lstm.{index}.recurrent_kernel"] += d_z.T @ m
+            d_from_input, d_from_h = d_h * from_h, d_h * from_input
+            gradients[f"lstm.{index}.multiplicative_input_kernel"] += d_from_input.T @ layer.inputs_TBD[t]
+            gradients[f"lstm.{index}.multiplicative_recurrent_kernel"] += d_from_h.T @ layer.h[t]
+            d_inputs[t] += d_from_input @ w[f"lstm.{index}.multiplicative_input_kernel"]
+            d_h = d_from_h @ w[f"lstm.{index}.multiplicative_recurrent_kernel"]
         d_x = d_inputs
     np.add.at(gradients["embedding"], inputs_TB, d_x * scales[0])
     return Outcome(logits_TBV, loss_sum, gradients, after)

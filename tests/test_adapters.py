@@ -22,7 +22,19 @@ PLAIN = ModelConfig(vocabulary_size=V, embedding_size=12, hidden_size=16, layers
 TIED = ModelConfig(vocabulary_size=V, embedding_size=16, hidden_size=16, layers=2, tie_embedding=True)
 DEEP = ModelConfig(vocabulary_size=V, embedding_size=12, hidden_size=16, layers=3)
 DROPPING = ModelConfig(vocabulary_size=V, embedding_size=12, hidden_size=16, layers=2, dropout=0.4)
-MODELS = [pytest.param(model, id=name) for name, model in {"plain": PLAIN, "tied": TIED, "deep": DEEP, "dropout": DROPPING}.items()]
+TAPERED = ModelConfig(vocabulary_size=V, embedding_size=12, hidden_size=(20, 16, 12), dropout=0.3, tie_embedding=True)
+MULTIPLICATIVE = ModelConfig(vocabulary_size=V, embedding_size=12, hidden_size=(16, 20), cell="mlstm", dropout=0.2)
+MODELS = [
+    pytest.param(model, id=name)
+    for name, model in {
+        "plain": PLAIN,
+        "tied": TIED,
+        "deep": DEEP,
+        "dropout": DROPPING,
+        "tapered": TAPERED,
+        "mlstm": MULTIPLICATIVE,
+    }.items()
+]
 
 Tokens = NDArray[np.int32]
 
@@ -35,7 +47,7 @@ def random_tokens(seed: int, steps: int = T) -> tuple[Tokens, Tokens]:
 def masks_of(model: ModelConfig, micro_batch: int) -> list[NDArray[np.bool_]]:
     return dropout_masks(
         model.dropout,
-        widths=dropout_widths(model.embedding_size, model.hidden_size, model.layers),
+        widths=dropout_widths(model),
         sequence_length=T,
         stream_ids=range(B),
         micro_batch=micro_batch,
@@ -246,8 +258,8 @@ def test_evaluate_is_the_loss_of_the_reference(make_adapter: MakeAdapter) -> Non
     np.testing.assert_allclose(outcome.losses_TB, losses_TB, rtol=1e-5)
     assert outcome.losses_TB.sum() == pytest.approx(expected.loss_sum, rel=1e-6)
     state = adapter.state_to_numpy(outcome.state)
-    np.testing.assert_allclose(outcome.outputs_TBH[-1], state[-1, 0], atol=1e-6)
-    np.testing.assert_allclose(state, expected.state, atol=1e-5)
+    np.testing.assert_allclose(outcome.outputs_TBH[-1], state[0, :, -16:], atol=1e-6)
+    np.testing.assert_allclose(state, np.concatenate(expected.state, axis=2), atol=1e-5)
 
 
 def test_weights_and_moments_survive_a_round_trip(make_adapter: MakeAdapter) -> None:
@@ -294,11 +306,55 @@ def test_alone_nothing_travels(make_adapter: MakeAdapter) -> None:
     assert "Horovod" in adapter.job.summary()
 
 
-def test_the_state_survives_a_round_trip(make_adapter: MakeAdapter) -> None:
-    adapter = ready(make_adapter, PLAIN)
+@pytest.mark.parametrize("model", [PLAIN, TAPERED, MULTIPLICATIVE], ids=["plain", "tapered", "mlstm"])
+def test_the_state_survives_a_round_trip(make_adapter: MakeAdapter, model: ModelConfig) -> None:
+    adapter = ready(make_adapter, model)
     inputs, _ = random_tokens(9)
     _, state = adapter.logits(inputs, adapter.zero_state(B))
     stored = adapter.state_to_numpy(state)
-    assert (stored.shape, stored.dtype) == ((2, 2, B, 16), np.float32)
+    assert (stored.shape, stored.dtype) == ((2, B, sum(model.units)), np.float32)
     restored = adapter.state_from_numpy(stored)
     np.testing.assert_array_equal(adapter.logits(inputs, restored)[0], adapter.logits(inputs, state)[0])
+
+
+@pytest.mark.parametrize("model", [PLAIN, TIED], ids=["plain", "tied"])
+def test_the_next_logits_are_the_last_of_all(make_adapter: MakeAdapter, model: ModelConfig) -> None:
+    adapter = ready(make_adapter, model)
+    inputs, _ = random_tokens(9)
+    every, state = adapter.logits(inputs, adapter.zero_state(B))
+    last, last_state = adapter.next_logits(inputs, adapter.zero_state(B))
+    assert last.shape == (B, V)
+    np.testing.assert_allclose(last, every[-1], atol=1e-6)
+    np.testing.assert_array_equal(adapter.state_to_numpy(last_state), adapter.state_to_numpy(state))
+
+
+def test_more_tokens_than_a_chunk_of_logits_are_judged_alike(make_adapter: MakeAdapter) -> None:
+    adapter = ready(make_adapter, PLAIN)
+    inputs, targets = random_tokens(0, steps=121)
+    assert inputs.size > 600
+    targets[60:70] = -1
+    together = adapter.evaluate(inputs, targets, adapter.zero_state(B))
+    state, parts = adapter.zero_state(B), []
+    for start in range(0, 121, 11):
+        part = adapter.evaluate(inputs[start : start + 11], targets[start : start + 11], state)
+        state = part.state
+        parts.append(part.losses_TB)
+    np.testing.assert_allclose(together.losses_TB, np.concatenate(parts), rtol=1e-5)
+    assert not together.losses_TB[60:70].any()
+
+
+def test_a_model_without_an_update_is_read_only(framework: str) -> None:
+    from hvd_lm import adapter
+
+    reader, trainer = adapter(framework, threads=1), adapter(framework, threads=1)
+    reader.build(PLAIN)
+    trainer.build(PLAIN, OptimizerConfig())
+    inputs, targets = random_tokens(0)
+    outcomes = []
+    for made in (reader, trainer):
+        made.load_weights(initial_weights(PLAIN, seed=2))
+        outcomes.append(made.evaluate(inputs, targets, made.zero_state(B)).losses_TB)
+    np.testing.assert_array_equal(*outcomes)
+    assert len(trainer.optimizer_state().moments) == 2 * len(trainer.weights())
+    with pytest.raises(AssertionError, match="without an update"):
+        reader.optimizer_state()

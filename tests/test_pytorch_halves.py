@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hvd_lm.adapters.pytorch.adapter import _BLOCK, from_halves_in_place, to_halves_in_place  # noqa: E402
+from hvd_lm.adapters.pytorch.reducer import _BLOCK, from_halves_in_place, to_halves_in_place  # noqa: E402
 
 
 @pytest.mark.parametrize("shape", [(1,), (7,), (2, 3), (_BLOCK,), (3, _BLOCK // 2 + 5), (5 * _BLOCK + 1,)])

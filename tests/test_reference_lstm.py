@@ -6,23 +6,22 @@ import numpy as np
 import pytest
 import reference_lstm
 
-from hvd_lm.config import ModelConfig
+from hvd_lm.config import CELLS, Cell, ModelConfig
 from hvd_lm.model.noise import dropout_masks, dropout_widths, keep_probability
 from hvd_lm.model.weights import initial_weights
 
 
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_gradients_are_those_of_finite_differences(tied: bool, dropout: float) -> None:
-    size = {"embedding_size": 6, "hidden_size": 6} if tied else {"embedding_size": 4, "hidden_size": 5}
-    config = ModelConfig(vocabulary_size=11, layers=2, dropout=dropout, tie_embedding=tied, **size)
+def test_gradients_are_those_of_finite_differences(cell: Cell, tied: bool, dropout: float) -> None:
+    config = ModelConfig(vocabulary_size=11, embedding_size=6, hidden_size=(5, 6), cell=cell, dropout=dropout, tie_embedding=tied)
     weights = {name: value.astype(np.float64) for name, value in initial_weights(config, seed=3).items()}
     generator = np.random.default_rng(0)
     inputs, targets = generator.integers(0, 11, (2, 4, 3), dtype=np.int32)
     targets[2, 1] = -1
-    state = [(generator.normal(size=(3, config.hidden_size)), generator.normal(size=(3, config.hidden_size))) for _ in range(2)]
-    widths = dropout_widths(config.embedding_size, config.hidden_size, 2)
-    masks = dropout_masks(dropout, widths=widths, sequence_length=4, stream_ids=range(3), micro_batch=0, seed=1)
+    state = [(generator.normal(size=(3, units)), generator.normal(size=(3, units))) for units in config.units]
+    masks = dropout_masks(dropout, widths=dropout_widths(config), sequence_length=4, stream_ids=range(3), micro_batch=0, seed=1)
 
     def loss() -> float:
         return reference_lstm.run(weights, inputs, targets, state, masks, keep_probability(dropout)).loss_sum

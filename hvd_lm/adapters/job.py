@@ -147,6 +147,10 @@ class Job(ABC):
         controller = "MPI" if self.horovod.mpi_enabled() else "Gloo"
         return f"{self._framework_summary()}, Horovod {importlib.metadata.version('horovod')} over {controller}"
 
+    def headline(self) -> str:
+        """The summary, and how many ranks and threads there are."""
+        return f"{self.summary()}; {self.topology.size} rank(s) x {self.threads} thread(s)"
+
     def leave(self) -> None:
         """End Horovod in this process; over Gloo it can join again. Collective over all ranks."""
         self.horovod.shutdown()

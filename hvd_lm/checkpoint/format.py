@@ -3,10 +3,12 @@
     <run>/checkpoints/step-00000020/
         weights.safetensors     canonical weights (hvd_lm.model.weights)
         optimizer.safetensors   <moment>/<weight name>
-        state.safetensors       lstm: the LSTM state of every stream, [L, 2, S, H]
+        state.safetensors       lstm: h and c of every stream, all layers side by side, [2, S, U]
         checkpoint.json         format, step, model, optimizer, progress of the run, SHA-256 of every file and of itself
         tokenizer.json          HF tokenizers
     <run>/checkpoints/best      link to the one with the lowest validation loss
+
+Format 1 had [L, 2, S, H] in state.safetensors, and models whose layers were all as wide; it is read too.
 
 A folder appears under its name only when it is complete (written beside it, synced, renamed). Nothing is pickled.
 Generators need no state: dropout masks are functions of the seed and of the number of micro-batches read.
@@ -37,7 +39,8 @@ from hvd_lm.job.launcher import warn
 from hvd_lm.model.weights import Weights, check_weights
 from hvd_lm.training.loss_scale import LossScale
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READ = (1, 2)
 FOLDER = "checkpoints"
 BEST = "best"
 
@@ -58,8 +61,8 @@ class Progress:
     """Training time so far."""
     text: str
     """Fingerprint of the texts and of the tokenizer."""
-    lstm_state_L2SH: NDArray[np.float32]
-    """LSTM state of all streams, ``float32 [L, 2, S, H]``."""
+    lstm_state_2SU: NDArray[np.float32]
+    """h and c of all streams, all layers side by side, ``float32 [2, S, U]``."""
     loss_scale: LossScale | None = None
     validation_loss: float | None = None
     """Nats per token after this very step, if there was a validation."""
@@ -129,15 +132,16 @@ def _load_folder(folder: Path) -> Checkpoint:
     try:
         description = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
         version = description["format_version"]
-        if version != FORMAT_VERSION:
-            raise CheckpointError(f"it has format {version}, this hvd_lm reads {FORMAT_VERSION}")
+        if version not in _READ:
+            raise CheckpointError(f"it has format {version}, this hvd_lm reads {', '.join(map(str, _READ))}")
         _check_sums(folder, description)
         model = from_dict(ModelConfig, description["model"])
         optimizer = from_dict(OptimizerConfig, description["optimizer"])
         weights = load_file(folder / "weights.safetensors")
         check_weights(weights, model)
         state = OptimizerState(description["applied_steps"], load_file(folder / "optimizer.safetensors"))
-        progress = _progress(description["progress"], load_file(folder / "state.safetensors")["lstm"])
+        lstm_state = load_file(folder / "state.safetensors")["lstm"]
+        progress = _progress(description["progress"], _side_by_side(lstm_state) if version == 1 else lstm_state)
         tokenizer = tokenizers.load(folder / "tokenizer.json")
         if tokenizer.vocabulary_size != model.vocabulary_size:
             raise CheckpointError(f"{tokenizer.vocabulary_size} words for a model of {model.vocabulary_size}")
@@ -158,7 +162,12 @@ def _check_sums(folder: Path, description: dict[str, Any]) -> None:
             raise CheckpointError(f"{name} was altered or truncated")
 
 
-def _progress(description: dict[str, Any], lstm_state_L2SH: NDArray[np.float32]) -> Progress:
+def _side_by_side(state_L2SH: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The states of format 1 as [2, S, U]."""
+    return np.concatenate(state_L2SH, axis=2)
+
+
+def _progress(description: dict[str, Any], lstm_state_2SU: NDArray[np.float32]) -> Progress:
     position = description["position"]
     segments = tuple((int(start), int(stop)) for start, stop in position["segments"])
     scale = description["loss_scale"]
@@ -168,7 +177,7 @@ def _progress(description: dict[str, Any], lstm_state_L2SH: NDArray[np.float32])
         | {
             "position": from_dict(Position, position | {"segments": segments}),
             "loss_scale": scale and from_dict(LossScale, scale),
-            "lstm_state_L2SH": lstm_state_L2SH,
+            "lstm_state_2SU": lstm_state_2SU,
         },
     )
 

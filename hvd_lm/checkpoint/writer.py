@@ -29,7 +29,7 @@ class _Arrays:
         self._files: dict[str, Mapping[str, Array]] = {
             "weights.safetensors": checkpoint.weights,
             "optimizer.safetensors": checkpoint.optimizer_state.moments,
-            "state.safetensors": {"lstm": checkpoint.progress.lstm_state_L2SH},
+            "state.safetensors": {"lstm": checkpoint.progress.lstm_state_2SU},
         }
         self._lock = Lock()
         self._written = Event()
@@ -75,7 +75,7 @@ def _save(checkpoint: Checkpoint, arrays: _Arrays, run: Path, keep: int) -> Path
         "applied_steps": checkpoint.optimizer_state.applied_steps,
         "model": to_dict(checkpoint.model),
         "optimizer": to_dict(checkpoint.optimizer),
-        "progress": {k: v for k, v in to_dict(progress).items() if k != "lstm_state_L2SH"},
+        "progress": {k: v for k, v in to_dict(progress).items() if k != "lstm_state_2SU"},
         "files": {path.name: sha256(path) for path in sorted(staging.iterdir())},
     }
     text = json.dumps(description | {"checksum": checksum(description)}, indent=2)

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hvd_lm.data.sources import IGNORED, MicroBatch, Position, Segment, Window
 
 
 class Tokens(Protocol):
@@ -32,46 +33,10 @@ class Tokens(Protocol):
     def __getitem__(self, where: slice, /) -> NDArray[np.integer]: ...
 
 
-Segment = tuple[int, int]
-"""Targets ``start <= index < stop`` of a text."""
-
-IGNORED = -1
-"""Target of a padded position: no loss, no gradient, not counted."""
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """One step through the streams of a rank."""
-
-    inputs_TB: NDArray[np.int32]
-    targets_TB: NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class Window:
-    """The micro-batches of one optimizer step, ``start <= index < stop`` within the epoch, and the divisor of its gradient."""
-
-    start: int
-    stop: int
-    target_count: int
-    """Targets in the window on all data ranks."""
-
-
-@dataclass(frozen=True)
-class Position:
-    """How far the streams of an epoch were read: enough to go on with any number of them."""
-
-    segments: tuple[Segment, ...]
-    """The parts of the text that the streams were cut from."""
-    streams: int
-    """How many streams, on all data ranks (S)."""
-    sequence_length: int
-    micro_batches: int
-    """How many micro-batches were read of each stream."""
-
-
 class Streams:
-    """The streams that one data rank reads from `tokens`."""
+    """The streams that one data rank reads from `tokens`: a source (hvd_lm.data.sources)."""
+
+    carries_state = True
 
     def __init__(
         self,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from hvd_lm.config import RunConfig
+from hvd_lm.config import DataConfig
 from hvd_lm.data import shards
 from hvd_lm.data.corpus import STANDARD_INPUT, blocks_of, embedded_corpus, find_files, read_files, read_text
 from hvd_lm.data.counts import CountedTokens, TextCounts
@@ -17,7 +18,6 @@ from hvd_lm.data.shards import Prepared, ShardedTokens, Split
 from hvd_lm.data.streams import Tokens
 from hvd_lm.data.tokenizer import Tokenizer, train_word_level
 from hvd_lm.errors import ConfigError, DataError
-from hvd_lm.job import launcher
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Texts:
     training: Tokens
     validation: Tokens
 
+    @cached_property
     def fingerprint(self) -> str:
         """Equal on all ranks, or they would train on different texts."""
         hashed = hashlib.sha256(self.tokenizer.to_json().encode())
@@ -37,28 +38,27 @@ class Texts:
         return hashed.hexdigest()
 
 
-def read_texts(config: RunConfig) -> Texts:
-    """Read, split and tokenize the texts of a run, or open the prepared folder that ``--data`` names.
+def read_texts(data: DataConfig, vocabulary_size: int | None, data_ranks: int = 1) -> Texts:
+    """Read, split and tokenize the texts of a run on so many data ranks, or open the prepared folder that ``--data`` names.
 
     Raises DataError if a text is missing, empty or too short; ConfigError for a vocabulary size that does not fit.
     """
-    data = config.data
     training: Tokens
     validation: Tokens
     if prepared := open_prepared(data.data):
-        _check_vocabulary(prepared, config.model.vocabulary_size)
+        _check_vocabulary(prepared, vocabulary_size)
         tokenizer, training = prepared.tokenizer, prepared.split("training")
         validation = prepared.tokens.get("validation", np.empty(0, np.int32))
     else:
         _refuse_standard_input(data.data)
         text = read_text(data.data)
-        tokenizer = train_word_level(text, config.model.vocabulary_size)
+        tokenizer = train_word_level(text, vocabulary_size)
         tokens = tokenizer.encode(text)
         split = len(tokens) if data.validation_data else len(tokens) - int(len(tokens) * data.validation_share)
         training, validation = tokens[:split], tokens[split:]
     if data.validation_data:
         validation, _ = read_tokens(data.validation_data, tokenizer, "validation")
-    _check_length(training, config)
+    _check_length(training, data.batch_size, data_ranks)
     return Texts(tokenizer, training, validation)
 
 
@@ -106,10 +106,9 @@ def _check_vocabulary(prepared: Prepared, wanted: int | None) -> None:
         )
 
 
-def _check_length(tokens: Tokens, config: RunConfig) -> None:
-    data_size = max(1, launcher.launched_size() // config.topology.model_parallel)
-    if len(tokens) < data_size * config.data.batch_size:
+def _check_length(tokens: Tokens, batch_size: int, data_ranks: int) -> None:
+    if len(tokens) < data_ranks * batch_size:
         raise DataError(
-            f"the training text has {len(tokens)} tokens, fewer than the {data_size * config.data.batch_size} streams of "
-            f"{data_size} data rank(s) x --batch-size {config.data.batch_size}: give more text or a smaller batch"
+            f"the training text has {len(tokens)} tokens, fewer than the {data_ranks * batch_size} streams of "
+            f"{data_ranks} data rank(s) x --batch-size {batch_size}: give more text or a smaller batch"
         )

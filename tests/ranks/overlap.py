@@ -10,8 +10,9 @@ from common import build, report
 from torch import Tensor, nn
 
 import hvd_lm
-from hvd_lm.adapters.pytorch.adapter import GradientReducer
-from hvd_lm.adapters.pytorch.stages.lstm import Complete, OneDnnLstm
+from hvd_lm.adapters.pytorch.reducer import GradientReducer
+from hvd_lm.adapters.pytorch.stages.base import Complete
+from hvd_lm.adapters.pytorch.stages.onednn_lstm import OneDnnLstm
 
 
 def main() -> None:

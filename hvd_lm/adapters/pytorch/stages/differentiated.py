@@ -36,18 +36,21 @@ class Operands:
 
     def product(self, left: Tensor, role: str) -> Tensor:
         """``left [..., D] @ weight [H, D]^T``, [..., H]."""
-        weight, left_ND = self._weights[role].detach(), left.flatten(0, -2)
-        result: Tensor = _NotedProduct.apply(left_ND, weight, self._notes.setdefault(role, []))  # type: ignore[no-untyped-call]
+        left_ND, notes = left.flatten(0, -2), self._notes.setdefault(role, [])
+        result: Tensor = _NotedProduct.apply(left_ND, self[role], notes)  # type: ignore[no-untyped-call]
         return result.view(*left.shape[:-1], -1)
 
     def differentiate(self, outputs: Tensor, inputs: Tensor, gradient: Tensor, complete: Complete) -> Tensor:
         """The gradient by `inputs`; adds to those of the weights."""
-        by_inputs, *by_leaves = torch.autograd.grad(outputs, [inputs, *self._leaves.values()], gradient)
-        for role, weight in self._weights.items():
+        # Weights of noted products are asked for too, or those of a first step, which no input leads to, would be left out.
+        leaves = [inputs, *self._leaves.values()]
+        by_inputs, *by_weights = torch.autograd.grad(outputs, leaves, gradient, allow_unused=True)
+        for role, by_weight in zip(self._leaves, by_weights, strict=True):
+            weight = self._weights[role]
             if notes := self._notes.get(role):
                 add_product_to_gradient(weight, torch.cat([by for _, by in notes]), torch.cat([left for left, _ in notes]))
             else:
-                add_to_gradient(weight, by_leaves[list(self._leaves).index(role)])
+                add_to_gradient(weight, by_weight)
             complete(weight)
         return by_inputs
 
@@ -65,7 +68,7 @@ class _NotedProduct(torch.autograd.Function):
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (by_product,) = gradients
         (left,) = context.saved_tensors
-        context.notes.append((left, by_product))
+        context.notes.append((left.detach(), by_product))
         return product(by_product, context.weight.t()), None, None
 
 
@@ -90,6 +93,7 @@ class DifferentiatedStage(Stage):
             self._kept.append((inputs, state))
         return self.compute(inputs, state, Operands(self._weights))
 
+    @torch.no_grad()
     def backward(self, gradients_KTBH: Tensor, complete: Complete) -> Tensor:
         count, steps, batch, _ = gradients_KTBH.shape
         inputs = torch.cat([inputs_TBD for inputs_TBD, _ in self._kept], dim=1)

@@ -25,6 +25,7 @@ class Lookup(Stage):
             self._kept.append(inputs)
         return functional.embedding(inputs, self.table), state
 
+    @torch.no_grad()
     def backward(self, gradients_KTBH: Tensor, complete: Complete) -> Tensor:
         """Nothing comes out below: tokens have no gradient."""
         total = first_gradient(self.table).zero_() if self.table.grad is None else self.table.grad

@@ -1,0 +1,281 @@
+"""A leg of a run: from the snapshot that it is entered with, step by step, until the run is done or the leg is left.
+
+    window = N micro-batches on each of R data ranks -> one reduction -> one optimizer step
+
+The gradient of a step is the mean over all targets of the window on all ranks, whatever N and R are: every micro-batch is
+weighted by 1 / (targets of the window), ranks and micro-batches are summed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+
+from hvd_lm.adapters.base import Adapter, State, StepResult
+from hvd_lm.checkpoint import FOLDER, CheckpointWriter, Progress
+from hvd_lm.config import RunConfig, to_dict
+from hvd_lm.data.sources import Window
+from hvd_lm.data.streams import Streams
+from hvd_lm.data.texts import Texts
+from hvd_lm.errors import TrainingError
+from hvd_lm.evaluation.exact_loss import evaluation_streams, exact_loss
+from hvd_lm.evaluation.perplexity import Evaluation
+from hvd_lm.model.noise import dropout_masks, dropout_widths
+from hvd_lm.training.cursor import go_on, text_cursor
+from hvd_lm.training.loss_scale import LossScale
+from hvd_lm.training.metrics import Metrics, Row, SilentMetrics
+from hvd_lm.training.schedule import learning_rate
+from hvd_lm.training.snapshot import Snapshot, owned
+
+_CELL_NAMES = {"lstm": "LSTM", "mlstm": "multiplicative LSTM"}
+
+
+@dataclass
+class Outlets:
+    """Where a leg tells what it does; only rank 0 has any."""
+
+    metrics: Metrics = field(default_factory=SilentMetrics)
+    writer: CheckpointWriter | None = None
+
+
+class Leg:
+    """The state of a run between two optimizer steps, and the steps themselves. All ranks make every call alike."""
+
+    def __init__(self, config: RunConfig, texts: Texts, adapter: Adapter, step: int = 0, progress: Progress | None = None) -> None:
+        """A run at its beginning, or after `step` steps if there is `progress`; weights and moments are in the adapter."""
+        self._config, self._texts, self._adapter = config, texts, adapter
+        data, communication, topology = config.data, config.communication, adapter.job.topology
+        self.outlets = Outlets()
+        self._passes = communication.backward_passes_per_step
+        # Micro-batches that share one backward.
+        self._together = max(1, communication.backward_tokens // (data.batch_size * data.sequence_length))
+        self._validation: Streams | None = None
+        if len(texts.validation):
+            first_input = texts.tokenizer.end_of_line_id
+            self._validation = evaluation_streams(adapter, texts.validation, first_input, data.batch_size, data.sequence_length)
+        self._loss_scale: LossScale | None = None
+        if communication.compression == "fp16" and adapter.job.groups["data"].communicates:
+            self._loss_scale = LossScale(communication.loss_scale, communication.loss_scale_growth_steps)
+        noise = partial(
+            dropout_masks,
+            config.model.dropout,
+            widths=dropout_widths(config.model),
+            sequence_length=data.sequence_length,
+            seed=config.seed,
+        )
+        self._cursor = text_cursor(texts, data, topology, noise)
+        self._state: State = adapter.zero_state(data.batch_size)
+        self.step = step
+        self.tokens = 0
+        """Targets so far, all ranks."""
+        self._seconds = 0.0
+        self._best_validation_loss: float | None = None
+        self._saved_step: int | None = None
+        self._checkpoint_seconds = 0.0
+        """That the loop was held up by checkpoints since the last row."""
+        windows_of_epoch = self._cursor.windows_left(self._passes)
+        if progress:
+            self._state = adapter.state_from_numpy(go_on(self._cursor, progress, texts, data, topology))
+            self._go_on(progress)
+        later_epochs = (config.epochs or 1) - self._cursor.epoch - 1
+        by_epochs = step + self._cursor.windows_left(self._passes) + later_epochs * windows_of_epoch
+        if config.steps is None:
+            self.total_steps = by_epochs
+        else:
+            self.total_steps = config.steps if config.epochs is None else min(config.steps, by_epochs)
+
+    def _go_on(self, progress: Progress) -> None:
+        self.tokens, self._seconds = progress.tokens, progress.seconds
+        self._best_validation_loss = progress.best_validation_loss
+        self._saved_step = self.step
+        if self._loss_scale and progress.loss_scale:
+            self._loss_scale = replace(progress.loss_scale)
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that were not applied because a gradient overflowed in fp16."""
+        return self._loss_scale.skipped_steps if self._loss_scale else 0
+
+    def headline(self) -> str:
+        """What is trained on what, for how long."""
+        model, data, texts = self._config.model, self._config.data, self._texts
+        units = ", ".join(map(str, model.units if len(set(model.units)) > 1 else model.units[:1]))
+        goes_on = f"going on after step {self.step}, {self.tokens:,} tokens; " if self.step else ""
+        return (
+            f"model: vocabulary {model.vocabulary_size}, embedding {model.embedding_size}, {len(model.units)} "
+            f"{_CELL_NAMES[model.cell]} layer(s) of {units}; text: {len(texts.training):,} tokens to train on, "
+            f"{len(texts.validation):,} to validate\n"
+            f"{self.total_steps} optimizer steps of {self._passes} x {data.batch_size} x {data.sequence_length} tokens per rank; "
+            f"{goes_on}writing to {self._config.out}"
+        )
+
+    # --- the loop ----------------------------------------------------------------------------------------
+
+    def run(self, until: int | None = None) -> tuple[float, Evaluation | None]:
+        """Train until the run is done, or step `until` is; the loss of the last window, and what was validated after it."""
+        loss, validation = math.nan, None
+        while self.step < min(self.total_steps, until or self.total_steps):
+            if self._cursor.at_end:
+                self._cursor.begin_epoch()
+                self._state = self._adapter.zero_state(self._config.data.batch_size)
+            row = self._window(self._cursor.next_window(self._passes))
+            validation = self._validate() if self._due(self._config.validation_every) else None
+            if validation:
+                row |= {"validation_loss": validation.loss, "perplexity": validation.perplexity}
+            self.outlets.metrics.write(row)
+            improved = self._note_best(validation)
+            if improved or self._due(self._config.checkpoint_every):
+                self._checkpoint(validation)
+            loss = row["loss"]
+        return loss, validation
+
+    def _due(self, every: int | None) -> bool:
+        """Whether something that happens `every` steps (None: at the end of epochs and of the run) happens after this one."""
+        return self.step == self.total_steps or (self._cursor.at_end if every is None else self.step % every == 0)
+
+    def _window(self, window: Window) -> Row:
+        """One optimizer step; its row for the metrics."""
+        began = time.perf_counter()
+        scale = self._loss_scale.scale if self._loss_scale else 1.0
+        predivide = self._config.communication.gradient_predivide_factor
+        state, waited = self._accumulate(window, weight=scale / (predivide * window.target_count))
+        rate = self._learning_rate()
+        unscale = predivide / scale
+        if self._config.communication.reduction == "adasum":
+            # Adasum combines gradients of whole batches; each rank brought its share of the mean.
+            unscale *= self._adapter.job.topology.data_size
+        self._release_checkpoint()
+        outcome = self._adapter.step(learning_rate=rate, clip=self._config.optimizer.clip, unscale=unscale)
+        loss = outcome.loss_sum / window.target_count
+        self._check(loss, outcome)
+        self.step += 1
+        self._state = state
+        self._cursor.pass_window(window)
+        self.tokens += window.target_count
+        elapsed = time.perf_counter() - began
+        self._seconds += elapsed
+        row: Row = {
+            "step": self.step,
+            "epoch": self._cursor.epoch + 1,
+            "loss": loss,
+            "tokens": self.tokens,
+            "tokens_per_second": window.target_count / elapsed,
+            "learning_rate": rate,
+            "gradient_norm": outcome.gradient_norm,
+            "seconds": self._seconds,
+            "data_seconds": waited,
+            "checkpoint_seconds": self._checkpoint_seconds,
+        }
+        self._checkpoint_seconds = 0.0
+        if self._loss_scale:
+            self._loss_scale.update(overflow=not outcome.applied)
+            row |= {
+                "skipped": not outcome.applied,
+                "skipped_steps": self._loss_scale.skipped_steps,
+                "loss_scale": self._loss_scale.scale,
+            }
+        return row
+
+    def _accumulate(self, window: Window, weight: float) -> tuple[State, float]:
+        """Forward and backward of all micro-batches; the state after them, and seconds that were waited for data."""
+        state, waited = self._state, 0.0
+        for index in range(window.start, window.stop):
+            asked = time.perf_counter()
+            batch, masks = self._cursor.read()
+            waited += time.perf_counter() - asked
+            left = window.stop - 1 - index
+            state = self._adapter.accumulate(
+                batch.inputs_TB,
+                batch.targets_TB,
+                state if self._cursor.source.carries_state else self._adapter.zero_state(self._config.data.batch_size),
+                weight=weight,
+                last=left == 0,
+                defer=left % self._together,
+                dropout_masks=masks,
+            )
+        return state, waited
+
+    def _learning_rate(self) -> float:
+        """Of the next step."""
+        sequences = self._adapter.job.topology.data_size * self._config.data.batch_size * self._passes
+        return learning_rate(self._config.optimizer, step=self.step + 1, total_steps=self.total_steps, sequences_per_step=sequences)
+
+    def _check(self, loss: float, outcome: StepResult) -> None:
+        """Raises TrainingError, on all ranks alike, if the step cannot be trusted; the weights are still those before it."""
+        if math.isfinite(loss) and (outcome.applied or self._loss_scale):
+            return
+        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {outcome.gradient_norm}"
+        advice = "lower --learning-rate, set --clip, or add --warmup-steps"
+        if self.step:
+            self._checkpoint(None)
+            advice += f"; the weights before that step are in {self._config.out / FOLDER}"
+        raise TrainingError(f"{what} at step {self.step + 1}, which was not applied: {advice}")
+
+    # --- validation and checkpoints ----------------------------------------------------------------------
+
+    def _validate(self) -> Evaluation | None:
+        if self._validation is None:
+            return None
+        tokens = len(self._texts.validation)
+        return Evaluation(exact_loss(self._adapter, self._validation) / tokens, tokens)
+
+    def _note_best(self, validation: Evaluation | None) -> bool:
+        """Whether this validation is the best so far."""
+        best = self._best_validation_loss
+        if validation is None or not math.isfinite(validation.loss) or (best is not None and validation.loss >= best):
+            return False
+        self._best_validation_loss = validation.loss
+        return True
+
+    def snapshot(self) -> Snapshot:
+        """The run after this step, in arrays of its own. Collective: the states of all ranks go into it."""
+        return owned(self._snapshot(None))
+
+    def _snapshot(self, validation: Evaluation | None) -> Snapshot:
+        """In memory that the next step may change."""
+        adapter = self._adapter
+        states_R2BU = adapter.job.gather(adapter.state_to_numpy(self._state))
+        progress = Progress(
+            epoch=self._cursor.epoch,
+            position=self._cursor.position(),
+            micro_batches=self._cursor.micro_batches_read,
+            tokens=self.tokens,
+            seconds=self._seconds,
+            text=self._texts.fingerprint,
+            lstm_state_2SU=np.concatenate(states_R2BU, axis=1),
+            loss_scale=self._loss_scale and replace(self._loss_scale),
+            validation_loss=validation.loss if validation else None,
+            best_validation_loss=self._best_validation_loss,
+            settings=to_dict(self._config),
+        )
+        return Snapshot(
+            step=self.step,
+            model=self._config.model,
+            optimizer=self._config.optimizer,
+            weights=adapter.weights(copy=False),
+            optimizer_state=adapter.optimizer_state(copy=False),
+            tokenizer=self._texts.tokenizer,
+            progress=progress,
+        )
+
+    def _checkpoint(self, validation: Evaluation | None) -> None:
+        """Write what the run is after this step. Collective."""
+        if self._saved_step == self.step:
+            return
+        self._saved_step = self.step
+        began = time.perf_counter()
+        snapshot = self._snapshot(validation)
+        if self.outlets.writer:
+            self.outlets.writer.write(snapshot)
+        self._checkpoint_seconds += time.perf_counter() - began
+
+    def _release_checkpoint(self) -> None:
+        """Before the weights change."""
+        if self.outlets.writer:
+            began = time.perf_counter()
+            self.outlets.writer.release()
+            self._checkpoint_seconds += time.perf_counter() - began

@@ -1,0 +1,42 @@
+"""A run between two steps, as one value that it can be left with and entered from: a checkpoint in memory.
+
+A checkpoint on the disk is a snapshot that was written; `hvd_lm.checkpoint` knows how.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from hvd_lm.adapters.base import Adapter, OptimizerState
+from hvd_lm.checkpoint.format import Checkpoint, Progress
+from hvd_lm.job import launcher
+from hvd_lm.model.weights import InitialWeights
+
+Snapshot = Checkpoint
+
+
+def enter(adapter: Adapter, snapshot: Snapshot | None, seed: int) -> tuple[int, Progress | None]:
+    """Bring all ranks to where `snapshot` of rank 0 was, or to initial weights; how many steps that was, and the progress.
+
+    Only rank 0 needs to give one. Collective.
+    """
+    if adapter.job.topology.is_writer:
+        adapter.load_weights(snapshot.weights if snapshot else InitialWeights(adapter.model, seed))
+    if snapshot:
+        adapter.load_optimizer_state(snapshot.optimizer_state)
+    adapter.broadcast_state()
+    step, progress = adapter.job.broadcast((snapshot.step, snapshot.progress) if snapshot else (0, None))
+    launcher.return_freed_memory()
+    return step, progress
+
+
+def owned(snapshot: Snapshot) -> Snapshot:
+    """The same in arrays of its own: `snapshot` may hold memory that training is about to change."""
+    state = snapshot.optimizer_state
+    return replace(
+        snapshot,
+        weights={name: np.array(array) for name, array in snapshot.weights.items()},
+        optimizer_state=OptimizerState(state.applied_steps, {name: np.array(moment) for name, moment in state.moments.items()}),
+    )
