@@ -24,7 +24,8 @@ from hvd_lm.errors import (
 )
 from hvd_lm.evaluation.cache import CacheConfig
 from hvd_lm.evaluation.dynamic import DynamicConfig
-from hvd_lm.evaluation.perplexity import Evaluation, evaluate
+from hvd_lm.evaluation.figures import Evaluation
+from hvd_lm.evaluation.perplexity import evaluate
 from hvd_lm.generation.sampling import SamplingConfig
 from hvd_lm.generation.text import TextGenerator, generate
 from hvd_lm.training.loop import TrainingResult, train

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from hvd_lm.config import ModelConfig
-from hvd_lm.model.weights import weight_shapes
+from hvd_lm.model.stages import parameters
 
 pytestmark = pytest.mark.ranks
 
@@ -71,7 +71,7 @@ def test_each_gradient_travels_once_a_window(train_with_timeline) -> None:  # ty
 
     Of the embedding only the rows that the window touched on some rank: fewer than its inputs, and far fewer than all.
     """
-    gradients = {f"gradient.{name}": math.prod(shape) for name, shape in weight_shapes(MODEL).items()}
+    gradients = {f"gradient.{name}": math.prod(parameter.shape) for name, parameter in parameters(MODEL).items()}
     dense = {name: values for name, values in gradients.items() if name != "gradient.embedding"}
     travelled, rows = {}, {}
     for compression in ("none", "fp16"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,10 @@ def masks_of(
 
 
 def test_a_place_drops_before_each_layer_and_the_output() -> None:
-    assert dropout_widths(embedding_size=3, hidden_size=5, layers=2) == [3, 5, 5]
+    model = ModelConfig(vocabulary_size=9, embedding_size=3, hidden_size=5, layers=2, dropout=0.5)
+    assert dropout_widths(model) == [3, 5, 5]
+    assert dropout_widths(replace(model, hidden_size=(7, 4))) == [3, 7, 4]
+    assert dropout_widths(replace(model, dropout=0.0)) == []
 
 
 def test_shapes_and_type() -> None:

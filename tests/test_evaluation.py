@@ -22,7 +22,8 @@ from hvd_lm.data.tokenizer import Tokenizer, TokenizerKind, train_tokenizer
 from hvd_lm.errors import CheckpointError, ConfigError, DataError
 from hvd_lm.evaluation.cache import CacheConfig, NeuralCache, evaluate_with_cache
 from hvd_lm.evaluation.dynamic import DynamicConfig, evaluate_dynamically, step_sizes
-from hvd_lm.evaluation.perplexity import EvaluateConfig, Evaluation, evaluate
+from hvd_lm.evaluation.figures import Evaluation
+from hvd_lm.evaluation.perplexity import EvaluateConfig, evaluate
 from hvd_lm.model.weights import initial_weights
 
 TEXT = "the cat sat on the mat and the dog sat on the log\nnaïve cats sit on mats too\n" * 12
@@ -38,16 +39,9 @@ def checkpoint_of(tokenizer: Tokenizer, optimizer: OptimizerConfig | None = None
         for moment in ("first", "second")
         for name, array in weights.items()
     }
-    progress = Progress(
-        epoch=0,
-        position=Position(((0, 10),), streams=4, sequence_length=5, micro_batches=0),
-        micro_batches=0,
-        tokens=0,
-        seconds=0.0,
-        text="",
-        lstm_state_L2SH=np.zeros((2, 2, 4, 8), np.float32),
-        settings={"communication": {"backward_passes_per_step": 3}},
-    )
+    position = Position(((0, 10),), streams=4, sequence_length=5, micro_batches=0)
+    settings = {"communication": {"backward_passes_per_step": 3}}
+    progress = Progress(0, position, 0, 0, 0.0, "", np.zeros((2, 4, 16), np.float32), settings=settings)
     return Checkpoint(7, model, optimizer or OptimizerConfig(), weights, OptimizerState(7, moments), tokenizer, progress)
 
 

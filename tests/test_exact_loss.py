@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import launcher
@@ -91,6 +92,17 @@ def test_the_loss_is_that_of_the_judge_in_one_pass(
     assert loss == pytest.approx(judged(adapter, tokens), rel=1e-6)
 
 
+@pytest.mark.parametrize("model", [replace(MODEL, hidden_size=(10, 16)), replace(MODEL, cell="mlstm")], ids=["widths", "mlstm"])
+def test_the_loss_of_other_models_is_that_of_the_judge(make_adapter: MakeAdapter, model: ModelConfig) -> None:
+    adapter = make_adapter(model)
+    weights = initial_weights(model, seed=2)
+    forgets(weights)
+    adapter.load_weights(weights)
+    tokens = text(1501)
+    loss = exact_loss.exact_loss(adapter, evaluation_streams(adapter, tokens, FIRST, 5, 16))
+    assert loss == pytest.approx(judged(adapter, tokens), rel=1e-6)
+
+
 @given(length=st.integers(1, 300), batch=st.integers(1, 9), steps=st.integers(1, 40))
 @settings(max_examples=25)
 def test_any_cut_gives_the_same_loss(length: int, batch: int, steps: int) -> None:
@@ -111,9 +123,7 @@ def shared_adapter() -> Adapter:
         weights = initial_weights(MODEL, seed=2)
         never_forgets(weights)
         _made.append(made)
-        from hvd_lm.config import OptimizerConfig
-
-        made.build(MODEL, OptimizerConfig())
+        made.build(MODEL)
         made.load_weights(weights)
     return _made[0]
 
@@ -131,7 +141,7 @@ def test_a_counting_cell_costs_no_second_reading(make_adapter: MakeAdapter, monk
     streams = evaluation_streams(adapter, text(8 * 640), FIRST, 8, 16)
     exact_loss.exact_loss(adapter, streams)
     state = adapter.state_to_numpy(adapter.evaluate(*inputs_of(streams, 39), adapter.zero_state(8)).state)
-    assert state[0, 1, 0, 0] == pytest.approx(16), "the cell counts"
+    assert state[1, 0, 0] == pytest.approx(16), "the cell counts"
     assert sum(work) < 1.5 * 8 * 40
 
 

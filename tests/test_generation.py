@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import launcher
 import numpy as np
@@ -22,16 +24,17 @@ from hvd_lm.data.tokenizer import TokenizerKind, train_tokenizer
 from hvd_lm.errors import CheckpointError, ConfigError
 from hvd_lm.generation.sampling import SamplingConfig
 from hvd_lm.generation.text import GenerateConfig, TextGenerator, _GrowingText, generate
+from hvd_lm.model.stages import state_size
 from hvd_lm.model.weights import initial_weights
 
 TEXT = "the cat sat on the mat . a dog saw it !\nnaïve 🙂 cats\n" * 5
 
 
-def save_random_model(folder: Path, kind: TokenizerKind = "word", scale: float = 4.0) -> Path:
+def save_random_model(folder: Path, kind: TokenizerKind = "word", scale: float = 4.0, **changes: Any) -> Path:
     tokenizer = train_tokenizer([TEXT], kind, 264 if kind == "bpe" else None)
-    model = ModelConfig(tokenizer.vocabulary_size, embedding_size=8, hidden_size=12, layers=2)
+    model = replace(ModelConfig(tokenizer.vocabulary_size, embedding_size=8, hidden_size=12, layers=2), **changes)
     weights = {name: np.float32(scale) * array for name, array in initial_weights(model, seed=3).items()}
-    progress = Progress(0, Position((), 1, 1, 0), 0, 0, 0.0, "", np.zeros((2, 2, 1, 12), np.float32))
+    progress = Progress(0, Position((), 1, 1, 0), 0, 0, 0.0, "", np.zeros((2, 1, state_size(model)), np.float32))
     state = OptimizerState(0, {})
     checkpoints.save(Checkpoint(1, model, OptimizerConfig("sgd"), weights, state, tokenizer, progress), folder, keep=1)
     return folder
@@ -116,6 +119,51 @@ def test_a_diverged_model_says_so(tmp_path: Path) -> None:
     save_random_model(tmp_path, scale=float("nan"))
     with pytest.raises(CheckpointError, match="predictions are not finite"):
         TextGenerator(tmp_path, threads=1).samples("the")
+
+
+def what_is_asked(writer: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Filled with the shapes of all inputs and of the logits for them, whichever way the adapter is asked."""
+    asked: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+
+    def watch(method: str) -> None:
+        original = getattr(writer._adapter, method)
+
+        def watched(inputs_TB, *arguments):  # type: ignore[no-untyped-def]
+            answer = original(inputs_TB, *arguments)
+            asked.append((inputs_TB.shape, answer[0].shape))
+            return answer
+
+        monkeypatch.setattr(writer._adapter, method, watched)
+
+    for method in ("logits", "next_logits"):
+        watch(method)
+    return asked
+
+
+@pytest.mark.parametrize("words", [1, 300])
+def test_a_prompt_costs_the_logits_of_its_last_token_alone(
+    framework: str, words: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = TextGenerator(save_random_model(tmp_path), framework=framework, threads=1)  # type: ignore[arg-type]
+    vocabulary, prompt = writer.tokenizer.vocabulary_size, " ".join(["cat"] * words)
+    asked = what_is_asked(writer, monkeypatch)
+    writer.samples(prompt, 16, length=3)
+    assert asked == [((1 + words, 16), (16, vocabulary)), *[((1, 16), (16, vocabulary))] * 2]
+    asked.clear()
+    writer.beam_search(prompt, beams=5, length=3)
+    assert asked == [((1 + words, 1), (1, vocabulary)), *[((1, 5), (5, vocabulary))] * 2]
+
+
+@pytest.mark.parametrize("changes", [{"hidden_size": (9, 12)}, {"cell": "mlstm"}], ids=["widths", "mlstm"])
+def test_other_models_write_what_the_judge_says(framework: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    save_random_model(tmp_path, **changes)
+    checkpoint = checkpoints.load(tmp_path)
+    written: tuple[int, ...] = ()
+    for _ in range(12):
+        written += (int(log_probabilities(checkpoint, written)[-1].argmax()),)
+    writer = TextGenerator(tmp_path, framework=framework, threads=1)  # type: ignore[arg-type]
+    (found,) = writer.beam_search(beams=1, length=12)
+    assert found.ids == written
 
 
 # --- beam search -----------------------------------------------------------------------------------------

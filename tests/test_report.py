@@ -328,6 +328,30 @@ def test_parameters_are_those_of_the_model(tmp_path: Path) -> None:
     assert report_tables.parameters(run(tmp_path, model=model)) == 10 * 4 + 16 * 9 + 16 * 9 + 10
 
 
+@pytest.mark.parametrize(
+    ("model", "line", "parameters"),
+    [
+        (ModelConfig(2000, 300, 1024, 1), "2,000 → 300 → 1,024, 1 layer", 600_000 + 4096 * 1325 + 2000 * 1025),
+        (ModelConfig(10, 3, (5, 4)), "10 → 3 → 5 → 4, 2 layers", 30 + 20 * 9 + 16 * 10 + 50),
+        (ModelConfig(10, 3, 5, cell="mlstm"), "10 → 3 → 5, 2 mlstm layers", 30 + 20 * 9 + 5 * 8 + 20 * 11 + 5 * 10 + 60),
+    ],
+)
+def test_the_model_in_a_line(model: ModelConfig, line: str, parameters: int, tmp_path: Path) -> None:
+    summary, *_ = Page(report(ReportConfig((write(tmp_path / "run", model=model),), tmp_path / "out"))).tables
+    assert (summary["model"], summary["parameters"]) == ([line], [f"{parameters:,}"])
+
+
+def test_settings_of_a_run_from_before_there_were_cells(tmp_path: Path) -> None:
+    folder = write(tmp_path / "run")
+    lines = (folder / "config.yaml").read_text().splitlines()
+    before = [line for line in lines if line.strip() != "cell: lstm"]
+    assert len(before) == len(lines) - 1
+    (folder / "config.yaml").write_text("\n".join(before))
+    summary, *_ = Page(report(ReportConfig((folder,), tmp_path / "out"))).tables
+    assert summary["model"] == ["2,000 → 300 → 1,024, 2 layers"]
+    assert summary["parameters"] == ["16,469,904"]
+
+
 def test_best_is_bold(tmp_path: Path) -> None:
     path = report(ReportConfig((write(tmp_path / "a", ROWS[:5]), write(tmp_path / "b")), tmp_path / "out"))
     bold = re.findall(r"<strong[^>]*>([^<]*)</strong>", path.read_text(encoding="utf-8"))

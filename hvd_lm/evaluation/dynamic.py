@@ -58,7 +58,8 @@ def evaluate_dynamically(
     Raises CheckpointError if the checkpoint lacks the moments that rms needs.
     """
     rates, decays = step_sizes(checkpoint, config)
-    adapter.build(replace(checkpoint.model, dropout=0.0), OptimizerConfig())
+    # Plain SGD has no moments; the step sizes are our own.
+    adapter.build(replace(checkpoint.model, dropout=0.0), OptimizerConfig(optimizer="sgd"))
     adapter.load_weights(checkpoint.weights)
     adapter.begin_dynamic_evaluation(rates, decays)
     streams = Streams(tokens, first_input=first_input, batch_size=1, sequence_length=config.dynamic_segment)

@@ -6,7 +6,7 @@ where its states are those of the reading before: an LSTM forgets, so that is mo
 its end, the next one is read once more, and so on; at worst there are as many readings as streams, one after the other. (A
 fixed-point iteration over time, as parallel evaluations of recurrent models use: Lim et al. 2024, arXiv:2309.12252.)
 
-Shapes: T time, B streams of this rank, S all streams, C micro-batches of a stream, L layers, H units; 2: h and c.
+Shapes: T time, B streams of this rank, S all streams, C micro-batches of a stream, U units of all layers; 2: h and c.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from hvd_lm.adapters.base import Adapter
 from hvd_lm.data.streams import Streams, Tokens
+from hvd_lm.model.stages import state_size
 from hvd_lm.model.weights import Array
 
 TOLERANCE = 1e-5
@@ -45,20 +46,20 @@ def exact_loss(adapter: Adapter, streams: Streams) -> float:
     """Sum of the cross-entropy (nats) over `evaluation_streams`, as if one stream had been read from end to end. Collective."""
     reading = _Reading(adapter, streams)
     stream_count, mine = len(streams.lengths_S), slice(streams.stream_ids.start, streams.stream_ids.stop)
-    starts_L2BH = np.zeros((adapter.model.layers, 2, streams.batch_size, adapter.model.hidden_size), np.float32)
-    reading.read(starts_L2BH, range(streams.batch_size))
+    starts_2BU = np.zeros_like(reading.ends_2BU)
+    reading.read(starts_2BU, range(streams.batch_size))
     for _ in range(stream_count - 1):
-        ends_L2SH = np.concatenate(adapter.all_gather(reading.ends_L2BH), axis=2)
+        ends_2SU = np.concatenate(adapter.job.gather(reading.ends_2BU), axis=1)
         # Stream 0 begins the text; the others begin where the one before ended.
-        ends_L2SH[:, :, -1] = 0
-        before_L2BH, starts_L2BH = starts_L2BH, np.roll(ends_L2SH, 1, axis=2)[:, :, mine]
-        wrong_B = ~reading.settled(before_L2BH, starts_L2BH, 0) & (streams.lengths_S[mine] > 0)
+        ends_2SU[:, -1] = 0
+        before_2BU, starts_2BU = starts_2BU, np.roll(ends_2SU, 1, axis=1)[:, mine]
+        wrong_B = ~reading.settled(before_2BU, starts_2BU, 0) & (streams.lengths_S[mine] > 0)
         # All ranks must go on as long as one has something to read: it may change what the others begin with.
         if not adapter.job.sum(np.array([float(wrong_B.any())]))[0]:
             break
         # Where the difference means nothing, what was read stays what it was read from.
-        starts_L2BH = np.where(wrong_B[:, None], starts_L2BH, before_L2BH)
-        reading.read(starts_L2BH, np.flatnonzero(wrong_B))
+        starts_2BU = np.where(wrong_B[:, None], starts_2BU, before_2BU)
+        reading.read(starts_2BU, np.flatnonzero(wrong_B))
     return float(adapter.job.sum(np.array([reading.losses_CB.sum()]))[0])
 
 
@@ -68,20 +69,20 @@ class _Reading:
     def __init__(self, adapter: Adapter, streams: Streams) -> None:
         self._adapter, self._streams = adapter, streams
         remembered = min(streams.micro_batches, _REMEMBERED)
-        state_shape = (adapter.model.layers, 2, streams.batch_size, adapter.model.hidden_size)
+        state_shape = (2, streams.batch_size, state_size(adapter.model))
         self.losses_CB = np.zeros((streams.micro_batches, streams.batch_size))
         """Sum of the cross-entropy (nats) in each micro-batch."""
-        self.ends_L2BH: Array = np.zeros(state_shape, np.float32)
+        self.ends_2BU: Array = np.zeros(state_shape, np.float32)
         """States after the streams."""
         # Of the reading before: states after the first micro-batches, and how small each |c| was after any of the later ones.
-        self._states_CL2BH: Array = np.zeros((remembered, *state_shape), np.float32)
-        self._lowest_LBH: Array = np.full((state_shape[0], *state_shape[2:]), np.inf, np.float32)
+        self._states_C2BU: Array = np.zeros((remembered, *state_shape), np.float32)
+        self._lowest_BU: Array = np.full(state_shape[1:], np.inf, np.float32)
         self._was_read = False
 
-    def read(self, starts_L2BH: Array, columns: Sequence[int] | NDArray[np.intp]) -> None:
-        """Read the streams in `columns` from `starts_L2BH`, each until its states are those of the reading before."""
+    def read(self, starts_2BU: Array, columns: Sequence[int] | NDArray[np.intp]) -> None:
+        """Read the streams in `columns` from `starts_2BU`, each until its states are those of the reading before."""
         columns = np.asarray(columns, np.intp)
-        state_L2BH = starts_L2BH[:, :, columns]
+        state_2BU = starts_2BU[:, columns]
         for index in range(self._streams.micro_batches):
             if not len(columns):
                 return
@@ -89,42 +90,42 @@ class _Reading:
             outcome = self._adapter.evaluate(
                 np.ascontiguousarray(batch.inputs_TB[:, columns]),
                 np.ascontiguousarray(batch.targets_TB[:, columns]),
-                self._adapter.state_from_numpy(np.ascontiguousarray(state_L2BH)),
+                self._adapter.state_from_numpy(np.ascontiguousarray(state_2BU)),
             )
-            state_L2BH = self._adapter.state_to_numpy(outcome.state)
+            state_2BU = self._adapter.state_to_numpy(outcome.state)
             self.losses_CB[index, columns] = outcome.losses_TB.sum(axis=0, dtype=np.float64)
-            if index < len(self._states_CL2BH):
-                before_L2BH = self._states_CL2BH[index]
-                everywhere_L2BH = before_L2BH.copy()
-                everywhere_L2BH[:, :, columns] = state_L2BH
-                unsettled = ~self.settled(before_L2BH, everywhere_L2BH, index)[columns] | (not self._was_read)
-                self._states_CL2BH[index] = everywhere_L2BH
-                columns, state_L2BH = columns[unsettled], state_L2BH[:, :, unsettled]
+            if index < len(self._states_C2BU):
+                before_2BU = self._states_C2BU[index]
+                everywhere_2BU = before_2BU.copy()
+                everywhere_2BU[:, columns] = state_2BU
+                unsettled = ~self.settled(before_2BU, everywhere_2BU, index)[columns] | (not self._was_read)
+                self._states_C2BU[index] = everywhere_2BU
+                columns, state_2BU = columns[unsettled], state_2BU[:, unsettled]
             else:
-                self._note_lowest(index, columns, state_L2BH)
-        self.ends_L2BH[:, :, columns] = state_L2BH
+                self._note_lowest(index, columns, state_2BU)
+        self.ends_2BU[:, columns] = state_2BU
         self._was_read = True
 
-    def _note_lowest(self, index: int, columns: NDArray[np.intp], state_L2BH: Array) -> None:
-        size_LBH = np.abs(state_L2BH[:, 1])
-        if index > len(self._states_CL2BH):
-            size_LBH = np.minimum(size_LBH, self._lowest_LBH[:, columns])
-        self._lowest_LBH[:, columns] = size_LBH
+    def _note_lowest(self, index: int, columns: NDArray[np.intp], state_2BU: Array) -> None:
+        size_BU = np.abs(state_2BU[1])
+        if index > len(self._states_C2BU):
+            size_BU = np.minimum(size_BU, self._lowest_BU[columns])
+        self._lowest_BU[columns] = size_BU
 
-    def settled(self, before_L2BH: Array, after_L2BH: Array, index: int) -> NDArray[np.bool_]:
+    def settled(self, before_2BU: Array, after_2BU: Array, index: int) -> NDArray[np.bool_]:
         """For which streams ``[B]`` it makes no difference to go on from `after` instead of `before`, from micro-batch `index` on.
 
         A cell that counts up, or down, without end differs by far and for ever, but tanh hides it. |c| grows by less than 1 a
         token, so one that is large after each micro-batch was never small within; and a difference of c only shrinks.
         """
         with np.errstate(invalid="ignore"):
-            difference_L2BH = np.abs(after_L2BH - before_L2BH)
+            difference_2BU = np.abs(after_2BU - before_2BU)
             # Written so that NaN, of a model that has diverged, is no difference.
-            same_L2BH = ~(difference_L2BH > TOLERANCE * np.maximum(1.0, np.abs(before_L2BH)))
-        before_LBH, after_LBH = before_L2BH[:, 1], after_L2BH[:, 1]
-        lowest_LBH = np.abs(self._states_CL2BH[index:, :, 1]).min(axis=0, initial=np.inf)
-        lowest_LBH = np.minimum(np.minimum(lowest_LBH, self._lowest_LBH), np.abs(before_LBH))
-        lowest_LBH -= np.maximum(np.abs(before_LBH) - np.abs(after_LBH), 0)
-        hidden_LBH = (lowest_LBH > _SATURATED + self._streams.sequence_length) & (np.sign(before_LBH) == np.sign(after_LBH))
-        settled_B: NDArray[np.bool_] = (same_L2BH[:, 0] & (same_L2BH[:, 1] | hidden_LBH)).all(axis=(0, 2))
+            same_2BU = ~(difference_2BU > TOLERANCE * np.maximum(1.0, np.abs(before_2BU)))
+        before_BU, after_BU = before_2BU[1], after_2BU[1]
+        lowest_BU = np.abs(self._states_C2BU[index:, 1]).min(axis=0, initial=np.inf)
+        lowest_BU = np.minimum(np.minimum(lowest_BU, self._lowest_BU), np.abs(before_BU))
+        lowest_BU -= np.maximum(np.abs(before_BU) - np.abs(after_BU), 0)
+        hidden_BU = (lowest_BU > _SATURATED + self._streams.sequence_length) & (np.sign(before_BU) == np.sign(after_BU))
+        settled_B: NDArray[np.bool_] = (same_2BU[0] & (same_2BU[1] | hidden_BU)).all(axis=1)
         return settled_B

@@ -1,23 +1,22 @@
-"""Perplexity of a model on a text."""
+"""``hvd-lm evaluate``: the loss of a checkpoint on a text, read as it is, learning on, or with a cache."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hvd_lm import adapters
 from hvd_lm import checkpoint as checkpoints
-from hvd_lm.adapters import adapter_class
 from hvd_lm.adapters.job import lost_workers_reported
 from hvd_lm.config import Framework, make_paths, require
-from hvd_lm.data.counts import TextCounts
 from hvd_lm.data.shards import Split
 from hvd_lm.data.texts import read_tokens
 from hvd_lm.errors import ConfigError, DataError
 from hvd_lm.evaluation.cache import CacheConfig, evaluate_with_cache
 from hvd_lm.evaluation.dynamic import DynamicConfig, evaluate_dynamically
 from hvd_lm.evaluation.exact_loss import evaluation_streams, exact_loss
+from hvd_lm.evaluation.figures import Evaluation
 
 
 @dataclass(frozen=True)
@@ -52,49 +51,6 @@ class EvaluateConfig:
         )
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Cross-entropy of a text under the model."""
-
-    loss: float
-    """Mean cross-entropy, nats per token."""
-    tokens: int
-    """Targets that were predicted, on all ranks."""
-    text: TextCounts = field(default_factory=TextCounts)
-    """How much text the tokens are."""
-
-    @property
-    def perplexity(self) -> float:
-        """Per token; infinite where that is beyond a float."""
-        return _exp(self.loss)
-
-    @property
-    def bits_per_character(self) -> float:
-        """Line breaks count as characters."""
-        return self._per(self.text.characters) / math.log(2)
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Of UTF-8."""
-        return self._per(self.text.bytes) / math.log(2)
-
-    @property
-    def word_perplexity(self) -> float:
-        """Per word between blanks and line break, which is what a token is to word level: comparable between tokenizers."""
-        return _exp(self._per(self.text.words + self.text.lines))
-
-    def _per(self, units: int) -> float:
-        """Nats per unit."""
-        return self.loss * self.tokens / units if units else math.nan
-
-
-def _exp(value: float) -> float:
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf
-
-
 def evaluate(
     checkpoint: Path | str,
     data: Sequence[Path | str] = (),
@@ -126,7 +82,7 @@ def run(config: EvaluateConfig) -> Evaluation:
     tokens, counts = read_tokens(config.data, loaded.tokenizer, config.split)
     if not len(tokens):
         raise DataError("the text holds no token")
-    adapter = adapter_class(config.framework)(threads=config.threads)
+    adapter = adapters.adapter(config.framework, threads=config.threads)
     first_input = loaded.tokenizer.end_of_line_id
     in_one_stream = config.dynamic.dynamic != "none" or config.cache.cache_size
     if in_one_stream and adapter.job.topology.size > 1:
@@ -135,7 +91,7 @@ def run(config: EvaluateConfig) -> Evaluation:
         if config.dynamic.dynamic != "none":
             total = evaluate_dynamically(adapter, loaded, tokens, first_input, config.dynamic)
             return Evaluation(total / len(tokens), len(tokens), counts)
-        adapter.build(loaded.model, loaded.optimizer)
+        adapter.build(loaded.model)
         adapter.load_weights(loaded.weights)
         if config.cache.cache_size:
             total = evaluate_with_cache(adapter, tokens, first_input, config.cache, config.sequence_length)

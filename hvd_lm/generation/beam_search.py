@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hvd_lm.adapters.base import Adapter, State
 from hvd_lm.data.tokenizer import Tokenizer
-from hvd_lm.generation.sampling import next_logits
+from hvd_lm.generation.sampling import predict
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def beam_search(
 
 
 def _next(adapter: Adapter, tokenizer: Tokenizer, inputs_TB: NDArray[np.int32], state: State) -> tuple[NDArray[np.float64], State]:
-    logits_BV, state = next_logits(adapter, tokenizer, inputs_TB, state)
+    logits_BV, state = predict(adapter, tokenizer, inputs_TB, state)
     shifted = logits_BV.astype(np.float64) - logits_BV.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)), state
 
@@ -90,4 +90,4 @@ def _largest(values: NDArray[np.float64], count: int) -> NDArray[np.intp]:
 
 
 def _select(adapter: Adapter, state: State, columns: Sequence[int]) -> State:
-    return adapter.state_from_numpy(adapter.state_to_numpy(state)[:, :, list(columns)])
+    return adapter.state_from_numpy(adapter.state_to_numpy(state)[:, list(columns)])

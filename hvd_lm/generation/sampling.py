@@ -33,15 +33,14 @@ class SamplingConfig:
         require(self.seed >= 0, f"--seed must not be negative, not {self.seed}")
 
 
-def next_logits(
+def predict(
     adapter: Adapter, tokenizer: Tokenizer, inputs_TB: NDArray[np.int32], state: State
 ) -> tuple[NDArray[np.float32], State]:
-    """Logits ``[B, V]`` of the tokens after `inputs_TB`, that of <unk> at -inf, and the state.
+    """Logits ``[B, V]`` of the tokens that may follow `inputs_TB`, that of <unk> at -inf, and the state.
 
     Raises CheckpointError if the model has diverged.
     """
-    logits_TBV, state = adapter.logits(inputs_TB, state)
-    logits_BV = logits_TBV[-1]
+    logits_BV, state = adapter.next_logits(inputs_TB, state)
     if not np.isfinite(logits_BV).all():
         raise CheckpointError("the model's predictions are not finite, so it cannot write: take an earlier checkpoint")
     if tokenizer.unknown_id is not None:

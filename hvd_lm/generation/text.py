@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hvd_lm import adapters
 from hvd_lm import checkpoint as checkpoints
-from hvd_lm.adapters import adapter_class
-from hvd_lm.adapters.base import Adapter
 from hvd_lm.config import Framework, make_paths, require
 from hvd_lm.data.tokenizer import Tokenizer
 from hvd_lm.generation.beam_search import Hypothesis, beam_search
 from hvd_lm.generation.prompt import read_prompt
-from hvd_lm.generation.sampling import SamplingConfig, draw, next_logits
+from hvd_lm.generation.sampling import SamplingConfig, draw, predict
 from hvd_lm.job.launcher import warn
 
 
@@ -68,8 +67,8 @@ class TextGenerator:
         """Raises CheckpointError or FrameworkError, each with what to do."""
         loaded = checkpoints.load(Path(checkpoint))
         self.tokenizer: Tokenizer = loaded.tokenizer
-        self._adapter: Adapter = adapter_class(framework)(threads=threads)
-        self._adapter.build(loaded.model, loaded.optimizer)
+        self._adapter = adapters.adapter(framework, threads=threads)
+        self._adapter.build(loaded.model)
         self._adapter.load_weights(loaded.weights)
 
     def stream(
@@ -120,7 +119,7 @@ class TextGenerator:
         inputs_TB = np.repeat(self._read(prompt)[:, None], count, axis=1)
         state = self._adapter.zero_state(count)
         for step in range(length):
-            logits_BV, state = next_logits(self._adapter, self.tokenizer, inputs_TB, state)
+            logits_BV, state = predict(self._adapter, self.tokenizer, inputs_TB, state)
             tokens = [draw(logits_V, sampling, generator) for logits_V, generator in zip(logits_BV, generators, strict=True)]
             yield [text.add(token, last=step == length - 1) for text, token in zip(texts, tokens, strict=True)]
             if all(text.ended for text in texts):

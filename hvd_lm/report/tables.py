@@ -13,7 +13,7 @@ import numpy as np
 
 from hvd_lm.config import ModelConfig
 from hvd_lm.errors import ConfigError
-from hvd_lm.model.weights import weight_shapes
+from hvd_lm.model import stages
 from hvd_lm.report.runs import Run, drawable
 
 NOTHING = "\N{EN DASH}"
@@ -102,6 +102,7 @@ def _model_config(run: Run) -> ModelConfig | None:
             embedding_size=run.settings["embedding_size"],
             hidden_size=run.settings["hidden_size"],
             layers=run.settings["layers"],
+            cell=run.settings.get("cell", "lstm"),  # runs from before there was a choice lack it
             tie_embedding=run.settings["tie_embedding"],
         )
     return None
@@ -111,8 +112,10 @@ def _model(run: Run) -> str:
     model = _model_config(run)
     if model is None or model.vocabulary_size is None:
         return NOTHING
-    layers = "1 layer" if model.layers == 1 else f"{model.layers} layers"
-    return f"{model.vocabulary_size:,} → {model.embedding_size:,} → {model.hidden_size:,}, {layers}"
+    hidden = model.hidden_size if isinstance(model.hidden_size, tuple) else (model.hidden_size,)
+    widths = " → ".join(f"{width:,}" for width in (model.vocabulary_size, model.embedding_size, *hidden))
+    cell = "" if model.cell == "lstm" else f"{model.cell} "
+    return f"{widths}, {len(model.units)} {cell}{'layer' if len(model.units) == 1 else 'layers'}"
 
 
 def parameters(run: Run) -> float | None:
@@ -120,7 +123,7 @@ def parameters(run: Run) -> float | None:
     model = _model_config(run)
     if model is None or model.vocabulary_size is None:
         return None
-    return float(sum(map(math.prod, weight_shapes(model).values())))
+    return float(sum(math.prod(parameter.shape) for parameter in stages.parameters(model).values()))
 
 
 def _steps(run: Run) -> str:

@@ -1,0 +1,51 @@
+"""What an evaluation tells: the loss of a text per token, word, character and byte."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from hvd_lm.data.counts import TextCounts
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Cross-entropy of a text under the model."""
+
+    loss: float
+    """Mean cross-entropy, nats per token."""
+    tokens: int
+    """Targets that were predicted, on all ranks."""
+    text: TextCounts = field(default_factory=TextCounts)
+    """How much text the tokens are."""
+
+    @property
+    def perplexity(self) -> float:
+        """Per token; infinite where that is beyond a float."""
+        return _exp(self.loss)
+
+    @property
+    def bits_per_character(self) -> float:
+        """Line breaks count as characters."""
+        return self._per(self.text.characters) / math.log(2)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Of UTF-8."""
+        return self._per(self.text.bytes) / math.log(2)
+
+    @property
+    def word_perplexity(self) -> float:
+        """Per word between blanks and line break, which is what a token is to word level: comparable between tokenizers."""
+        return _exp(self._per(self.text.words + self.text.lines))
+
+    def _per(self, units: int) -> float:
+        """Nats per unit."""
+        return self.loss * self.tokens / units if units else math.nan
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
