@@ -287,11 +287,11 @@ def test_the_environment_is_left_as_it_was(make_adapter: MakeAdapter) -> None:
 
 def test_alone_nothing_travels(make_adapter: MakeAdapter) -> None:
     adapter = make_adapter(PLAIN)
-    assert (adapter.topology.rank, adapter.topology.size, adapter.reduces) == (0, 1, False)
-    np.testing.assert_array_equal(adapter.all_reduce(np.array([1.5, 2.0])), [1.5, 2.0])
-    assert adapter.broadcast_object({"a": 1}) == {"a": 1}
+    assert (adapter.job.topology.rank, adapter.job.topology.size, adapter.job.groups["data"].communicates) == (0, 1, False)
+    np.testing.assert_array_equal(adapter.job.sum(np.array([1.5, 2.0])), [1.5, 2.0])
+    assert adapter.job.broadcast({"a": 1}) == {"a": 1}
     adapter.broadcast_state()
-    assert "Horovod" in adapter.summary()
+    assert "Horovod" in adapter.job.summary()
 
 
 def test_the_state_survives_a_round_trip(make_adapter: MakeAdapter) -> None:

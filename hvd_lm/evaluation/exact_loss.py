@@ -35,8 +35,8 @@ def evaluation_streams(adapter: Adapter, tokens: Tokens, first_input: int, batch
         first_input=first_input,
         batch_size=batch_size,
         sequence_length=sequence_length,
-        data_rank=adapter.topology.data_rank,
-        data_size=adapter.topology.data_size,
+        data_rank=adapter.job.topology.data_rank,
+        data_size=adapter.job.topology.data_size,
         whole_micro_batches=True,
     )
 
@@ -54,12 +54,12 @@ def exact_loss(adapter: Adapter, streams: Streams) -> float:
         before_L2BH, starts_L2BH = starts_L2BH, np.roll(ends_L2SH, 1, axis=2)[:, :, mine]
         wrong_B = ~reading.settled(before_L2BH, starts_L2BH, 0) & (streams.lengths_S[mine] > 0)
         # All ranks must go on as long as one has something to read: it may change what the others begin with.
-        if not adapter.all_reduce(np.array([float(wrong_B.any())]))[0]:
+        if not adapter.job.sum(np.array([float(wrong_B.any())]))[0]:
             break
         # Where the difference means nothing, what was read stays what it was read from.
         starts_L2BH = np.where(wrong_B[:, None], starts_L2BH, before_L2BH)
         reading.read(starts_L2BH, np.flatnonzero(wrong_B))
-    return float(adapter.all_reduce(np.array([reading.losses_CB.sum()]))[0])
+    return float(adapter.job.sum(np.array([reading.losses_CB.sum()]))[0])
 
 
 class _Reading:

@@ -129,7 +129,7 @@ def run(config: EvaluateConfig) -> Evaluation:
     adapter = adapter_class(config.framework)(threads=config.threads)
     first_input = loaded.tokenizer.end_of_line_id
     in_one_stream = config.dynamic.dynamic != "none" or config.cache.cache_size
-    if in_one_stream and adapter.topology.size > 1:
+    if in_one_stream and adapter.job.topology.size > 1:
         raise ConfigError("--dynamic and --cache-size read the text in one stream: run them on one rank")
     with lost_workers_reported(adapter):
         if config.dynamic.dynamic != "none":

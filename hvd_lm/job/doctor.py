@@ -152,8 +152,8 @@ def launch_finding(framework: str, controller: str) -> Finding:
 def all_reduce(framework: str) -> int:
     """One rank's part: the sum of rank + 1 over all ranks."""
     adapter = adapter_class(framework)()
-    size = adapter.topology.size
-    total = adapter.all_reduce(np.array([adapter.topology.rank + 1.0]))[0]
+    size = adapter.job.topology.size
+    total = adapter.job.sum(np.array([adapter.job.topology.rank + 1.0]))[0]
     right = bool(total == size * (size + 1) / 2)
     if launcher.launched_rank() == 0:
         print("all-reduce is right" if right else f"all-reduce is wrong: {total}")

@@ -70,16 +70,16 @@ def train(config: RunConfig) -> TrainingResult:
         config.communication, config.topology, config.threads, deterministic=config.deterministic
     )
     with lost_workers_reported(adapter):
-        if adapter.topology.model_size > 1:
+        if adapter.job.topology.model_size > 1:
             raise ConfigError("--model-parallel above 1 is not built yet: leave it at 1")
         _check_same_text(adapter, fingerprint)
         adapter.build(config.model, config.optimizer)
-        if adapter.topology.is_writer:
+        if adapter.job.topology.is_writer:
             adapter.load_weights(earlier.weights if earlier else InitialWeights(config.model, config.seed))
         if earlier:
             adapter.load_optimizer_state(earlier.optimizer_state)
         adapter.broadcast_state()
-        step, progress = adapter.broadcast_object((earlier.step, earlier.progress) if earlier else (0, None))
+        step, progress = adapter.job.broadcast((earlier.step, earlier.progress) if earlier else (0, None))
         del earlier  # as large as weights and moments together
         launcher.return_freed_memory()
         return _train(_Run(config, texts, fingerprint, adapter, step, progress))
@@ -111,18 +111,18 @@ _RUN_FILES = ("config.yaml", "metrics.jsonl", "tensorboard", "tokenizer.json", c
 
 
 def _check_same_text(adapter: Adapter, fingerprint: str) -> None:
-    differs = adapter.broadcast_object(fingerprint) != fingerprint
+    differs = adapter.job.broadcast(fingerprint) != fingerprint
     # All ranks must learn of it, or those that are fine would wait for the others.
-    different = int(adapter.all_reduce(np.array([float(differs)]))[0])
+    different = int(adapter.job.sum(np.array([float(differs)]))[0])
     if different:
-        size = adapter.topology.size
+        size = adapter.job.topology.size
         raise DataError(f"{different} of {size} ranks read another text than rank 0: give every host the same files")
 
 
 def _train(run: _Run) -> TrainingResult:
     config = run.config
     with ExitStack() as stack:
-        if run.adapter.topology.is_writer:
+        if run.adapter.job.topology.is_writer:
             write_yaml(config, config.out / "config.yaml")
             run.texts.tokenizer.save(config.out / "tokenizer.json")
             run.metrics = stack.enter_context(MetricsWriter(config.out, run.total_steps, goes_on_after=run.step))
@@ -153,9 +153,9 @@ class _Run:
         tokens = config.data.batch_size * config.data.sequence_length
         # Micro-batches that share one backward.
         self.together = max(1, config.communication.backward_tokens // tokens)
-        self.sequences_per_step = adapter.topology.data_size * config.data.batch_size * self.passes
+        self.sequences_per_step = adapter.job.topology.data_size * config.data.batch_size * self.passes
         self.loss_scale: LossScale | None = None
-        if config.communication.compression == "fp16" and adapter.reduces:
+        if config.communication.compression == "fp16" and adapter.job.groups["data"].communicates:
             self.loss_scale = LossScale(config.communication.loss_scale, config.communication.loss_scale_growth_steps)
         self.step = step
         self.epoch = 0
@@ -182,7 +182,7 @@ class _Run:
             self.total_steps = config.steps if config.epochs is None else min(config.steps, by_epochs)
 
     def _go_on(self, progress: Progress) -> None:
-        data, topology = self.config.data, self.adapter.topology
+        data, topology = self.config.data, self.adapter.job.topology
         self.epoch, self.tokens, self.seconds = progress.epoch, progress.tokens, progress.seconds
         self.micro_batches_read = progress.micro_batches
         self.best_validation_loss = progress.best_validation_loss
@@ -215,15 +215,15 @@ class _Run:
             first_input=self.texts.tokenizer.end_of_line_id,
             batch_size=self.config.data.batch_size,
             sequence_length=self.config.data.sequence_length,
-            data_rank=self.adapter.topology.data_rank,
-            data_size=self.adapter.topology.data_size,
+            data_rank=self.adapter.job.topology.data_rank,
+            data_size=self.adapter.job.topology.data_size,
         )
 
     def headline(self) -> str:
         model, data, texts = self.config.model, self.config.data, self.texts
         goes_on = f"going on after step {self.step}, {self.tokens:,} tokens; " if self.step else ""
         return (
-            f"{self.adapter.summary()}; {self.adapter.topology.size} rank(s) x {self.adapter.threads} thread(s)\n"
+            f"{self.adapter.job.summary()}; {self.adapter.job.topology.size} rank(s) x {self.adapter.job.threads} thread(s)\n"
             f"model: vocabulary {model.vocabulary_size}, embedding {model.embedding_size}, {model.layers} LSTM layer(s) of "
             f"{model.hidden_size}; text: {len(texts.training):,} tokens to train on, {len(texts.validation):,} to validate\n"
             f"{self.total_steps} optimizer steps of {self.passes} x {data.batch_size} x "
@@ -302,7 +302,7 @@ class _Run:
         unscale = predivide / scale
         if communication.reduction == "adasum":
             # Adasum combines gradients of whole batches; each rank brought its share of the mean.
-            unscale *= self.adapter.topology.data_size
+            unscale *= self.adapter.job.topology.data_size
         self._release_checkpoint()
         outcome = self.adapter.step(learning_rate=rate, clip=self.config.optimizer.clip, unscale=unscale)
         loss = outcome.loss_sum / window.target_count

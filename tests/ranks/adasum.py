@@ -15,7 +15,7 @@ import hvd_lm
 
 def main(framework: str) -> None:
     adapter = build(hvd_lm.adapter(framework, hvd_lm.CommunicationConfig(reduction="adasum")))
-    inputs, targets = np.random.default_rng(adapter.topology.rank).integers(0, 50, (2, 6, 3), dtype=np.int32)
+    inputs, targets = np.random.default_rng(adapter.job.topology.rank).integers(0, 50, (2, 6, 3), dtype=np.int32)
     adapter.accumulate(inputs, targets, adapter.zero_state(3), weight=1 / targets.size, last=False)
     own = adapter.gradients()["lstm.0.recurrent_kernel"]
     nothing = np.full_like(targets, -1)

@@ -34,8 +34,8 @@ def main(framework: str) -> None:
     pairs += [(every[100 : 100 + length], every[20_000 : 20_000 + length]) for length in range(1, 66)]
     wrong = 0
     for index, pair in enumerate(pairs):
-        mine = tensor(framework, pair[adapter.topology.rank].copy())
-        total = adapter.horovod.allreduce(mine, op=adapter.horovod.Sum, name=f"pair.{index}").numpy()
+        mine = tensor(framework, pair[adapter.job.topology.rank].copy())
+        total = adapter.job.horovod.allreduce(mine, op=adapter.job.horovod.Sum, name=f"pair.{index}").numpy()
         with np.errstate(all="ignore"):
             expected = pair[0] + pair[1]
         same = (total.view(np.uint16) == expected.view(np.uint16)) | (np.isnan(total) & np.isnan(expected))

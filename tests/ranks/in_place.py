@@ -28,7 +28,7 @@ def main() -> None:
 
     @tf.function
     def reduce(value: tf.Tensor) -> tf.Tensor:
-        total = adapter.horovod.allreduce(tf.fill((VALUES,), value), op=adapter.horovod.Sum, name="in_place")
+        total = adapter.job.horovod.allreduce(tf.fill((VALUES,), value), op=adapter.job.horovod.Sum, name="in_place")
         return total[0]
 
     before = resident("VmRSS")

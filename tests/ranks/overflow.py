@@ -15,13 +15,13 @@ import hvd_lm
 
 def main(framework: str) -> None:
     adapter = build(hvd_lm.adapter(framework, hvd_lm.CommunicationConfig(compression="fp16")))
-    generator = np.random.default_rng(adapter.topology.rank)
+    generator = np.random.default_rng(adapter.job.topology.rank)
     scale, results = 1024.0, []
     for window in range(3):
         for micro_batch in range(2):
             inputs, targets = generator.integers(0, 50, (2, 6, 3), dtype=np.int32)
-            injected = window == 1 and adapter.topology.rank == adapter.topology.size - 1
-            weight = scale / (targets.size * 2 * adapter.topology.size) * (1e12 if injected else 1.0)
+            injected = window == 1 and adapter.job.topology.rank == adapter.job.topology.size - 1
+            weight = scale / (targets.size * 2 * adapter.job.topology.size) * (1e12 if injected else 1.0)
             adapter.accumulate(inputs, targets, adapter.zero_state(3), weight=weight, last=micro_batch == 1)
         outcome = adapter.step(learning_rate=0.01, clip=1.0, unscale=1 / scale)
         results.append(

@@ -30,7 +30,7 @@ def main() -> None:
         return by_inputs
 
     GradientReducer.start, OneDnnLstm.backward = noted_start, noted_backward  # type: ignore[method-assign]
-    inputs, targets = np.random.default_rng(adapter.topology.rank).integers(0, 50, (2, 6, 3), dtype=np.int32)
+    inputs, targets = np.random.default_rng(adapter.job.topology.rank).integers(0, 50, (2, 6, 3), dtype=np.int32)
     state = adapter.zero_state(3)
     for micro_batch in range(3):
         last = micro_batch == 2

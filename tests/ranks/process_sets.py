@@ -16,7 +16,7 @@ import hvd_lm
 def main(framework: str) -> None:
     adapter = hvd_lm.adapter(framework, topology=hvd_lm.TopologyConfig(model_parallel=2))
     build(adapter)
-    topology = adapter.topology
+    topology = adapter.job.topology
     if topology.data_rank != 0:
         adapter.load_weights({name: value * 0 for name, value in adapter.weights().items()})
     adapter.broadcast_state()  # so the other data ranks get the weights back, from their own group's first rank
@@ -26,8 +26,8 @@ def main(framework: str) -> None:
     mine = topology.data_rank
     adapter.accumulate(inputs[mine], targets[mine], adapter.zero_state(3), weight=1 / targets.size, last=True)
     outcome = adapter.step(learning_rate=0.01, clip=1.0, unscale=1.0)
-    total = adapter.all_reduce(np.array([float(topology.rank)]))[0]
-    adapter.broadcast_object("done")  # a rank that leaves ends Horovod for the group that is not yet ready
+    total = adapter.job.sum(np.array([float(topology.rank)]))[0]
+    adapter.job.broadcast("done")  # a rank that leaves ends Horovod for the group that is not yet ready
     report({"loss": outcome.loss_sum, "norm": outcome.gradient_norm, "weights": checksum(adapter.weights()), "ranks": total})
 
 

@@ -18,7 +18,7 @@ STEPS, BATCH, LENGTH, WHOLE_WINDOW, LAST_WINDOW = 20, 3, 6, 8, 4
 
 def main(framework: str) -> None:
     adapter = build(hvd_lm.adapter(framework))
-    rank, ranks = adapter.topology.data_rank, adapter.topology.data_size
+    rank, ranks = adapter.job.topology.data_rank, adapter.job.topology.data_size
     generator = np.random.default_rng(0)
     results = []
     for step in range(STEPS):

@@ -15,8 +15,8 @@ import hvd_lm
 
 def main(framework: str, length: str) -> None:
     adapter = hvd_lm.adapter(framework)
-    value = (1e17, 1.0, -1e17)[adapter.topology.rank]
-    report(sorted(set(adapter.all_reduce(np.full(int(length), value)).tolist())))
+    value = (1e17, 1.0, -1e17)[adapter.job.topology.rank]
+    report(sorted(set(adapter.job.sum(np.full(int(length), value)).tolist())))
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ SECONDS = 1.0
 
 def main() -> None:
     adapter = hvd_lm.adapter("torch")
-    adapter.all_reduce(np.ones(1))
-    if adapter.topology.rank == 1:
+    adapter.job.sum(np.ones(1))
+    if adapter.job.topology.rank == 1:
         time.sleep(SECONDS)
     waited, computed = -time.perf_counter(), -time.thread_time()
-    adapter.all_reduce(np.ones(1))
+    adapter.job.sum(np.ones(1))
     waited, computed = waited + time.perf_counter(), computed + time.thread_time()
     report({"waited": waited, "computed": computed})
 

@@ -10,7 +10,9 @@ import math
 import mmap
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 
@@ -25,17 +27,28 @@ def lasting(*shape: int, device: torch.device | None = None) -> Tensor:
 
 
 class Weight(nn.Parameter):
-    """An undefined parameter whose gradient lies in the same memory in every window."""
+    """An undefined parameter whose gradient lies in the same memory in every window, from the first one on."""
 
-    gradient_memory: Tensor
+    gradient_memory: Tensor | None
 
     def __new__(cls, *shape: int, device: torch.device | None = None) -> Weight:
         weight: Any = super().__new__(cls, lasting(*shape, device=device))
-        weight.gradient_memory = lasting(*shape, device=device)
+        weight.gradient_memory = None
         return weight  # type: ignore[no-any-return]
 
 
 def first_gradient(parameter: Tensor) -> Tensor:
     """Begin the gradient of a window: `parameter.grad`, undefined."""
-    parameter.grad = parameter.gradient_memory if isinstance(parameter, Weight) else torch.empty_like(parameter)
+    if not isinstance(parameter, Weight):
+        parameter.grad = torch.empty_like(parameter)
+        return parameter.grad
+    if parameter.gradient_memory is None:
+        parameter.gradient_memory = lasting(*parameter.shape, device=parameter.device)
+    parameter.grad = parameter.gradient_memory
     return parameter.grad
+
+
+def to_numpy(tensor: Tensor, *, copy: bool = True) -> NDArray[np.float32]:
+    """Without `copy` it may be the tensor's own memory."""
+    array: NDArray[np.float32] = tensor.detach().cpu().numpy()
+    return array.copy() if copy else array

@@ -1,20 +1,76 @@
-"""The output layer under its cross-entropy in PyTorch: forward and backward in one pass over chunks of tokens.
+"""The output layer under its cross-entropy: forward and backward in one pass over chunks of tokens.
 
 The logits [N, V], the largest activation of a language model, never exist as a whole, nor does their gradient (Hsu et al. 2024,
 "Liger Kernel", arXiv:2410.10989, FusedLinearCrossEntropy). Gradients of the weights go straight to where they accumulate.
 
-Shapes: N tokens, V vocabulary, H units.
+Shapes: K micro-batches, T time, B sequences, N tokens, V vocabulary, H units.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from hvd_lm.adapters.pytorch.products import add_product_to_gradient, add_to_gradient, product
+from hvd_lm.data.streams import IGNORED
 
 CHUNK = 256
 """Tokens whose logits exist at a time: enough rows for the products to be as fast as with all of them."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A micro-batch that waits for its backward."""
+
+    outputs_TBH: Tensor
+    targets_TB: Tensor
+    weight: float
+
+
+class Output:
+    """The last stage: what a model predicts from the outputs of the stage below, and how wrong that is."""
+
+    def __init__(self, kernel_VH: nn.Parameter, bias_V: nn.Parameter) -> None:
+        """The kernel may be a stage's below too; then it is not complete before that."""
+        self.kernel, self.bias = kernel_VH, bias_V
+        self._kept: list[_Kept] = []
+
+    def keep(self, outputs_TBH: Tensor, targets_TB: Tensor, weight: float) -> None:
+        """Let a micro-batch wait; `weight` multiplies its gradient."""
+        self._kept.append(_Kept(outputs_TBH, targets_TB, weight))
+
+    def backward(self) -> tuple[Tensor, Tensor]:
+        """Sum of the cross-entropies of all micro-batches that were kept (scalar), and its weighted gradient by their outputs,
+        [K, T, B, H]; adds to the gradients of the weights."""
+        targets = [kept.targets_TB.flatten() for kept in self._kept]
+        weights = [
+            target.new_full((), kept.weight, dtype=torch.float32).expand(len(target))
+            for target, kept in zip(targets, self._kept, strict=True)
+        ]
+        shape = (len(self._kept), *self._kept[0].outputs_TBH.shape)
+        outputs_NH = torch.cat([kept.outputs_TBH.flatten(0, 1) for kept in self._kept])
+        loss, gradients_NH = accumulate_cross_entropy(
+            outputs_NH, self.kernel, self.bias, torch.cat(targets), torch.cat(weights), ignored=IGNORED
+        )
+        self._kept.clear()
+        return loss, gradients_NH.view(shape)
+
+    def logits(self, outputs_NH: Tensor) -> Tensor:
+        """[N, V]"""
+        return product(outputs_NH, self.kernel, bias_N=self.bias)
+
+    def losses(self, outputs_NH: Tensor, targets_N: Tensor) -> Tensor:
+        """Cross-entropy of every target, [N]; 0 where it is ignored."""
+        chunks = zip(torch.split(outputs_NH, CHUNK), torch.split(targets_N, CHUNK), strict=True)
+        return torch.cat(
+            [
+                functional.cross_entropy(self.logits(outputs), targets, ignore_index=IGNORED, reduction="none")
+                for outputs, targets in chunks
+            ]
+        )
 
 
 @torch.no_grad()

@@ -1,98 +1,23 @@
-"""LSTM layers in PyTorch whose backward several micro-batches share.
-
-    outputs, state = layer.forward(inputs, state, keep=2)                   # once for each micro-batch
-    outputs, state = layer.forward(inputs, state, keep=1)
-    gradients_by_inputs = layer.backward(gradients_by_outputs, complete)    # of both; adds to the weights' gradients
-
-On a CPU `OneDnnLstm`: nn.LSTM is bound by MKL's products there (see pytorch_products) and by the memory that each small batch reads
-all recurrent weights from. Elsewhere `AutogradLstm`: nn.LSTM, which is cuDNN's on a GPU.
+"""The LSTM on a CPU, written by hand: nn.LSTM is bound by MKL's products there (see `products`), and by the memory that each small
+batch reads all recurrent weights from.
 
 Shapes: K micro-batches, T time, B sequences, D input width, H units. Gates in the order i, f, g, o.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from hvd_lm.adapters.pytorch.memory import Weight, lasting
-from hvd_lm.adapters.pytorch.products import add_product_to_gradient, add_to_gradient, pack, product, uses_onednn
-
-LayerState = tuple[Tensor, Tensor]
-"""h and c, [B, H] each."""
-
-Complete: TypeAlias = Callable[[nn.Parameter], None]
-"""Told of each weight as soon as the gradient of the micro-batches is in `grad`, while others are still computed."""
+from hvd_lm.adapters.pytorch.memory import lasting
+from hvd_lm.adapters.pytorch.products import add_product_to_gradient, add_to_gradient, pack, product
+from hvd_lm.adapters.pytorch.stages.base import Complete, LayerState, Stage
 
 _FEW_STEPS = 4
 """So short a text does not pay for packing weights, unless they are packed already."""
-
-
-class LstmLayer(ABC):
-    """One layer; owns its weights."""
-
-    input_kernel: nn.Parameter
-    recurrent_kernel: nn.Parameter
-    bias: nn.Parameter
-
-    @abstractmethod
-    def forward(self, inputs_TBD: Tensor, state: LayerState, *, keep: int = 0) -> tuple[Tensor, LayerState]:
-        """Outputs [T, B, H] and the state after, both cut from any graph.
-
-        With `keep` the micro-batch waits for the backward, and so will ``keep - 1`` more: there is room for them from now on.
-        """
-
-    @abstractmethod
-    def backward(self, gradients_KTBH: Tensor, complete: Complete) -> Tensor:
-        """[K, T, B, D] by the inputs of all micro-batches that were kept; adds to the gradients of the weights."""
-
-    def weights_changed(self) -> None:  # noqa: B027 - most derive nothing
-        """Forget what was derived from the weights."""
-
-
-def lstm_layer(width: int, units: int, device: torch.device) -> LstmLayer:
-    """The fastest one for `device`; its weights are undefined."""
-    fits_onednn = uses_onednn(torch.empty(0, device=device))
-    return OneDnnLstm(width, units) if fits_onednn else AutogradLstm(width, units, device)
-
-
-class AutogradLstm(LstmLayer):
-    """nn.LSTM and autograd."""
-
-    def __init__(self, width: int, units: int, device: torch.device) -> None:
-        self._lstm = nn.LSTM(width, units, device=device)
-        self.input_kernel = self._lstm.get_parameter("weight_ih_l0")
-        self.recurrent_kernel = self._lstm.get_parameter("weight_hh_l0")
-        self.bias = self._lstm.get_parameter("bias_ih_l0")
-        # The second bias would double the step of the first under Adam: fixed at zero, not trained.
-        fixed = self._lstm.get_parameter("bias_hh_l0")
-        nn.init.zeros_(fixed)
-        fixed.requires_grad_(False)
-        self._kept: list[tuple[Tensor, Tensor]] = []
-
-    def forward(self, inputs_TBD: Tensor, state: LayerState, *, keep: int = 0) -> tuple[Tensor, LayerState]:
-        h_BH, c_BH = state
-        with torch.set_grad_enabled(keep > 0):
-            inputs_TBD = inputs_TBD.detach().requires_grad_(keep > 0)
-            outputs_TBH, (h_1BH, c_1BH) = self._lstm(inputs_TBD, (h_BH[None], c_BH[None]))
-        if keep:
-            self._kept.append((inputs_TBD, outputs_TBH))
-        return outputs_TBH.detach(), (h_1BH[0].detach(), c_1BH[0].detach())
-
-    def backward(self, gradients_KTBH: Tensor, complete: Complete) -> Tensor:
-        by_inputs = []
-        for (inputs_TBD, outputs_TBH), gradient_TBH in zip(self._kept, gradients_KTBH, strict=True):
-            outputs_TBH.backward(gradient_TBH)  # type: ignore[no-untyped-call]
-            assert inputs_TBD.grad is not None
-            by_inputs.append(inputs_TBD.grad)
-        self._kept.clear()
-        for weight in (self.recurrent_kernel, self.input_kernel, self.bias):
-            complete(weight)
-        return torch.stack(by_inputs)
 
 
 class _Tape(NamedTuple):
@@ -106,17 +31,17 @@ class _Tape(NamedTuple):
     """[K, T, B, 4H]"""
 
 
-class OneDnnLstm(LstmLayer):
+class OneDnnLstm(Stage):
     """Only what is recurrent runs step by step: input projections and all weight gradients are one product over all tokens.
 
     The backward takes the sequences of all micro-batches side by side, so that it reads the recurrent weights once for all.
     """
 
-    def __init__(self, width: int, units: int) -> None:
+    def __init__(self, weights: Mapping[str, nn.Parameter], units: int) -> None:
+        """`weights` by role: input_kernel [4H, D], recurrent_kernel [4H, H], bias [4H]."""
         self.units = units
-        self.input_kernel = Weight(4 * units, width)
-        self.recurrent_kernel = Weight(4 * units, units)
-        self.bias = Weight(4 * units)
+        self.input_kernel, self.recurrent_kernel = weights["input_kernel"], weights["recurrent_kernel"]
+        self.bias = weights["bias"]
         self._packed_recurrent: Tensor | None = None
         self._kept_inputs: list[Tensor] = []
         self._tape: _Tape | None = None
@@ -125,20 +50,23 @@ class OneDnnLstm(LstmLayer):
         self._packed_recurrent = None
 
     @torch.no_grad()
-    def forward(self, inputs_TBD: Tensor, state: LayerState, *, keep: int = 0) -> tuple[Tensor, LayerState]:
-        steps, batch, _ = inputs_TBD.shape
+    def forward(
+        self, inputs: Tensor, state: LayerState | None, noise: Tensor | None, *, keep: int = 0
+    ) -> tuple[Tensor, LayerState | None]:
+        assert state is not None
+        steps, batch, _ = inputs.shape
         tape = self._reserve(keep, steps, batch) if keep else self._new_tape(1, steps, batch)
         slot = len(self._kept_inputs) if keep else 0
         hs_TBH, cs_TBH, gates_TBG = (tensor[slot] for tensor in tape)
         hs_TBH[0], cs_TBH[0] = state
-        projected_TBG = product(inputs_TBD.flatten(0, 1), self.input_kernel, bias_N=self.bias).view_as(gates_TBG)
+        projected_TBG = product(inputs.flatten(0, 1), self.input_kernel, bias_N=self.bias).view_as(gates_TBG)
         recurrent = self._recurrent(steps, batch)
         for h, c, before_BG, gates_BG, h_after, c_after in zip(
             hs_TBH, cs_TBH, projected_TBG, gates_TBG, hs_TBH[1:], cs_TBH[1:], strict=False
         ):
             _step(h, c, product(h, recurrent, plus_MN=before_BG), gates_BG, h_after, c_after)
         if keep:
-            self._kept_inputs.append(inputs_TBD)
+            self._kept_inputs.append(inputs)
         return hs_TBH[1:], (hs_TBH[-1].clone(), cs_TBH[-1].clone())
 
     @torch.no_grad()

@@ -1,0 +1,42 @@
+"""A PyTorch process within its job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import horovod.torch as hvd
+import numpy as np
+import torch
+from horovod.common.exceptions import HorovodInternalError
+from numpy.typing import NDArray
+
+from hvd_lm.adapters.job import Job
+
+
+class PyTorchJob(Job):
+    """On the GPU of the local rank where there is one."""
+
+    horovod = hvd
+    communication_errors = (HorovodInternalError,)
+
+    def _set_threads(self, threads: int) -> int:
+        torch.set_num_threads(threads)
+        return threads
+
+    def _make_deterministic(self) -> None:
+        torch.use_deterministic_algorithms(True)
+
+    def _choose_device(self, local_rank: int) -> None:
+        self.device = torch.device("cpu")
+        if torch.cuda.is_available():
+            self.device = torch.device("cuda", local_rank)
+            torch.cuda.set_device(self.device)
+
+    def _framework_summary(self) -> str:
+        return f"torch {torch.__version__} on {self.device}"
+
+    def _to_tensor(self, values: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(values if values.flags.writeable else values.copy())
+
+    def _to_numpy(self, tensor: torch.Tensor) -> NDArray[Any]:
+        return np.asarray(tensor.numpy())

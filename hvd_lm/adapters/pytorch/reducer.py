@@ -1,0 +1,146 @@
+"""Gradients on their way: each leaves as soon as the last backward of a window has completed it.
+
+Horovod's DistributedOptimizer does the same by counting backwards; here the loop says which one is the last, so that a short window
+needs no other counter, Adasum takes the same way, and clipping sits between reduction and update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import horovod.torch as hvd
+import torch
+from torch import Tensor, nn
+
+from hvd_lm.adapters.job import Group, Job
+from hvd_lm.config import CommunicationConfig
+from hvd_lm.model.parameters import Parameter
+
+_BLOCK = 1 << 18
+"""Values that are cast at a time; as halves and as floats they fit a cache."""
+
+
+def to_halves_in_place(gradient: Tensor) -> Tensor:
+    """`gradient` in float16, in the first half of its own memory: fresh memory would cost three times as much as the cast."""
+    values = gradient.view(-1)
+    halves = values.view(torch.float16)[: len(values)]
+    for start in range(0, len(values), _BLOCK):
+        halves[start : start + _BLOCK] = values[start : start + _BLOCK].half()
+    return halves
+
+
+def from_halves_in_place(gradient: Tensor) -> None:
+    """The inverse of `to_halves_in_place`; from the end, where no half is overwritten that is still to be read."""
+    values = gradient.view(-1)
+    halves = values.view(torch.float16)[: len(values)]
+    for start in reversed(range(0, len(values), _BLOCK)):
+        values[start : start + _BLOCK] = halves[start : start + _BLOCK].float()
+
+
+class TouchedRows:
+    """Rows of a looked-up parameter that the inputs of a window name, on any rank: all other rows of its gradient are zero."""
+
+    def __init__(self, rows: int, device: torch.device, group: Group) -> None:
+        # Halves are the smallest numbers that Horovod reduces in both frameworks; any number above 0 means touched.
+        self._touched_V = torch.zeros(rows, dtype=torch.float16, device=device)
+        self._group = group
+        self._handle: int | None = None
+
+    def note(self, inputs_TB: Tensor) -> None:
+        self._touched_V[inputs_TB.flatten()] = 1
+
+    def start_union(self) -> None:
+        """Collective, and long done when the parameter's gradient, the last one, is there."""
+        process_set = self._group.process_set
+        self._handle = hvd.allreduce_async_(self._touched_V, name="touched_rows", op=hvd.Sum, process_set=process_set)
+
+    def finish_union(self) -> Tensor:
+        """The rows, ascending, the same on all ranks; and a new window begins."""
+        assert self._handle is not None
+        hvd.synchronize(self._handle)
+        rows = self._touched_V.nonzero().flatten()
+        self._touched_V.zero_()
+        return rows
+
+
+@dataclass
+class _Reduction:
+    """One gradient on its way."""
+
+    gradient: Tensor
+    handle: int
+    wire: Tensor
+    rows: Tensor | None
+
+
+class GradientReducer:
+    """Starts Horovod's all-reduce of each gradient, over the ranks that hold its parameter.
+
+    Of a looked-up parameter only those rows travel that the window touched on some rank.
+    """
+
+    def __init__(
+        self, declared: Mapping[str, Parameter], weights: Mapping[str, nn.Parameter], job: Job, communication: CommunicationConfig
+    ) -> None:
+        self._names = {weight: name for name, weight in weights.items()}
+        self._groups = {name: job.holders(parameter) for name, parameter in declared.items()}
+        self._op = hvd.Adasum if communication.reduction == "adasum" else hvd.Sum
+        self._fp16 = communication.compression == "fp16"
+        self._loss_group = job.groups["data"]
+        self._loss_handle: int | None = None
+        self._touched = {
+            name: TouchedRows(len(weights[name]), weights[name].device, self._groups[name])
+            for name, parameter in declared.items()
+            if parameter.looked_up
+        }
+        self.pending: list[_Reduction] = []
+        """In the order in which they started."""
+
+    def note_inputs(self, inputs_TB: Tensor) -> None:
+        """Of each micro-batch of a window."""
+        for touched in self._touched.values():
+            touched.note(inputs_TB)
+
+    def inputs_complete(self) -> None:
+        """All micro-batches of the window are noted. Collective."""
+        for touched in self._touched.values():
+            touched.start_union()
+
+    def start_loss(self, loss_sum: Tensor) -> None:
+        """Sum it over the data group, in place. Collective."""
+        process_set = self._loss_group.process_set
+        self._loss_handle = hvd.allreduce_async_(loss_sum, name="loss", op=hvd.Sum, process_set=process_set)
+
+    def start(self, weight: nn.Parameter) -> None:
+        """Its gradient of the window is complete. Collective."""
+        name, gradient = self._names[weight], weight.grad
+        assert gradient is not None
+        rows = None
+        if name in self._touched:
+            rows = self._touched[name].finish_union()
+            wire = gradient.index_select(0, rows)
+            wire = wire.half() if self._fp16 else wire
+        else:
+            wire = to_halves_in_place(gradient) if self._fp16 else gradient
+        process_set = self._groups[name].process_set
+        handle = hvd.allreduce_async_(wire, name=f"gradient.{name}", op=self._op, process_set=process_set)
+        self.pending.append(_Reduction(gradient, handle, wire, rows))
+
+    def finish_loss(self) -> None:
+        """The loss is there; nothing if it did not leave."""
+        if self._loss_handle is not None:
+            hvd.synchronize(self._loss_handle)
+            self._loss_handle = None
+
+    def finish(self) -> Iterator[Tensor]:
+        """The gradients that are on their way, one by one as they come in; what is done with one hides what the next one takes."""
+        for reduction in self.pending:
+            hvd.synchronize(reduction.handle)
+            gradient, wire = reduction.gradient, reduction.wire
+            if reduction.rows is not None:
+                gradient.index_copy_(0, reduction.rows, wire.to(gradient.dtype))
+            elif self._fp16:
+                from_halves_in_place(gradient)
+            yield gradient
+        self.pending.clear()
