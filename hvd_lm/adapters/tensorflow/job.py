@@ -1,0 +1,50 @@
+"""A TensorFlow process within its job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from horovod.common.exceptions import HorovodInternalError
+from numpy.typing import NDArray
+
+from hvd_lm.adapters.job import Job
+from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
+
+with native_stderr_closed():
+    import horovod.tensorflow as hvd
+    import tensorflow as tf
+
+
+class TensorFlowJob(Job):
+    """On the GPU of the local rank where there is one."""
+
+    horovod = hvd
+    communication_errors = (HorovodInternalError, tf.errors.UnknownError, tf.errors.AbortedError, tf.errors.FailedPreconditionError)
+
+    def _set_threads(self, threads: int) -> int:
+        try:
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+            tf.config.threading.set_inter_op_parallelism_threads(1)
+        except RuntimeError:  # fixed since TensorFlow ran its first operation in this process
+            return int(tf.config.threading.get_intra_op_parallelism_threads())
+        return threads
+
+    def _make_deterministic(self) -> None:
+        tf.config.experimental.enable_op_determinism()
+
+    def _choose_device(self, local_rank: int) -> None:
+        if gpus := tf.config.list_physical_devices("GPU"):
+            for gpu in gpus:
+                tf.config.experimental.set_memory_growth(gpu, True)
+            tf.config.set_visible_devices(gpus[local_rank], "GPU")
+
+    def _framework_summary(self) -> str:
+        devices = ", ".join(device.device_type for device in tf.config.get_visible_devices())
+        return f"TensorFlow {tf.__version__} on {devices}"
+
+    def _to_tensor(self, values: NDArray[Any]) -> tf.Tensor:
+        return tf.constant(values)
+
+    def _to_numpy(self, tensor: tf.Tensor) -> NDArray[Any]:
+        return np.asarray(tensor.numpy())

@@ -1,0 +1,74 @@
+"""Gradients on their way: each leaves as soon as the last backward of a window has completed it.
+
+All of it becomes part of the graph of that backward, where the next stage waits for what is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from hvd_lm.adapters.job import Job
+from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
+from hvd_lm.adapters.tensorflow.weight import Weight
+from hvd_lm.config import CommunicationConfig
+
+with native_stderr_closed():
+    import horovod.tensorflow as hvd
+    import tensorflow as tf
+
+
+class GradientReducer:
+    """Sums each gradient over the ranks that hold its parameter.
+
+    Of a looked-up parameter only those rows travel that the window touched on some rank.
+    """
+
+    def __init__(self, weights: Mapping[str, Weight], job: Job, communication: CommunicationConfig) -> None:
+        self._groups = {name: job.holders(weight.parameter) for name, weight in weights.items()}
+        self._loss_group = job.groups["data"]
+        self._compression = hvd.Compression.fp16 if communication.compression == "fp16" else hvd.Compression.none
+        self._op = hvd.Adasum if communication.reduction == "adasum" else hvd.Sum
+        # Halves are the smallest numbers that Horovod reduces in both frameworks; any number above 0 means touched.
+        self._touched = {
+            name: tf.Variable(tf.zeros(weight.shape[0], tf.float16), trainable=False)
+            for name, weight in weights.items()
+            if weight.parameter.looked_up and self._groups[name].communicates
+        }
+
+    def note_inputs(self, inputs_TB: tf.Tensor, *, first: bool) -> None:
+        """Of each backward of a window; the `first` one forgets those of the window before."""
+        for touched_V in self._touched.values():
+            if first:
+                touched_V.assign(tf.zeros_like(touched_V))
+            indices = tf.reshape(inputs_TB, (-1,))
+            touched_V.scatter_update(tf.IndexedSlices(tf.ones_like(indices, tf.float16), indices))
+
+    def inputs_complete(self) -> dict[str, tf.Tensor]:
+        """For each looked-up parameter, above 0 where a row is touched on some rank, [V]. Collective."""
+        return {
+            name: hvd.allreduce(touched_V, name="touched_rows", op=hvd.Sum, process_set=self._groups[name].process_set)
+            for name, touched_V in self._touched.items()
+        }
+
+    def loss(self, loss_sum: tf.Tensor) -> tf.Tensor:
+        """Its sum over the data group. Collective."""
+        if not self._loss_group.communicates:
+            return loss_sum
+        return hvd.allreduce(loss_sum, name="loss", op=hvd.Sum, process_set=self._loss_group.process_set)
+
+    def start(self, weight: Weight, touched: Mapping[str, tf.Tensor]) -> Sequence[tf.Tensor]:
+        """Sum its gradient, which is complete; `touched` is what `inputs_complete` gave. Returns what is sent. Collective."""
+        if not self._groups[weight.name].communicates:
+            return ()
+        if weight.name in touched:
+            rows = tf.where(touched[weight.name] > 0)[:, 0]
+            wire, context = self._compression.compress(tf.gather(weight.gradient, rows))
+            weight.gradient.scatter_update(tf.IndexedSlices(self._all_reduce(weight.name, wire, context), rows))
+        else:
+            wire, context = self._compression.compress(weight.take_gradient())
+            weight.gradient.assign(self._all_reduce(weight.name, wire, context))
+        return (wire,)
+
+    def _all_reduce(self, name: str, wire: tf.Tensor, context: tf.DType | None) -> tf.Tensor:
+        total = hvd.allreduce(wire, name=f"gradient.{name}", op=self._op, process_set=self._groups[name].process_set)
+        return self._compression.decompress(total, context)

@@ -1,0 +1,102 @@
+"""The output layer under its cross-entropy: forward and backward in one pass over chunks of tokens.
+
+The logits [N, V], the largest activation of a language model, never exist as a whole, nor does their gradient (Hsu et al. 2024,
+"Liger Kernel", arXiv:2410.10989, FusedLinearCrossEntropy). Gradients of the weights go straight to where they accumulate.
+
+Shapes: K micro-batches, T time, B sequences, N tokens, V vocabulary, H units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
+from hvd_lm.adapters.tensorflow.stages.base import side_by_side
+from hvd_lm.adapters.tensorflow.weight import Accumulation, Weight
+
+with native_stderr_closed():
+    import tensorflow as tf
+
+CHUNK = 256
+"""Tokens whose logits exist at a time: enough rows for the products to be nearly as fast as with all of them."""
+
+
+class Judged(NamedTuple):
+    """Outputs of the stage below, of a micro-batch, and what they will be judged by."""
+
+    outputs_TBH: tf.Tensor
+    targets_TB: tf.Tensor
+    weights_TB: tf.Tensor
+    """Multiply the gradient of each target's cross-entropy."""
+
+
+class Output:
+    """The last stage: what a model predicts from the outputs of the stage below, and how wrong that is."""
+
+    def __init__(self, kernel_VH: Weight, bias_V: Weight) -> None:
+        """The kernel may be a stage's below too; then it is not complete before that."""
+        self.kernel, self.bias = kernel_VH, bias_V
+        self.weights = (kernel_VH, bias_V)
+        self.units = kernel_VH.shape[1]
+
+    def logits(self, outputs_NH: tf.Tensor) -> tf.Tensor:
+        """[N, V]"""
+        return tf.nn.bias_add(tf.matmul(outputs_NH, self.kernel.value, transpose_b=True), self.bias.value)
+
+    def losses(self, outputs_TBH: tf.Tensor, targets_TB: tf.Tensor) -> tf.Tensor:
+        """Cross-entropy of every target, [N]; 0 where it is ignored."""
+        outputs_NH, targets_N = self.rows(outputs_TBH), tf.reshape(targets_TB, (-1,))
+
+        def chunk(index: tf.Tensor, parts: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
+            here = slice(index * CHUNK, (index + 1) * CHUNK)
+            losses, _, _ = self._cross_entropy(outputs_NH[here], targets_N[here])
+            return index + 1, parts.write(index, losses)
+
+        chunks = _chunks(outputs_NH)
+        parts = tf.TensorArray(tf.float32, chunks, infer_shape=False, element_shape=(None,))
+        _, parts = tf.while_loop(lambda index, _: index < chunks, chunk, (0, parts), parallel_iterations=1)
+        return parts.concat()
+
+    def backward(self, judged: Sequence[Judged], accumulation: Accumulation) -> tuple[tf.Tensor, tf.Tensor]:
+        """Gradient by the outputs of all micro-batches [T, K*B, H], and the sum of their cross-entropies (float64).
+
+        Adds to the gradients of the weights.
+        """
+        outputs_TBH, targets_TB, weights_TB = side_by_side(judged, (1, 1, 1))
+        outputs_NH = self.rows(outputs_TBH)
+        targets_N, weights_N = tf.reshape(targets_TB, (-1,)), tf.reshape(weights_TB, (-1,))
+        kernel, bias = accumulation.begin(self.kernel), accumulation.begin(self.bias)
+
+        def chunk(index: tf.Tensor, loss: tf.Tensor, gradients: tf.TensorArray) -> tuple[tf.Tensor, tf.Tensor, tf.TensorArray]:
+            here = slice(index * CHUNK, (index + 1) * CHUNK)
+            losses, by_logits, counted = self._cross_entropy(outputs_NH[here], targets_N[here])
+            # Weights of tokens go to the factors with H columns instead of the one with V.
+            weights = (counted * weights_N[here])[:, None]
+            kernel.assign_add(tf.matmul(by_logits, outputs_NH[here] * weights, transpose_a=True))
+            bias.assign_add(tf.matmul(weights, by_logits, transpose_a=True)[0])
+            gradient_NH = tf.matmul(by_logits, self.kernel.value) * weights
+            return index + 1, loss + tf.cast(tf.reduce_sum(losses), tf.float64), gradients.write(index, gradient_NH)
+
+        chunks = _chunks(outputs_NH)
+        parts = tf.TensorArray(tf.float32, chunks, infer_shape=False, element_shape=(None, self.units))
+        zero = tf.zeros((), tf.float64)
+        _, loss, parts = tf.while_loop(lambda index, *_: index < chunks, chunk, (0, zero, parts), parallel_iterations=1)
+        return tf.reshape(parts.concat(), tf.shape(outputs_TBH)), loss
+
+    def rows(self, outputs_TBH: tf.Tensor) -> tf.Tensor:
+        """[N, H]"""
+        return tf.reshape(outputs_TBH, (-1, self.units))
+
+    def _cross_entropy(self, outputs_NH: tf.Tensor, targets_N: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Of every target [N]; its gradient by the logits [N, V]; and 1 for each target that counts, 0 for others [N]."""
+        # The kernel refuses negative labels, so ignored targets (< 0) become class 0 with no weight.
+        losses, by_logits = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(
+            features=self.logits(outputs_NH), labels=tf.maximum(targets_N, 0)
+        )
+        counted = tf.cast(targets_N >= 0, tf.float32)
+        return losses * counted, by_logits, counted
+
+
+def _chunks(rows: tf.Tensor) -> tf.Tensor:
+    return -(-tf.shape(rows)[0] // CHUNK)

@@ -1,0 +1,110 @@
+"""The update of an optimizer step, as TensorFlow's raw operations: they work in the memory of weights and moments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from hvd_lm.adapters.base import OptimizerState
+from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
+from hvd_lm.adapters.tensorflow.weight import Weight, to_numpy
+from hvd_lm.config import OptimizerConfig
+from hvd_lm.errors import CheckpointError
+from hvd_lm.model.weights import Array
+
+with native_stderr_closed():
+    import tensorflow as tf
+
+_MOMENTS = {"adam": ("first", "second"), "sgd": ("momentum",)}
+
+
+class Update:
+    """Adam, or SGD with or without momentum, of `weights`."""
+
+    def __init__(self, config: OptimizerConfig, weights: Mapping[str, Weight]) -> None:
+        self._config, self._weights = config, weights
+        kinds = _MOMENTS[config.optimizer] if config.optimizer == "adam" or config.momentum else ()
+        self.applied_steps = 0
+        self.moments = {
+            f"{kind}/{name}": tf.Variable(tf.zeros(weight.shape), name=f"{kind}_{name}", trainable=False)
+            for kind in kinds
+            for name, weight in weights.items()
+        }
+        self.function = tf.function(self._graph, input_signature=[tf.TensorSpec((), tf.float32)] * 4)
+
+    def state(self, *, copy: bool) -> OptimizerState:
+        return OptimizerState(self.applied_steps, to_numpy(self.moments, copy=copy))
+
+    def load(self, state: OptimizerState) -> None:
+        """Raises CheckpointError if the moments are of another optimizer."""
+        if set(state.moments) != set(self.moments):
+            raise CheckpointError(f"the optimizer state does not fit {self._config.optimizer}: it is of another optimizer")
+        for name, variable in self.moments.items():
+            variable.assign(state.moments[name])
+        self.applied_steps = state.applied_steps
+
+    def apply(self, *, learning_rate: float, clip: float | None, unscale: float) -> tuple[float, bool]:
+        """Of the gradients times `unscale`, clipped; their norm before that, and whether it is finite: else nothing changes."""
+        epsilon = self._config.epsilon
+        if self._config.optimizer == "adam":
+            t = self.applied_steps + 1
+            correction = math.sqrt(1.0 - self._config.beta2**t)
+            learning_rate *= correction / (1.0 - self._config.beta1**t)
+            epsilon *= correction
+        norm, finite = self.function(learning_rate, epsilon, math.inf if clip is None else clip, unscale)
+        applied = bool(finite)
+        self.applied_steps += applied
+        return float(norm), applied
+
+    def _graph(
+        self, learning_rate: tf.Tensor, epsilon: tf.Tensor, clip: tf.Tensor, unscale: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        norm = tf.linalg.global_norm([weight.gradient for weight in self._weights.values()]) * unscale
+        finite = tf.math.is_finite(norm)
+        if finite:
+            factor = unscale * tf.minimum(1.0, clip / norm)
+            updated: list[tf.Operation] = []
+            for weight in self._weights.values():
+                # One after the other: a product that cannot take the gradient's memory is the only one then.
+                with tf.control_dependencies(updated):
+                    updated = [self._update(weight, weight.take_gradient() * factor, learning_rate, epsilon)]
+        return norm, finite
+
+    def _update(self, weight: Weight, gradient: tf.Tensor, learning_rate: tf.Tensor, epsilon: tf.Tensor) -> tf.Operation:
+        handle = weight.value.handle
+        if self._config.optimizer == "adam":
+            # The kernel's own bias correction is float32 and puts epsilon inside; ours is in learning_rate and epsilon.
+            return tf.raw_ops.ResourceApplyAdam(
+                var=handle,
+                m=self.moments[f"first/{weight.name}"].handle,
+                v=self.moments[f"second/{weight.name}"].handle,
+                beta1_power=0.0,
+                beta2_power=0.0,
+                lr=learning_rate,
+                beta1=self._config.beta1,
+                beta2=self._config.beta2,
+                epsilon=epsilon,
+                grad=gradient,
+            )
+        if self.moments:
+            accumulator = self.moments[f"momentum/{weight.name}"].handle
+            return tf.raw_ops.ResourceApplyMomentum(
+                var=handle, accum=accumulator, lr=learning_rate, grad=gradient, momentum=self._config.momentum
+            )
+        return tf.raw_ops.ResourceApplyGradientDescent(var=handle, alpha=learning_rate, delta=gradient)
+
+
+class DynamicUpdate:
+    """Of dynamic evaluation: a plain step, and a pull back to the weights as they are when it is made."""
+
+    def __init__(self, weights: Mapping[str, Weight], rates: Mapping[str, Array], decays: Mapping[str, Array]) -> None:
+        remembered = {name: tf.constant(weight.value.numpy()) for name, weight in weights.items()}
+        constant_rates = {name: tf.constant(rate) for name, rate in rates.items()}
+        constant_decays = {name: tf.constant(decay) for name, decay in decays.items()}
+
+        def step() -> None:
+            for name, weight in weights.items():
+                pull = constant_decays[name] * (remembered[name] - weight.value)
+                weight.value.assign_add(pull - constant_rates[name] * weight.gradient)
+
+        self.apply = tf.function(step)

@@ -1,0 +1,85 @@
+"""A weight and the gradient that it collects over a window, as TensorFlow's variables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+
+from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
+from hvd_lm.model.parameters import Parameter
+from hvd_lm.model.weights import Array
+
+with native_stderr_closed():
+    import tensorflow as tf
+
+
+class Weight:
+    """One parameter of the model; the stages that use it share it."""
+
+    def __init__(self, parameter: Parameter) -> None:
+        self.parameter = parameter
+        self.name, self.shape = parameter.name, parameter.shape
+        self.value = tf.Variable(tf.zeros(self.shape), name=self.name, trainable=False)
+        # Empty but within a window: what works in the memory of a gradient takes it out.
+        rest = self.shape[1:]
+        self.gradient = tf.Variable(tf.zeros((0, *rest)), name=f"gradient_{self.name}", trainable=False, shape=(None, *rest))
+
+    def zero_gradient(self) -> None:
+        # What tf.zeros makes becomes a constant of the graph, which stays in memory.
+        self.gradient.assign(tf.raw_ops.Empty(shape=self.shape, dtype=tf.float32, init=True))
+
+    def take_gradient(self) -> tf.Tensor:
+        """For an operation that may work in its memory; `gradient` is empty until it is assigned."""
+        gradient = self.gradient.read_value()
+        with tf.control_dependencies([gradient]):
+            emptied = self.gradient.assign(tf.zeros((0, *self.shape[1:])))
+        with tf.control_dependencies([emptied]):
+            return tf.ensure_shape(tf.identity(gradient), self.shape)
+
+
+Send = Callable[[Weight], Iterable[tf.Tensor]]
+"""Starts the reduction of a gradient; returns what travels."""
+
+
+class Accumulation:
+    """Where the stages of a backward put the gradients of their weights, while its graph is made."""
+
+    def __init__(self, uses: Iterable[Weight], *, first: bool, send: Send) -> None:
+        """`uses`: the weights of all stages; one that two stages share is there twice, and complete after both.
+
+        The `first` backward of a window begins its gradient; the others add to it.
+        """
+        self._uses = Counter(weight.name for weight in uses)
+        self._begun = set() if first else set(self._uses)
+        self._send = send
+        self.sent: list[tf.Tensor] = []
+        """What has left for the other ranks."""
+
+    def begin(self, weight: Weight) -> tf.Variable:
+        """The gradient to add to: zeros, unless something has been added."""
+        if weight.name not in self._begun:
+            weight.zero_gradient()
+            self._begun.add(weight.name)
+        return weight.gradient
+
+    def add(self, weight: Weight, gradient: tf.Tensor) -> None:
+        """Without a pass over zeros, where it is the first."""
+        assign = weight.gradient.assign_add if weight.name in self._begun else weight.gradient.assign
+        assign(gradient)
+        self._begun.add(weight.name)
+
+    def complete(self, *weights: Weight) -> None:
+        """A stage has added all that it has; the last one of a weight lets it go."""
+        for weight in weights:
+            self._uses[weight.name] -= 1
+            if not self._uses[weight.name]:
+                self.sent.extend(self._send(weight))
+
+
+def to_numpy(variables: Mapping[str, tf.Variable], *, copy: bool = True) -> dict[str, Array]:
+    """Without `copy` read-only, and never changed: an update finds the buffer in use and takes another one."""
+    if copy:
+        return {name: variable.numpy() for name, variable in variables.items()}
+    return {name: np.asarray(memoryview(variable.read_value())) for name, variable in variables.items()}
