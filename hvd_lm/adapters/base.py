@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig, TopologyConfig
 from hvd_lm.errors import ConfigError, LostWorkerError
 from hvd_lm.job import launcher
+from hvd_lm.job.levers import horovod_environment
+from hvd_lm.job.memory import keep_freed_memory
+from hvd_lm.job.threads import default_threads
 from hvd_lm.job.topology import Topology, arrange
 from hvd_lm.model.parameters import Array, Weights
 
@@ -101,15 +104,15 @@ class Adapter(ABC):
         if deterministic and self.communication.fusion_threshold_mb is None:
             # What is fused, and with it the order of a sum over three ranks or more, depends on timing.
             self.communication = replace(self.communication, fusion_threshold_mb=0)
-        self.threads = threads or launcher.default_threads()
+        self.threads = threads or default_threads()
         topology = topology or TopologyConfig()
         # The launcher's word first: a bad topology must not cost an initialisation of Horovod.
         expected = arrange(topology, launcher.launched_rank(), launcher.launched_size())
         self._set_threads(self.threads)
-        launcher.keep_freed_memory()
+        keep_freed_memory()
         if deterministic:
             self._make_deterministic()
-        with launcher.horovod_environment(self.communication):
+        with horovod_environment(self.communication):
             self._data_set = self._initialize_horovod(expected)
         if self.horovod.size() != expected.size:
             raise ConfigError(

@@ -33,7 +33,7 @@ from hvd_lm.data import tokenizer as tokenizers
 from hvd_lm.data.streams import Position
 from hvd_lm.data.tokenizer import Tokenizer
 from hvd_lm.errors import CheckpointError
-from hvd_lm.job.launcher import warn
+from hvd_lm.job.messages import warn
 from hvd_lm.model.parameters import Weights, check_weights
 from hvd_lm.training.loss_scale import LossScale
 

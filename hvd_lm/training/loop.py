@@ -30,7 +30,7 @@ from hvd_lm.data.texts import Texts, read_texts
 from hvd_lm.errors import ConfigError, DataError, TrainingError
 from hvd_lm.evaluation.exact_loss import evaluation_streams, exact_loss
 from hvd_lm.evaluation.perplexity import Evaluation
-from hvd_lm.job import launcher
+from hvd_lm.job import launcher, memory
 from hvd_lm.model.noise import dropout_masks, dropout_widths
 from hvd_lm.model.parameters import InitialWeights
 from hvd_lm.training import resume
@@ -81,7 +81,7 @@ def train(config: RunConfig) -> TrainingResult:
         adapter.broadcast_state()
         step, progress = adapter.broadcast_object((earlier.step, earlier.progress) if earlier else (0, None))
         del earlier  # as large as weights and moments together
-        launcher.return_freed_memory()
+        memory.return_freed_memory()
         return _train(_Run(config, texts, fingerprint, adapter, step, progress))
 
 
