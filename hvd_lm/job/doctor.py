@@ -23,8 +23,8 @@ from packaging.requirements import Requirement
 from hvd_lm.adapters import adapter_class
 from hvd_lm.config import FRAMEWORKS
 from hvd_lm.errors import HvdLmError
-from hvd_lm.job import launcher
 from hvd_lm.job.build_horovod import installed_frameworks
+from hvd_lm.job.launcher import launched_rank
 
 Mark = Literal["ok", "note", "FAIL"]
 _COLOURS = {"ok": "\033[32m", "note": "\033[33m", "FAIL": "\033[31m"}
@@ -129,8 +129,8 @@ def launch_finding(framework: str, controller: str) -> Finding:
     subject = f"all-reduce, {framework} over {controller}"
     scripts = sysconfig.get_path("scripts")
     search = os.pathsep.join((scripts, os.environ.get("PATH", "")))
-    launcher = shutil.which("horovodrun", path=search)
-    if launcher is None:
+    horovodrun = shutil.which("horovodrun", path=search)
+    if horovodrun is None:
         return Finding("FAIL", subject, "horovodrun is not found: python -m hvd_lm.job.build_horovod")
     if controller == "mpi":
         if shutil.which("mpirun", path=search) is None:
@@ -138,7 +138,7 @@ def launch_finding(framework: str, controller: str) -> Finding:
         if os.geteuid() == 0 and not os.environ.get("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"):
             advice = "OpenMPI refuses root until you export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"
             return Finding("note", subject, advice)
-    command = [launcher, "-np", "2", f"--{controller}", sys.executable, "-m", "hvd_lm", "doctor", "--all-reduce", framework]
+    command = [horovodrun, "-np", "2", f"--{controller}", sys.executable, "-m", "hvd_lm", "doctor", "--all-reduce", framework]
     try:
         done = subprocess.run(command, env={**os.environ, "PATH": search}, capture_output=True, text=True, timeout=_PROBE_SECONDS)
     except subprocess.TimeoutExpired:
@@ -155,6 +155,6 @@ def all_reduce(framework: str) -> int:
     size = adapter.topology.size
     total = adapter.all_reduce(np.array([adapter.topology.rank + 1.0]))[0]
     right = bool(total == size * (size + 1) / 2)
-    if launcher.launched_rank() == 0:
+    if launched_rank() == 0:
         print("all-reduce is right" if right else f"all-reduce is wrong: {total}")
     return 0 if right else 1
