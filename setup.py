@@ -13,7 +13,12 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["hvd_lm", "hvd_lm.*"]),
-    package_data={"hvd_lm": ["py.typed"], "hvd_lm.job": ["*.conf"], "hvd_lm.report": ["*.j2"]},
+    package_data={
+        "hvd_lm": ["py.typed"],
+        "hvd_lm.job": ["*.conf"],
+        "hvd_lm.job.horovod_patches": ["*.patch"],
+        "hvd_lm.report": ["*.j2"],
+    },
     entry_points={"console_scripts": ["hvd-lm = hvd_lm.command_line.commands:main"]},
     install_requires=[
         "jinja2",

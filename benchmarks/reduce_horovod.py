@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.repeat import timed
 from hvd_lm.config import CommunicationConfig
-from hvd_lm.job.launcher import horovod_environment
+from hvd_lm.job.levers import horovod_environment
 
 
 def main() -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
 
-from hvd_lm.job import build_horovod
+from hvd_lm.job import build_horovod, horovod_patches
 from hvd_lm.job.build_horovod import (
     HOROVOD_VERSION,
-    PATCHES,
     BuildError,
     Mpi,
     apply_patches,
@@ -24,11 +26,14 @@ from hvd_lm.job.build_horovod import (
     is_build_variable,
     store,
 )
+from hvd_lm.job.horovod_patches import Hunk, PatchError, parse
 
 KEY = "0123456789ab"
 WANTED = f"{HOROVOD_VERSION}+hvdlm.{KEY}"
 FRAMEWORKS = {"torch": "2.13.0", "tensorflow": "2.21.0"}
 MPI = Mpi("mpirun (Open MPI) 4.1.8", "/usr/bin/mpicxx")
+PATCHES = horovod_patches.patches()
+HUNKS = [(patch.name, hunk) for patch in PATCHES for hunk in patch.hunks]
 COMPILER = "g++ (Debian 12.2.0-14) 12.2.0"
 
 
@@ -45,10 +50,10 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A source tree that holds the text of every patch once, between other lines."""
+    """A source tree that holds the text of every hunk once, between other lines."""
     files: dict[str, str] = {"horovod/__init__.py": f"from a import b\n\n__version__ = '{HOROVOD_VERSION}'\n"}
-    for patch in PATCHES:
-        files[patch.file] = files.get(patch.file, "# start\n") + f"# before {patch.name}\n{patch.old}\n# after\n"
+    for name, hunk in HUNKS:
+        files[hunk.file] = files.get(hunk.file, "# start\n") + f"# before {name}\n{hunk.old}\n# after\n"
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -57,15 +62,15 @@ def source(tmp_path: Path) -> Path:
 
 def test_every_patch_is_applied(source: Path) -> None:
     apply_patches(source, KEY)
-    for patch in PATCHES:
-        assert (source / patch.file).read_text().count(f"# before {patch.name}\n{patch.new}") == 1
+    for name, hunk in HUNKS:
+        assert (source / hunk.file).read_text().count(f"# before {name}\n{hunk.new}") == 1
     assert f"__version__ = '{WANTED}'" in (source / "horovod" / "__init__.py").read_text()
 
 
 def test_what_is_between_patches_stays(source: Path) -> None:
     expected = {path: path.read_text() for path in source.rglob("*") if path.is_file()}
-    for patch in PATCHES:
-        expected[source / patch.file] = expected[source / patch.file].replace(patch.old, patch.new)
+    for _, hunk in HUNKS:
+        expected[source / hunk.file] = expected[source / hunk.file].replace(hunk.old, hunk.new)
     apply_patches(source, KEY)
     del expected[source / "horovod" / "__init__.py"]
     for path, text in expected.items():
@@ -76,33 +81,69 @@ def test_every_applied_patch_is_told_with_its_reason(source: Path, capsys: pytes
     apply_patches(source, KEY)
     printed = capsys.readouterr().out
     for patch in PATCHES:
-        assert f"patch {patch.name}: {patch.why}" in printed
+        assert patch.why
+        assert f"patch {patch.name}: {patch.why}\n" in printed
 
 
 def test_patched_tree_is_not_patched_again(source: Path) -> None:
     apply_patches(source, KEY)
-    with pytest.raises(BuildError, match=PATCHES[0].name):
+    with pytest.raises(PatchError, match=PATCHES[0].name):
         apply_patches(source, KEY)
+
+
+@pytest.mark.parametrize("case", HUNKS, ids=lambda case: f"{case[0]} {case[1].file}")
+@pytest.mark.parametrize("times", [0, 2])
+def test_text_of_a_patch_must_occur_once(source: Path, case: tuple[str, Hunk], times: int) -> None:
+    name, hunk = case
+    path = source / hunk.file
+    path.write_text(path.read_text().replace(hunk.old, (hunk.old + "\n") * times))
+    with pytest.raises(PatchError) as caught:
+        apply_patches(source, KEY)
+    assert str(caught.value) == f"patch {name}: its text occurs {times} times in {hunk.file}, not once"
+
+
+def test_patch_is_read_as_a_reason_and_a_unified_diff() -> None:
+    text = "why,\nin two lines\n--- a/x/y.h\n+++ b/x/y.h\n@@ -1,3 +1,3 @@\n one\n-two\n+2\n three\n@@ -9 +9,2 @@ f()\n nine\n+ten\n"
+    text += "--- a/z\n+++ b/z\n@@ -1,2 +1 @@\n \n--- gone\n"
+    patch = parse("name", text)
+    assert patch.why == "why, in two lines"
+    assert patch.hunks == (
+        Hunk("x/y.h", "one\ntwo\nthree\n", "one\n2\nthree\n"),
+        Hunk("x/y.h", "nine\n", "nine\nten\n"),
+        Hunk("z", "\n-- gone\n", "\n"),
+    )
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.name)
-@pytest.mark.parametrize("times", [0, 2])
-def test_text_of_a_patch_must_occur_once(source: Path, patch: build_horovod.Patch, times: int) -> None:
-    path = source / patch.file
-    path.write_text(path.read_text().replace(patch.old, (patch.old + "\n") * times))
-    with pytest.raises(BuildError) as caught:
-        apply_patches(source, KEY)
-    assert str(caught.value) == f"patch {patch.name}: its text occurs {times} times in {patch.file}, not once"
+def test_headers_of_hunks_count_their_lines(patch: horovod_patches.Patch) -> None:
+    """`git apply` and `patch` go by them."""
+    text = (horovod_patches.FOLDER / f"{patch.name}.patch").read_text()
+    headers = re.findall(r"^@@ -\d+,(\d+) \+\d+,(\d+) @@", text, flags=re.MULTILINE)
+    assert patch.hunks
+    assert [(int(old), int(new)) for old, new in headers] == [(hunk.old.count("\n"), hunk.new.count("\n")) for hunk in patch.hunks]
+
+
+def test_lines_end_as_before(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"one\ntwo\r\n")
+    horovod_patches.apply(horovod_patches.Patch("name", "why", (Hunk("x", "one\n", "1\n"),)), tmp_path)
+    assert (tmp_path / "x").read_bytes() == b"1\ntwo\r\n"
 
 
 def test_source_of_another_version_is_refused(source: Path) -> None:
     (source / "horovod" / "__init__.py").write_text("__version__ = '0.29.0'\n")
-    with pytest.raises(BuildError, match="version-label"):
+    with pytest.raises(PatchError, match="version-label"):
         apply_patches(source, KEY)
 
 
-def test_names_of_patches_are_unique() -> None:
-    assert len({patch.name for patch in PATCHES}) == len(PATCHES)
+def test_a_copy_runs_by_its_path_without_any_package(tmp_path: Path) -> None:
+    """An image copies the recipe and its patches, and runs it before anything is installed."""
+    recipe = Path(build_horovod.__file__)
+    shutil.copy(recipe, tmp_path)
+    shutil.copytree(recipe.with_name("horovod_patches"), tmp_path / "horovod_patches")
+    command = [sys.executable, "-S", "-E", str(tmp_path / recipe.name), "--check"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "install torch or TensorFlow first" in done.stderr
+    assert done.returncode == 2
 
 
 # --- the key ---------------------------------------------------------------------------------------------
@@ -130,6 +171,23 @@ def test_key_is_stable_and_fits_a_local_version() -> None:
 )
 def test_key_changes_with_frameworks_mpi_and_compiler(frameworks: dict[str, str], mpi: Mpi | None, compiler: str) -> None:
     assert build_key(frameworks, mpi, compiler) != build_key(FRAMEWORKS, MPI, COMPILER)
+
+
+@pytest.mark.parametrize("change", ["patch changed", "patch added", "recipe changed"])
+def test_key_changes_with_the_recipe_and_its_patches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    patches = shutil.copytree(horovod_patches.FOLDER, tmp_path / "patches")
+    recipe = Path(shutil.copy(build_horovod.__file__, tmp_path))
+    monkeypatch.setattr(horovod_patches, "FOLDER", patches)
+    monkeypatch.setattr(build_horovod, "__file__", str(recipe))
+    before = build_key(FRAMEWORKS, MPI, COMPILER)
+    changed = {
+        "patch changed": patches / f"{PATCHES[0].name}.patch",
+        "patch added": patches / "another.patch",
+        "recipe changed": recipe,
+    }[change]
+    with changed.open("a") as file:
+        file.write("\n")
+    assert build_key(FRAMEWORKS, MPI, COMPILER) != before
 
 
 BUILD_VARIABLES = [

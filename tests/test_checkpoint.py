@@ -21,7 +21,7 @@ from hvd_lm.adapters.base import OptimizerState
 from hvd_lm.checkpoint import Checkpoint, CheckpointWriter, Progress
 from hvd_lm.checkpoint.files import checksum
 from hvd_lm.config import ModelConfig, OptimizerConfig
-from hvd_lm.data.streams import Position
+from hvd_lm.data.sources import Position
 from hvd_lm.data.tokenizer import train_word_level
 from hvd_lm.errors import CheckpointError
 from hvd_lm.model.weights import initial_weights

@@ -9,7 +9,7 @@ import launcher
 import pytest
 
 from hvd_lm.config import CommunicationConfig
-from hvd_lm.job.launcher import horovod_environment
+from hvd_lm.job.levers import horovod_environment
 
 FUSION = "HOROVOD_FUSION_THRESHOLD"
 PIECES = "OMPI_MCA_btl_tcp_rdma_pipeline_frag_size"

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hvd_lm.data.streams import IGNORED, Streams, continue_streams
+from hvd_lm.data.sources import IGNORED
+from hvd_lm.data.streams import Streams, continue_streams
 
 
 def ranks_of(n: int, ranks: int, batch_size: int, sequence_length: int) -> list[Streams]:

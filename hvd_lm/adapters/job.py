@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from hvd_lm.config import CommunicationConfig, TopologyConfig
 from hvd_lm.errors import ConfigError, LostWorkerError
 from hvd_lm.job import launcher
+from hvd_lm.job.levers import horovod_environment
+from hvd_lm.job.memory import keep_freed_memory
+from hvd_lm.job.threads import default_threads
 from hvd_lm.job.topology import Topology, arrange
 from hvd_lm.model.parameters import Parameter
 
@@ -78,11 +81,11 @@ class Job(ABC):
         topology = topology or TopologyConfig()
         # The launcher's word first: a bad topology must not cost an initialisation of Horovod.
         expected = arrange(topology, launcher.launched_rank(), launcher.launched_size())
-        self.threads = self._set_threads(threads or launcher.default_threads())
-        launcher.keep_freed_memory()
+        self.threads = self._set_threads(threads or default_threads())
+        keep_freed_memory()
         if deterministic:
             self._make_deterministic()
-        with launcher.horovod_environment(communication):
+        with horovod_environment(communication):
             sets = self._join(expected)
         hvd = self.horovod
         if hvd.size() != expected.size:

@@ -32,10 +32,10 @@ from hvd_lm.adapters.base import OptimizerState
 from hvd_lm.checkpoint.files import checksum, sha256
 from hvd_lm.config import ModelConfig, OptimizerConfig, from_dict
 from hvd_lm.data import tokenizer as tokenizers
-from hvd_lm.data.streams import Position
+from hvd_lm.data.sources import Position
 from hvd_lm.data.tokenizer import Tokenizer
 from hvd_lm.errors import CheckpointError
-from hvd_lm.job.launcher import warn
+from hvd_lm.job.messages import warn
 from hvd_lm.model.weights import Weights, check_weights
 from hvd_lm.training.loss_scale import LossScale
 

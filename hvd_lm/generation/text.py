@@ -16,7 +16,7 @@ from hvd_lm.data.tokenizer import Tokenizer
 from hvd_lm.generation.beam_search import Hypothesis, beam_search
 from hvd_lm.generation.prompt import read_prompt
 from hvd_lm.generation.sampling import SamplingConfig, draw, predict
-from hvd_lm.job.launcher import warn
+from hvd_lm.job.messages import warn
 
 
 @dataclass(frozen=True)

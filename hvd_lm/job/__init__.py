@@ -1,1 +1,1 @@
-"""This process within its job: launcher, levers of Horovod and MPI, memory, topology; and how Horovod gets here."""
+"""This process within its job: launcher, threads, memory, levers of Horovod and MPI, topology; and how Horovod gets here."""

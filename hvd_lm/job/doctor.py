@@ -23,8 +23,8 @@ from packaging.requirements import Requirement
 from hvd_lm.adapters import adapter_class
 from hvd_lm.config import FRAMEWORKS
 from hvd_lm.errors import HvdLmError
-from hvd_lm.job import launcher
 from hvd_lm.job.build_horovod import installed_frameworks
+from hvd_lm.job.launcher import launched_rank
 
 Mark = Literal["ok", "note", "FAIL"]
 _COLOURS = {"ok": "\033[32m", "note": "\033[33m", "FAIL": "\033[31m"}
@@ -108,7 +108,7 @@ def horovod_finding(framework: str) -> Finding:
     """Whether Horovod loads for `framework`, and with which controllers and operations."""
     subject = f"Horovod for {framework}"
     try:
-        hvd = adapter_class(framework).horovod
+        hvd = adapter_class(framework).job_class.horovod
     except HvdLmError as error:
         return Finding("FAIL", subject, str(error))
     names = ("gloo", "mpi", "nccl", "ccl", "rocm", "cuda")
@@ -120,7 +120,7 @@ def horovod_finding(framework: str) -> Finding:
 
 def controllers(framework: str) -> list[str]:
     """The ways to launch that Horovod was built for."""
-    hvd = adapter_class(framework).horovod
+    hvd = adapter_class(framework).job_class.horovod
     return [name for name in ("gloo", "mpi") if getattr(hvd, f"{name}_built")()]
 
 
@@ -129,8 +129,8 @@ def launch_finding(framework: str, controller: str) -> Finding:
     subject = f"all-reduce, {framework} over {controller}"
     scripts = sysconfig.get_path("scripts")
     search = os.pathsep.join((scripts, os.environ.get("PATH", "")))
-    launcher = shutil.which("horovodrun", path=search)
-    if launcher is None:
+    horovodrun = shutil.which("horovodrun", path=search)
+    if horovodrun is None:
         return Finding("FAIL", subject, "horovodrun is not found: python -m hvd_lm.job.build_horovod")
     if controller == "mpi":
         if shutil.which("mpirun", path=search) is None:
@@ -138,7 +138,7 @@ def launch_finding(framework: str, controller: str) -> Finding:
         if os.geteuid() == 0 and not os.environ.get("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"):
             advice = "OpenMPI refuses root until you export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"
             return Finding("note", subject, advice)
-    command = [launcher, "-np", "2", f"--{controller}", sys.executable, "-m", "hvd_lm", "doctor", "--all-reduce", framework]
+    command = [horovodrun, "-np", "2", f"--{controller}", sys.executable, "-m", "hvd_lm", "doctor", "--all-reduce", framework]
     try:
         done = subprocess.run(command, env={**os.environ, "PATH": search}, capture_output=True, text=True, timeout=_PROBE_SECONDS)
     except subprocess.TimeoutExpired:
@@ -151,10 +151,10 @@ def launch_finding(framework: str, controller: str) -> Finding:
 
 def all_reduce(framework: str) -> int:
     """One rank's part: the sum of rank + 1 over all ranks."""
-    adapter = adapter_class(framework)()
-    size = adapter.job.topology.size
-    total = adapter.job.sum(np.array([adapter.job.topology.rank + 1.0]))[0]
+    job = adapter_class(framework).job_class()
+    size = job.topology.size
+    total = job.sum(np.array([job.topology.rank + 1.0]))[0]
     right = bool(total == size * (size + 1) / 2)
-    if launcher.launched_rank() == 0:
+    if launched_rank() == 0:
         print("all-reduce is right" if right else f"all-reduce is wrong: {total}")
     return 0 if right else 1

@@ -11,7 +11,7 @@ import numpy as np
 
 from hvd_lm.adapters.base import Adapter, OptimizerState
 from hvd_lm.checkpoint.format import Checkpoint, Progress
-from hvd_lm.job import launcher
+from hvd_lm.job.memory import return_freed_memory
 from hvd_lm.model.weights import InitialWeights
 
 Snapshot = Checkpoint
@@ -28,7 +28,7 @@ def enter(adapter: Adapter, snapshot: Snapshot | None, seed: int) -> tuple[int, 
         adapter.load_optimizer_state(snapshot.optimizer_state)
     adapter.broadcast_state()
     step, progress = adapter.job.broadcast((snapshot.step, snapshot.progress) if snapshot else (0, None))
-    launcher.return_freed_memory()
+    return_freed_memory()
     return step, progress
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hvd_lm.adapters.pytorch.products import add_product_to_gradient, add_to_gradient, product
-from hvd_lm.data.streams import IGNORED
+from hvd_lm.data.sources import IGNORED
 
 CHUNK = 256
 """Tokens whose logits exist at a time: enough rows for the products to be as fast as with all of them."""

@@ -1,0 +1,54 @@
+"""The levers of Horovod and OpenMPI: variables that both read once, in `hvd.init()`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from hvd_lm.config import CommunicationConfig
+from hvd_lm.job.launcher import launched_local_size, launched_size
+from hvd_lm.job.threads import default_threads
+
+_OPENMPI = {
+    # Its own choice takes up to twice the time that the link needs, the ring no more than a tenth above it.
+    "OMPI_MCA_coll_tuned_use_dynamic_rules": "1",
+    "OMPI_MCA_coll_tuned_dynamic_rules_filename": str(Path(__file__).with_name("openmpi_allreduce.conf")),
+    # In one piece, the data of a rank would hold up its answers to the other's requests: both directions take turns then.
+    "OMPI_MCA_btl_tcp_rdma_pipeline_frag_size": str(2**17),
+}
+
+
+@contextlib.contextmanager
+def horovod_environment(config: CommunicationConfig) -> Iterator[None]:
+    """The environment for `hvd.init()`, when Horovod reads the levers of `config` from it, once.
+
+    A variable that is set already (by horovodrun or the user) stays. Afterwards the environment is as before, so that a job
+    launched from this process does not inherit what was meant for it alone.
+    """
+    settings = {"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": str(config.stall_shutdown_seconds), **_OPENMPI}
+    if config.fusion_threshold_mb is not None or not config.autotune:
+        # Few and large as the tensors are, a message for each costs less than copies into a buffer and out of it.
+        settings["HOROVOD_FUSION_THRESHOLD"] = str((config.fusion_threshold_mb or 0) * 2**20)
+    if config.cycle_time_ms is not None:
+        settings["HOROVOD_CYCLE_TIME"] = str(config.cycle_time_ms)
+    if config.autotune:
+        settings["HOROVOD_AUTOTUNE"] = "1"
+    if config.timeline_filename is not None:
+        settings["HOROVOD_TIMELINE"] = str(config.timeline_filename)
+    if config.hierarchical_allreduce:
+        settings["HOROVOD_HIERARCHICAL_ALLREDUCE"] = "1"
+    if launched_size() == 1:
+        # Without a launcher MPI would start a daemon for its singleton; Gloo needs nothing.
+        settings |= {"HOROVOD_CONTROLLER": "gloo", "HOROVOD_CPU_OPERATIONS": "gloo"}
+    if launched_local_size() * default_threads() >= len(os.sched_getaffinity(0)):
+        # OpenMPI otherwise polls on the core that a rank computes on.
+        settings["OMPI_MCA_mpi_yield_when_idle"] = "1"
+    added = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
