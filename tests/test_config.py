@@ -516,6 +516,7 @@ def test_bad_value_for_a_setting_of_several_types(tmp_path: Path, content: str, 
     [
         (["--bogus", "3"], "--bogus"),
         (["--bogus=3"], "--bogus"),
+        (["--bog\nus\x1b"], "--bog"),
         (["--layer", "3"], "--layer"),
         (["stray"], "stray"),
         (["--steps", "3", "stray"], "stray"),
