@@ -31,7 +31,7 @@ setup(
         "tensorboardX",
         "tokenizers",
         "tqdm",
-        "tyro>=1.0",
+        "tyro==1.0.17",  # its errors as data (tyro._errors) are no public interface yet
         "zstandard",
         # What Horovod needs at run time; its own build comes from hvd_lm.job.build_horovod.
         "cloudpickle",

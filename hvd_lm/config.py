@@ -327,7 +327,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read --config {path}: {getattr(error, 'strerror', None) or error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date or a number beyond all limits is a ValueError
         raise ConfigError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from error
     require(content is None or isinstance(content, dict), f"--config {path} must hold `name: value` lines")
     settings: dict[str, Any] = {}

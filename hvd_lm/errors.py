@@ -1,4 +1,4 @@
-"""The errors a user can cause. Each message is one line and says what to do; `cli` prints it on one rank."""
+"""The errors a user can cause. Each message is one line and says what to do; the command line prints it on one rank."""
 
 from __future__ import annotations
 

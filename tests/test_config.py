@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import pytest
 import yaml
@@ -15,7 +15,7 @@ from horovod.runner.launch import parse_args as parse_horovodrun
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvd_lm.command_line.commands import parse
+from hvd_lm.command_line.flags import parse, parse_with_yaml
 from hvd_lm.config import (
     CommunicationConfig,
     DataConfig,
@@ -28,14 +28,18 @@ from hvd_lm.config import (
     to_dict,
     write_yaml,
 )
+from hvd_lm.data.prepare import PrepareConfig
 from hvd_lm.errors import ConfigError
+from hvd_lm.evaluation.perplexity import EvaluateConfig
 
+RULE = "─────"
+"""A value that looks like what a terminal draws."""
 SECTIONS = (ModelConfig, DataConfig, OptimizerConfig, CommunicationConfig, TopologyConfig)
 
 
 def flags(*argv: str) -> RunConfig:
     """What ``hvd-lm train argv`` runs with."""
-    return parse(RunConfig, "train", list(argv), accepts_yaml=True)
+    return parse_with_yaml(RunConfig, "train", argv)
 
 
 def yaml_and_flags(folder: Path, content: str, *argv: str) -> RunConfig:
@@ -50,7 +54,7 @@ def check_one_line(error: ConfigError) -> str:
     message = str(error)
     assert message.strip()
     assert len(message.splitlines()) == 1
-    assert not re.search(r"[\u2500-\u257f\x1b]", message)
+    assert not re.search(r"[\u2500-\u257f\x1b]", message.replace(repr(RULE), ""))
     return message
 
 
@@ -303,7 +307,7 @@ def test_null_for_a_list_is_no_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["out", "layers", "seed"])
 def test_null_for_a_setting_that_needs_a_value_is_refused(tmp_path: Path, name: str) -> None:
-    assert f"--{name}" in refused_yaml(tmp_path, f"{name}: null\n")
+    assert f"run.yaml: {name} needs a value" in refused_yaml(tmp_path, f"{name}: null\n")
 
 
 @pytest.mark.parametrize(("written", "value"), [("1e-4", 1e-4), ("1.0e-04", 1e-4), (".5", 0.5), ("2", 2.0)])
@@ -342,22 +346,58 @@ def test_flags_win_wherever_config_stands(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["bogus: 1", "model: {bogus: 1}", "bogus: true", "bogus: [1, 2]", "bogus: {nested: 1}"])
 def test_unknown_name_in_yaml(tmp_path: Path, content: str) -> None:
-    assert re.search("bogus|nested", refused_yaml(tmp_path, content))
+    assert re.search("run.yaml: unknown setting '(bogus|nested)'", refused_yaml(tmp_path, content))
+
+
+def test_unknown_name_that_is_close_to_a_known_one(tmp_path: Path) -> None:
+    assert "did you mean batch_size?" in refused_yaml(tmp_path, "batchsize: 3")
+    assert "did you mean --batch-size?" in refused_flags("--batchsize", "3")
 
 
 @pytest.mark.parametrize(
-    ("content", "named"),
+    ("content", "said"),
     [
-        ("layers: three", "--layers"),
-        ("layers: [1, 2]", "2"),
-        ("layers: true", "--layers"),
-        ("optimizer: rmsprop", "--optimizer"),
-        ("dropout: 2", "--dropout"),
-        ("layers: |\n  one\n  two\n", "--layers"),
+        ("steps: many", "steps must be an integer, not 'many'"),
+        ("steps: '3'", "steps must be an integer, not '3'"),
+        ("layers: 2.0", "layers must be an integer, not 2.0"),
+        ("layers: [1, 2]", "layers must be an integer, not [1, 2]"),
+        ("layers: true", "layers must be an integer, not True"),
+        ("layers: |\n  one\n  two\n", "layers must be an integer, not 'one\\ntwo\\n'"),
+        ("learning_rate: fast", "learning_rate must be a number, not 'fast'"),
+        ("learning_rate: true", "learning_rate must be a number, not True"),
+        ("clip: [1]", "clip must be a number, not [1]"),
+        ("optimizer: rmsprop", "optimizer must be one of adam, sgd, not 'rmsprop'"),
+        ("optimizer: [adam]", "optimizer must be one of adam, sgd, not ['adam']"),
+        ("autotune: 1", "autotune must be true or false, not 1"),
+        ("autotune: maybe", "autotune must be true or false, not 'maybe'"),
+        ("out: 010", "out must be a path (in quotes, if need be), not 8"),
+        ("resume: 5", "resume must be a text (in quotes, if need be), not 5"),
+        ("data: [a, 3]", "data must be a list of paths, not ['a', 3]"),
     ],
 )
+def test_bad_type_in_yaml(tmp_path: Path, content: str, said: str) -> None:
+    assert refused_yaml(tmp_path, content) == f"--config {tmp_path / 'run.yaml'}: {said}"
+
+
+@pytest.mark.parametrize(
+    ("content", "named"), [("dropout: 2", "--dropout"), ("tie_embedding: true", "--tie-embedding"), ("steps: 0", "--steps")]
+)
 def test_bad_value_in_yaml(tmp_path: Path, content: str, named: str) -> None:
-    assert named in refused_yaml(tmp_path, content)
+    message = refused_yaml(tmp_path, content)
+    assert named in message
+    assert f"with --config {tmp_path / 'run.yaml'}" in message
+
+
+def test_flags_mend_what_does_not_fit_in_yaml(tmp_path: Path) -> None:
+    config = yaml_and_flags(
+        tmp_path, "tie_embedding: true\nlayers: 0", "--embedding-size", "8", "--hidden-size", "8", "--layers", "1"
+    )
+    assert config.model == ModelConfig(tie_embedding=True, embedding_size=8, hidden_size=8, layers=1)
+
+
+def test_message_about_a_flag_leaves_the_file_out(tmp_path: Path) -> None:
+    for argv in (["--layers", "x"], ["--bogus"], ["--optimizer", "rmsprop"]):
+        assert "run.yaml" not in refused_yaml(tmp_path, "layers: 3", *argv)
 
 
 @pytest.mark.parametrize(
@@ -383,7 +423,9 @@ def test_yaml_that_is_no_mapping(tmp_path: Path, content: str) -> None:
     assert "name: value" in message
 
 
-@pytest.mark.parametrize("content", ["a: [1", "a\tb: : c", "a: 'open", "? [a]\n: b", "a: !!python/object:os.system x", "a: \x07"])
+@pytest.mark.parametrize(
+    "content", ["a: [1", "a\tb: : c", "a: 'open", "? [a]\n: b", "a: !!python/object:os.system x", "a: \x07", "out: 2026-13-01"]
+)
 def test_invalid_yaml(tmp_path: Path, content: str) -> None:
     message = refused_yaml(tmp_path, content)
     assert "run.yaml" in message
@@ -400,6 +442,70 @@ def test_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_config_without_a_file() -> None:
     assert "--config needs a file" in refused_flags("--config")
+    assert "--config needs a file" in refused_flags("--config", "--seed", "3")
+
+
+def test_two_files(tmp_path: Path) -> None:
+    for name in ("one.yaml", "two.yaml"):
+        (tmp_path / name).write_text("seed: 3\n", encoding="utf-8")
+    assert "takes one file, not 2" in refused_flags("--config", str(tmp_path / "one.yaml"), f"--config={tmp_path / 'two.yaml'}")
+
+
+@dataclass(frozen=True)
+class LayersConfig:
+    """Settings of several types at once."""
+
+    hidden_size: int | tuple[int, ...] = 1024
+    """One width, or one for each layer."""
+    layers: int | None = None
+    """As many."""
+    cell: Literal["lstm", "mlstm"] = "lstm"
+    """One of two."""
+
+
+@dataclass(frozen=True)
+class TrialConfig:
+    """A config with a section."""
+
+    layers_of_model: LayersConfig = field(default_factory=LayersConfig)
+
+
+@pytest.mark.parametrize(
+    ("content", "argv", "expected"),
+    [
+        ("hidden_size: [1150, 1150, 400]", [], LayersConfig((1150, 1150, 400))),
+        ("hidden_size: 256", [], LayersConfig(256)),
+        ("layers_of_model: {hidden_size: [256], layers: 3, cell: mlstm}", [], LayersConfig((256,), 3, "mlstm")),
+        ("hidden_size: [3, 4]", ["--hidden-size", "256"], LayersConfig(256)),
+        ("hidden_size: 256", ["--hidden-size", "3", "4", "--cell", "mlstm"], LayersConfig((3, 4), cell="mlstm")),
+        ("layers: 4", ["--layers", "None"], LayersConfig()),
+    ],
+)
+def test_setting_of_several_types(tmp_path: Path, content: str, argv: list[str], expected: LayersConfig) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(content, encoding="utf-8")
+    config = parse_with_yaml(TrialConfig, "train", ["--config", str(path), *argv])
+    assert config == TrialConfig(expected)
+    assert type(config.layers_of_model.hidden_size) is type(expected.hidden_size)
+
+
+@pytest.mark.parametrize(
+    ("content", "argv", "said"),
+    [
+        ("hidden_size: wide", [], "hidden_size must be an integer or a list of integers, not 'wide'"),
+        ("hidden_size: [3, 1.5]", [], "hidden_size must be an integer or a list of integers, not [3, 1.5]"),
+        ("hidden_size:", [], "hidden_size needs a value (an integer or a list of integers)"),
+        ("cell: gru", [], "cell must be one of lstm, mlstm, not 'gru'"),
+        ("", ["--hidden_size", "3", "x", "--layers", "2"], "--hidden-size must be an integer or a list of integers, not '3 x'"),
+        ("", ["--layers=x"], "--layers must be an integer, not 'x'"),
+    ],
+)
+def test_bad_value_for_a_setting_of_several_types(tmp_path: Path, content: str, argv: list[str], said: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        parse_with_yaml(TrialConfig, "train", ["--config", str(path), *argv])
+    assert said in check_one_line(caught.value)
 
 
 # --- flags -----------------------------------------------------------------------------------------------
@@ -410,6 +516,7 @@ def test_config_without_a_file() -> None:
     [
         (["--bogus", "3"], "--bogus"),
         (["--bogus=3"], "--bogus"),
+        (["--bog\nus\x1b"], "--bog"),
         (["--layer", "3"], "--layer"),
         (["stray"], "stray"),
         (["--steps", "3", "stray"], "stray"),
@@ -419,7 +526,7 @@ def test_config_without_a_file() -> None:
         (["--layers", "two"], "--layers"),
         (["--layers", "1.5"], "--layers"),
         (["--layers", "a\nb"], "--layers"),
-        (["--layers", "─────"], "--layers"),
+        (["--layers", RULE], "--layers"),
         (["--layers"], "--layers"),
         (["--steps", "1.5"], "--steps"),
         (["--dropout", "a"], "--dropout"),
@@ -434,6 +541,19 @@ def test_bad_flag_is_one_line(argv: list[str], named: str) -> None:
     message = refused_flags(*argv)
     assert named in message
     assert "hvd-lm train --help" in message
+
+
+def test_missing_and_misspelt_flags() -> None:
+    for argv, said in (([], "--checkpoint must be given"), (["--chekpoint", "x"], "did you mean --checkpoint?")):
+        with pytest.raises(ConfigError) as caught:
+            parse(EvaluateConfig, "evaluate", argv)
+        assert said in check_one_line(caught.value)
+
+
+def test_wrong_value_is_told_apart_from_the_words_behind_it() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(PrepareConfig, "prepare", ["--vocabulary-size", "x", "a.txt", "b.txt"])
+    assert "--vocabulary-size must be an integer, not 'x' (" in check_one_line(caught.value)
 
 
 def test_long_unknown_flag_is_named_whole() -> None:
@@ -469,13 +589,13 @@ def test_help_ends_with_success_and_names_every_flag(capsys: pytest.CaptureFixtu
 def flag_names(config_type: type[Any] = RunConfig) -> Iterator[str]:
     """Every flag of `config_type`, sections flattened; both forms of a boolean."""
     hints = get_type_hints(config_type)
-    for field in fields(config_type):
-        if is_dataclass(hints[field.name]):
-            yield from flag_names(hints[field.name])
+    for setting in fields(config_type):
+        if is_dataclass(hints[setting.name]):
+            yield from flag_names(hints[setting.name])
             continue
-        yield f"--{field.name.replace('_', '-')}"
-        if hints[field.name] is bool:
-            yield f"--no-{field.name.replace('_', '-')}"
+        yield f"--{setting.name.replace('_', '-')}"
+        if hints[setting.name] is bool:
+            yield f"--no-{setting.name.replace('_', '-')}"
 
 
 def horovodrun_takes(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> bool:

@@ -1,27 +1,20 @@
-"""The command line: ``hvd-lm COMMAND``, flags made from the config dataclasses.
+"""The commands: what each of ``hvd-lm COMMAND`` runs and prints, and how an error ends it.
 
 An error is one line on one rank: rank 0 speaks, the others give it time to, and speak only if it has nothing to say.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
-import re
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
-from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
-from unittest.mock import patch
+from dataclasses import dataclass
 
-import tyro
-
-from hvd_lm.config import RunConfig, read_yaml
+from hvd_lm.command_line.flags import PROGRAM, parse, parse_with_yaml
+from hvd_lm.config import RunConfig
 from hvd_lm.data.prepare import PrepareConfig, prepare
 from hvd_lm.errors import ConfigError, HvdLmError
 from hvd_lm.evaluation import perplexity
@@ -33,11 +26,8 @@ from hvd_lm.report.page import ReportConfig, report
 from hvd_lm.training.loop import train
 from hvd_lm.training.metrics import finite
 
-PROGRAM = "hvd-lm"
 SECONDS_FOR_RANK_0 = 10.0
 """How long another rank waits for rank 0 to report the same error and for the launcher to end the job."""
-
-_Config = TypeVar("_Config")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,7 +94,7 @@ def run_prepare(argv: list[str]) -> int:
 
 def run_train(argv: list[str]) -> int:
     """Train; rank 0 prints where the run is."""
-    result = train(parse(RunConfig, "train", argv, accepts_yaml=True))
+    result = train(parse_with_yaml(RunConfig, "train", argv))
     if launcher.launched_rank() == 0 and result.validation:
         print(f"validation perplexity {result.validation.perplexity:.2f} after {result.steps} steps; the run is in {result.out}")
     return 0
@@ -197,98 +187,3 @@ COMMANDS: Mapping[str, Command] = {
     "report": Command("learning curves of runs, as pictures and one page", run_report),
     "doctor": Command("check frameworks, Horovod, its controllers and operations", run_doctor),
 }
-
-
-# --- flags -----------------------------------------------------------------------------------------------
-
-
-def parse(config_type: type[_Config], command: str, argv: list[str], *, accepts_yaml: bool = False) -> _Config:
-    """The config that the flags (and the YAML file of --config, which they override) describe.
-
-    Raises ConfigError with one line for anything that does not parse.
-    """
-    description = None
-    if accepts_yaml:
-        flags = _without_yaml(argv)
-        if flags and not flags[0].startswith("-"):
-            raise ConfigError(f"unexpected word {flags[0]!r} (see {PROGRAM} {command} --help)")
-        argv = _flags_of_yaml(argv) + flags
-        description = f"{config_type.__doc__} Settings may come from YAML too: --config FILE.yaml; flags win."
-    printed = io.StringIO()
-    # tyro draws its errors as wide as the terminal, and breaks words at the edge.
-    width = {} if {"-h", "--help"} & set(argv) else {"COLUMNS": "1000"}
-    try:
-        with contextlib.redirect_stderr(printed), patch.dict(os.environ, width):
-            return tyro.cli(
-                config_type,
-                prog=f"{PROGRAM} {command}",
-                description=description,
-                args=argv,
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
-    except SystemExit as exit_:
-        if not exit_.code:
-            raise
-        raise ConfigError(f"{_one_line(printed.getvalue())} (see {PROGRAM} {command} --help)") from None
-
-
-def _one_line(panel: str) -> str:
-    """What tyro says in a drawn panel, up to the first rule, as a line."""
-    lines: list[str] = []
-    for line in panel.splitlines():
-        text = re.sub(r"[│╭╮╰╯]", "", line).strip()
-        if re.match(r"─{3,}$", text) and lines:
-            break
-        if text and "─" not in text:
-            lines.append(text)
-    # What a config refuses says all by itself; the name of its class is of no interest.
-    return re.sub(r"^Error parsing \w+Config: ", "", " ".join(lines)) or "the flags do not parse"
-
-
-def _yaml_position(argv: Sequence[str]) -> int | None:
-    return next((i for i, word in enumerate(argv) if word == "--config" or word.startswith("--config=")), None)
-
-
-def _without_yaml(argv: list[str]) -> list[str]:
-    position = _yaml_position(argv)
-    if position is None:
-        return argv
-    return argv[:position] + argv[position + (2 if argv[position] == "--config" else 1) :]
-
-
-def _flags_of_yaml(argv: list[str]) -> list[str]:
-    position = _yaml_position(argv)
-    if position is None:
-        return []
-    word = argv[position]
-    if word == "--config" and position + 1 == len(argv):
-        raise ConfigError("--config needs a file")
-    path = Path(argv[position + 1] if word == "--config" else word.removeprefix("--config="))
-    hints = _field_types(RunConfig)
-    flags: list[str] = []
-    for name, value in read_yaml(path).items():
-        flag = f"--{name.replace('_', '-')}"
-        optional = type(None) in get_args(hints.get(name))
-        if isinstance(value, bool):
-            flags.append(flag if value else f"--no-{flag[2:]}")
-        elif isinstance(value, list):
-            flags += [flag, *map(str, value)]
-        elif value is None and get_origin(hints.get(name)) is tuple:
-            flags.append(flag)
-        elif value is None and name in hints and not optional:
-            raise ConfigError(f"{flag} needs a value, but --config {path} leaves it empty")
-        else:
-            flags.append(f"{flag}={value}")
-    return flags
-
-
-def _field_types(config_type: type) -> dict[str, Any]:
-    """Name -> type of every setting, those of nested configs included."""
-    types: dict[str, Any] = {}
-    for name, hint in get_type_hints(config_type).items():
-        types |= _field_types(hint) if is_dataclass(hint) and isinstance(hint, type) else {name: hint}
-    return types
-
-
-if __name__ == "__main__":
-    sys.exit(main())
