@@ -100,17 +100,23 @@ class Job(ABC):
             self._check_adasum()
 
     def _join(self, expected: Topology) -> Mapping[tuple[int, ...], Any]:
-        """Start Horovod; the process sets that it has, by their ranks."""
+        """Start Horovod, unless an earlier job of this process has; the process sets that it has, by their ranks.
+
+        Raises ConfigError if the earlier job was arranged in another way.
+        """
         hvd = self.horovod
-        if not (hvd.is_initialized() and hvd.mpi_enabled()):
-            # Of an earlier run in this process: the levers of this one count. MPI cannot be started twice.
-            hvd.shutdown()
-        whole = tuple(range(expected.size))
         # Horovod refuses two process sets of the same ranks.
-        parts = {tuple(group) for group in (*expected.data_groups(), *expected.model_groups()) if 1 < len(group) < expected.size}
-        sets = {ranks: hvd.ProcessSet(ranks) for ranks in sorted(parts)}
-        hvd.init(process_sets=list(sets.values())) if sets else hvd.init()
-        return {**sets, whole: hvd.global_process_set}
+        groups = {tuple(group) for group in (*expected.data_groups(), *expected.model_groups())}
+        parts = sorted(ranks for ranks in groups if 1 < len(ranks) < expected.size)
+        if hvd.is_initialized() and expected.size == 1:
+            # So that the levers of this job count. Ranks of several processes could miss each other when they start anew.
+            hvd.shutdown()
+        sets = {ranks: hvd.ProcessSet(ranks) for ranks in parts}
+        try:
+            hvd.init(process_sets=list(sets.values()))
+        except KeyError as error:
+            raise ConfigError(f"this process has joined a job without the group {error}: use one topology in a process") from error
+        return {**sets, tuple(range(expected.size)): hvd.global_process_set}
 
     def _group(self, ranks: Sequence[int], sets: Mapping[tuple[int, ...], Any]) -> Group:
         return Group(tuple(ranks), ranks.index(self.topology.rank), sets[tuple(ranks)] if len(ranks) > 1 else None)
@@ -155,7 +161,7 @@ class Job(ABC):
         return f"{self.summary()}; {self.topology.size} rank(s) x {self.threads} thread(s)"
 
     def leave(self) -> None:
-        """End Horovod in this process; over Gloo it can join again. Collective over all ranks."""
+        """End Horovod in this process. Collective over all ranks."""
         self.horovod.shutdown()
 
     def holders(self, parameter: Parameter) -> Group:  # noqa: ARG002 - a split will decide by it

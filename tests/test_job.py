@@ -1,0 +1,61 @@
+"""What the ranks of a group do together, judged by NumPy; and that a process can join twice."""
+
+from __future__ import annotations
+
+import launcher
+import numpy as np
+import pytest
+from conftest import INSTALLED
+
+from hvd_lm.adapters import adapter_class
+
+pytestmark = pytest.mark.ranks
+
+GROUPS = {"all": [[0, 1, 2, 3]], "data": [[0, 2], [1, 3]], "model": [[0, 1], [2, 3]]}
+
+
+def test_collectives_of_every_group(framework: str) -> None:
+    results = launcher.body("collectives", 4, framework)
+    for joined in range(2):
+        assert [rank[joined]["word"]["broadcast"] for rank in results] == [{"rank": 0, "text": "a\nb"}] * 4
+        for name, groups in GROUPS.items():
+            for ranks in groups:
+                check_group([results[rank][joined][name] for rank in ranks], ranks)
+
+
+def check_group(found: list[dict], ranks: list[int]) -> None:
+    """`found` of each of `ranks`."""
+    size = len(ranks)
+    total = sum(np.arange(2 * size) + 100 * rank for rank in ranks)
+    splits = range(1, size + 1)
+    for place, its in enumerate(found):
+        assert (its["ranks"], its["place"]) == (ranks, place)
+        assert its["sum"] == [sum(ranks), 0.5 * size]
+        assert its["gather"] == [[[rank, rank]] for rank in ranks]
+        assert its["scatter_sum"] == list(total[2 * place : 2 * place + 2])
+        before = sum(splits[:place])
+        assert its["received"] == [before + row + 100 * rank for rank in ranks for row in range(splits[place])]
+        assert its["counts"] == [splits[place]] * size
+        # The first rank of a group is the judge: where it is the odd one, all others differ.
+        assert its["differ"] == ([3] if 3 in ranks[1:] else [])
+        assert its["agree"] == []
+    assert min(its["left"] for its in found) >= max(its["arrived"] for its in found)
+
+
+def test_a_second_job_of_a_process_needs_groups_that_the_first_one_had() -> None:
+    """Horovod cannot make them later on one rank alone."""
+    for refusal in launcher.body("collectives", 4, INSTALLED[0], "plain"):
+        assert "use one topology in a process" in refusal
+
+
+def test_alone_nothing_travels(framework: str) -> None:
+    job = adapter_class(framework).job_class(threads=1)
+    assert [group.communicates for group in job.groups.values()] == [False] * 3
+    values = np.array([1.5, 2.0])
+    np.testing.assert_array_equal(job.sum(values), values)
+    np.testing.assert_array_equal(job.gather(values), [values])
+    np.testing.assert_array_equal(job.scatter_sum(values), values)
+    received, counts = job.exchange(values, [2])
+    np.testing.assert_array_equal(received, values)
+    assert (counts, job.agree("text"), job.broadcast({"a": 1})) == ([2], [], {"a": 1})
+    job.barrier()
