@@ -17,7 +17,7 @@ from hvd_lm.checkpoint import Checkpoint, Progress
 from hvd_lm.config import ModelConfig, OptimizerConfig
 from hvd_lm.data.counts import TextCounts
 from hvd_lm.data.prepare import PrepareConfig, prepare
-from hvd_lm.data.streams import Position
+from hvd_lm.data.sources import Position
 from hvd_lm.data.tokenizer import Tokenizer, TokenizerKind, train_tokenizer
 from hvd_lm.errors import CheckpointError, ConfigError, DataError
 from hvd_lm.evaluation.cache import CacheConfig, NeuralCache, evaluate_with_cache

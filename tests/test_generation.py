@@ -19,7 +19,7 @@ from hvd_lm import checkpoint as checkpoints
 from hvd_lm.adapters.base import OptimizerState
 from hvd_lm.checkpoint import Checkpoint, Progress
 from hvd_lm.config import ModelConfig, OptimizerConfig
-from hvd_lm.data.streams import Position
+from hvd_lm.data.sources import Position
 from hvd_lm.data.tokenizer import TokenizerKind, train_tokenizer
 from hvd_lm.errors import CheckpointError, ConfigError
 from hvd_lm.generation.sampling import SamplingConfig

@@ -23,7 +23,7 @@ from hvd_lm.data.streams import Streams
 from hvd_lm.data.texts import Texts
 from hvd_lm.errors import TrainingError
 from hvd_lm.evaluation.exact_loss import evaluation_streams, exact_loss
-from hvd_lm.evaluation.perplexity import Evaluation
+from hvd_lm.evaluation.figures import Evaluation
 from hvd_lm.model.noise import dropout_masks, dropout_widths
 from hvd_lm.training.cursor import go_on, text_cursor
 from hvd_lm.training.loss_scale import LossScale

@@ -13,7 +13,7 @@ from hvd_lm.checkpoint import CheckpointWriter
 from hvd_lm.config import RunConfig, with_vocabulary_size, write_yaml
 from hvd_lm.data.texts import read_texts
 from hvd_lm.errors import ConfigError, DataError
-from hvd_lm.evaluation.perplexity import Evaluation
+from hvd_lm.evaluation.figures import Evaluation
 from hvd_lm.job import launcher
 from hvd_lm.training.leg import Leg, Outlets
 from hvd_lm.training.metrics import MetricsWriter
