@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from hvd_lm.config import ModelConfig
 from hvd_lm.data.corpus import embedded_corpus
 from hvd_lm.data.tokenizer import train_word_level
+from hvd_lm.model import stages
 
 _WORDS_PER_LINE = 20
 _SPECIAL_TOKENS = 2
@@ -61,14 +63,13 @@ class Workload:
     @property
     def parameters(self) -> int:
         """Trainable values of the model."""
-        v, e, h = self.vocabulary_size, self.embedding_size, self.hidden_size
-        return v * e + sum(4 * h * ((h if layer else e) + h + 1) for layer in range(self.layers)) + v * h + v
+        return sum(math.prod(parameter.shape) for parameter in stages.parameters(self.model).values())
 
     @property
     def flops_per_token(self) -> int:
         """Of the matrix products, forward and backward (2 + 4 a weight); the embedding is a look-up."""
-        v, e, h = self.vocabulary_size, self.embedding_size, self.hidden_size
-        return 6 * (sum(4 * h * ((h if layer else e) + h) for layer in range(self.layers)) + v * h)
+        shapes = [one.shape for stage in stages.stages(self.model) if stage.kind != "lookup" for one in stage.parameters.values()]
+        return 6 * sum(math.prod(shape) for shape in shapes if len(shape) == 2)
 
     @property
     def state_bytes(self) -> int:
@@ -78,8 +79,9 @@ class Workload:
     @property
     def activation_bytes(self) -> int:
         """What the backward of one micro-batch needs: embeddings; gates, c and h of the layers; logits and their gradient."""
-        v, e, h = self.vocabulary_size, self.embedding_size, self.hidden_size
-        return 4 * self.batch_size * self.sequence_length * (e + self.layers * 6 * h + 2 * v)
+        lookup, *layers, output = stages.stages(self.model)
+        values = lookup.output_size + sum(6 * layer.units for layer in layers) + 2 * output.output_size
+        return 4 * self.batch_size * self.sequence_length * values
 
     @property
     def needed_bytes(self) -> int:

@@ -23,6 +23,7 @@ from hvd_lm.config import ModelConfig, OptimizerConfig
 from hvd_lm.data.sources import Position
 from hvd_lm.data.tokenizer import train_word_level
 from hvd_lm.generation.text import TextGenerator
+from hvd_lm.model.stages import state_size
 from hvd_lm.model.weights import initial_weights
 
 _WORDS = 10_000
@@ -74,7 +75,7 @@ def save_random_model(run: Path) -> None:
     """A checkpoint of the reference model, as if nothing had been trained."""
     tokenizer = train_word_level(" ".join(f"w{index}" for index in range(_WORDS - 2)), None)
     model = ModelConfig(tokenizer.vocabulary_size)
-    state = np.zeros((model.layers, 2, 1, model.hidden_size), np.float32)
+    state = np.zeros((2, 1, state_size(model)), np.float32)
     progress = Progress(0, Position((), 1, 1, 0), 0, 0, 0.0, "", state)
     weights = initial_weights(model, seed=1)
     checkpoints.save(Checkpoint(1, model, OptimizerConfig("sgd"), weights, OptimizerState(0, {}), tokenizer, progress), run, keep=1)

@@ -36,7 +36,8 @@ class ExportConfig:
     """Folder of a training run (its newest checkpoint), or of one checkpoint."""
     format: ExportFormat
     """torch: a state_dict for nn.Embedding, nn.LSTM, nn.Linear. keras: a .keras model. onnx: a graph with the LSTM state as
-    input and output. safetensors: the canonical weights."""
+    input and output. safetensors: the canonical weights, of any model; the others hold LSTM cells only, torch in layers that are
+    equally wide."""
     out: Path
     """Folder to make: model.* with the weights, tokenizer.json, model.json (sizes). It appears when it is complete."""
 
@@ -57,10 +58,16 @@ class _Format:
     """Holds the format's `write`; imported only when asked for."""
     extra: str
     """Of setup.py: installs what the module imports."""
+    any_widths: bool = True
+    """Whether layers may differ in width."""
+
+    def holds(self, model: ModelConfig) -> bool:
+        """Whether the format has layers for `model`; of cells all of them know the LSTM."""
+        return model.cell == "lstm" and (self.any_widths or len(set(model.units)) == 1)
 
 
 _FORMATS: dict[ExportFormat, _Format] = {
-    "torch": _Format("model.pt", "hvd_lm.adapters.export.pytorch", "torch"),
+    "torch": _Format("model.pt", "hvd_lm.adapters.export.pytorch", "torch", any_widths=False),
     "keras": _Format("model.keras", "hvd_lm.adapters.export.keras", "tensorflow"),
     "onnx": _Format("model.onnx", "hvd_lm.adapters.export.onnx", "onnx"),
 }
@@ -72,6 +79,7 @@ def export(config: ExportConfig) -> Path:
     Raises CheckpointError, ConfigError or FrameworkError, each with what to do; then nothing is left behind.
     """
     checkpoint = checkpoints.load(config.checkpoint)
+    _require_place(config.format, checkpoint.model)
     file, write = _writer(config.format)
     with new_folder(config.out) as staging:
         write(checkpoint.weights, checkpoint.model, staging / file)
@@ -81,12 +89,22 @@ def export(config: ExportConfig) -> Path:
     return config.out
 
 
+def _require_place(format: ExportFormat, model: ModelConfig) -> None:
+    """Raises ConfigError if `format` is not known, or has no layers for `model`."""
+    if format == "safetensors":
+        return
+    if format not in _FORMATS:
+        raise ConfigError(f"unknown format {format!r}: choose one of {', '.join(_FORMATS)}, safetensors")
+    if not _FORMATS[format].holds(model):
+        what = f"{model.cell} cells" if model.cell != "lstm" else f"layers of {', '.join(map(str, model.units))} units"
+        able = [name for name, known in _FORMATS.items() if known.holds(model)]
+        raise ConfigError(f"--format {format} cannot hold {what}: use --format {' or '.join([*able, 'safetensors'])}")
+
+
 def _writer(format: ExportFormat) -> tuple[str, Writer]:
     """The file that a format is written to, and what writes it. Raises FrameworkError if that does not load."""
     if format == "safetensors":
         return "model.safetensors", write_safetensors
-    if format not in _FORMATS:
-        raise ConfigError(f"unknown format {format!r}: choose one of {', '.join(_FORMATS)}, safetensors")
     known = _FORMATS[format]
     try:
         return known.file, cast(Writer, importlib.import_module(known.module).write)

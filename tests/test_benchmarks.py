@@ -120,6 +120,8 @@ def test_parameters_are_those_of_the_model() -> None:
         assert work.parameters == sum(value.size for value in weights.values())
         kernels = sum(value.size for name, value in weights.items() if "kernel" in name)
         assert work.flops_per_token == 6 * kernels
+        tokens, per_layer = work.batch_size * work.sequence_length, 6 * work.hidden_size
+        assert work.activation_bytes == 4 * tokens * (work.embedding_size + work.layers * per_layer + 2 * work.vocabulary_size)
 
 
 # --- links and launches ----------------------------------------------------------------------------------

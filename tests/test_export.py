@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -16,16 +16,18 @@ import pytest
 import reference_lstm
 from numpy.typing import NDArray
 from safetensors import safe_open
-from test_checkpoint import example, progress
 
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm import export as exports
 from hvd_lm.adapters.base import OptimizerState
-from hvd_lm.config import ModelConfig, to_dict
+from hvd_lm.checkpoint import Checkpoint, Progress
+from hvd_lm.config import ModelConfig, OptimizerConfig, to_dict
+from hvd_lm.data.sources import Position
 from hvd_lm.data.tokenizer import train_word_level
 from hvd_lm.errors import CheckpointError, ConfigError, FrameworkError, HvdLmError
 from hvd_lm.export import ExportConfig, export
-from hvd_lm.model.weights import Weights, weight_shapes
+from hvd_lm.model.stages import parameters, state_size
+from hvd_lm.model.weights import Weights
 
 T, B = 7, 5
 TEXT = "\n".join(f"word{index} and word{index + 1}" for index in range(30)) + "\n"
@@ -38,6 +40,10 @@ MODELS = {
     "tied": ModelConfig(V, embedding_size=16, hidden_size=16, layers=2, tie_embedding=True),
     "deep": replace(PLAIN, layers=3, dropout=0.4),
 }
+UNEVEN = replace(PLAIN, hidden_size=(24, 16))
+MULTIPLICATIVE = replace(PLAIN, cell="mlstm")
+ANY_WIDTHS = {**MODELS, "uneven": UNEVEN}
+ANY = {**ANY_WIDTHS, "mlstm": MULTIPLICATIVE, "uneven mlstm": replace(UNEVEN, cell="mlstm", dropout=0.2)}
 FORMATS = get_args(exports.ExportFormat)
 PACKAGES = ["torch", "keras", "onnx"]
 """Formats that need the package of the same name."""
@@ -49,21 +55,18 @@ Export = Callable[..., Path]
 def weights_of(model: ModelConfig) -> Weights:
     """No zeros, and large enough that every gate bends."""
     generator = np.random.default_rng(4)
-    return {name: generator.normal(0, 0.4, shape).astype(np.float32) for name, shape in weight_shapes(model).items()}
+    return {name: generator.normal(0, 0.4, one.shape).astype(np.float32) for name, one in parameters(model).items()}
 
 
 def save(model: ModelConfig, run: Path) -> Path:
     """A checkpoint of `model` in `run`; returns its folder."""
-    state = OptimizerState(1, {})
-    saved = replace(
-        example(), model=model, weights=weights_of(model), optimizer_state=state, tokenizer=TOKENIZER, progress=progress(model)
-    )
+    progress = Progress(0, Position((), 1, 1, 0), 0, 0, 0.0, "", np.zeros((2, 1, state_size(model)), np.float32))
+    saved = Checkpoint(20, model, OptimizerConfig(), weights_of(model), OptimizerState(1, {}), TOKENIZER, progress)
     return checkpoints.save(saved, run, keep=1)
 
 
-@pytest.fixture(params=MODELS.values(), ids=MODELS.keys())
-def model(request: pytest.FixtureRequest) -> ModelConfig:
-    return request.param  # type: ignore[no-any-return]
+def of_all(models: dict[str, ModelConfig]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("model", models.values(), ids=models.keys())
 
 
 @pytest.fixture
@@ -105,6 +108,7 @@ def run_docstring(module: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, **
 # --- the weights -----------------------------------------------------------------------------------------
 
 
+@of_all(MODELS)
 def test_torch_module_gives_the_logits_of_the_reference(made: Export, model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = made("torch", model)
     import torch
@@ -130,6 +134,7 @@ def test_torch_file_holds_a_tied_embedding_once(made: Export) -> None:
     assert not state["lstm.bias_hh_l1"].any()
 
 
+@of_all(ANY_WIDTHS)
 def test_keras_model_gives_the_logits_of_the_reference(made: Export, model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = made("keras", model)
     import keras
@@ -148,26 +153,34 @@ def call_onnx(session: Any, tokens_TB: Tokens, h: NDArray[np.float32], c: NDArra
     return session.run(["logits", "h", "c"], {"tokens": tokens_TB.astype(np.int64), "h0": h, "c0": c})  # type: ignore[no-any-return]
 
 
+def as_onnx_has_it(state: Sequence[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """h and c from those of each layer: [L, B, H], or [1, B, U] where layers differ in width."""
+    even = len({h.shape for h, _ in state}) == 1
+    h, c = (np.stack(kind) if even else np.concatenate(kind, axis=1)[None] for kind in zip(*state, strict=True))
+    return h, c
+
+
+@of_all(ANY_WIDTHS)
 def test_onnx_graph_gives_the_logits_of_the_reference(made: Export, model: ModelConfig) -> None:
     """At any T and B, from a state that is not zero, and carried over two calls."""
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(made("onnx", model) / "model.onnx")
     generator = np.random.default_rng(0)
     for steps, sequences in ((T, B), (1, 1), (2 * T, 2)):
-        h, c = generator.normal(0, 0.5, (2, model.layers, sequences, model.hidden_size)).astype(np.float32)
+        state = [generator.normal(0, 0.5, (2, sequences, units)).astype(np.float32) for units in model.units]
         tokens = random_tokens(2 * steps, sequences)
-        outcome = reference(model, tokens, list(zip(h.astype(np.float64), c.astype(np.float64), strict=True)))
-        first, h, c = call_onnx(session, tokens[:steps], h, c)
+        outcome = reference(model, tokens, [(h.astype(np.float64), c.astype(np.float64)) for h, c in state])
+        first, h, c = call_onnx(session, tokens[:steps], *as_onnx_has_it(state))
         second, h, c = call_onnx(session, tokens[steps:], h, c)
         assert_close(np.concatenate((first, second)), outcome.logits_TBV)
-        assert_close(h, np.stack([h for h, _ in outcome.state]))
-        assert_close(c, np.stack([c for _, c in outcome.state]))
+        for actual, expected in zip((h, c), as_onnx_has_it(outcome.state), strict=True):
+            assert_close(actual, expected)
 
 
-def test_onnx_graph_declares_its_axes(made: Export) -> None:
+@pytest.mark.parametrize(("model", "state"), [(PLAIN, [2, "B", 16]), (UNEVEN, [1, "B", 40])], ids=["plain", "uneven"])
+def test_onnx_graph_declares_its_axes(made: Export, model: ModelConfig, state: list[int | str]) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    session = onnxruntime.InferenceSession(made("onnx") / "model.onnx")
-    state = [PLAIN.layers, "B", PLAIN.hidden_size]
+    session = onnxruntime.InferenceSession(made("onnx", model) / "model.onnx")
     assert {i.name: (i.type, i.shape) for i in session.get_inputs()} == {
         "tokens": ("tensor(int64)", ["T", "B"]),
         "h0": ("tensor(float)", state),
@@ -185,11 +198,12 @@ def test_onnx_weights_too_large_for_one_file(made: Export, monkeypatch: pytest.M
     folder = made("onnx")
     assert (folder / "model.onnx.data").stat().st_size > (folder / "model.onnx").stat().st_size
     tokens = random_tokens()
-    zeros = np.zeros((PLAIN.layers, B, PLAIN.hidden_size), np.float32)
+    zeros = np.zeros((2, B, 16), np.float32)
     logits, _, _ = call_onnx(onnxruntime.InferenceSession(folder / "model.onnx"), tokens, zeros, zeros)
     assert_close(logits, reference(PLAIN, tokens).logits_TBV)
 
 
+@of_all(ANY)
 def test_safetensors_are_the_canonical_weights(made: Export, model: ModelConfig) -> None:
     with safe_open(made("safetensors", model) / "model.safetensors", "np") as file:
         assert {name: json.loads(value) for name, value in file.metadata().items()} == to_dict(model)
@@ -313,6 +327,18 @@ def test_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(exports, "save_file", full_disk)
     config = ExportConfig(checkpoint=run, format="safetensors", out=tmp_path / "out")
     assert "No space left on device" in refusal(config, ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("format", "model", "words"),
+    [
+        ("torch", UNEVEN, "--format torch cannot hold layers of 24, 16 units: use --format keras or onnx or safetensors"),
+        *((name, MULTIPLICATIVE, f"--format {name} cannot hold mlstm cells: use --format safetensors") for name in PACKAGES),
+    ],
+)
+def test_model_that_a_format_cannot_hold(tmp_path: Path, format: exports.ExportFormat, model: ModelConfig, words: str) -> None:
+    run = save(model, tmp_path / "run")
+    assert refusal(ExportConfig(checkpoint=run, format=format, out=tmp_path / "out"), ConfigError) == words
 
 
 @pytest.mark.parametrize("format", PACKAGES)

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from hvd_lm.config import ModelConfig
 from hvd_lm.errors import CheckpointError, ConfigError
-from hvd_lm.model.weights import check_weights, initial_weights, weight_shapes
+from hvd_lm.model.stages import parameters
+from hvd_lm.model.weights import check_weights, initial_weights, stage_weights
 
 MODEL = ModelConfig(vocabulary_size=11, embedding_size=3, hidden_size=5, layers=2)
 TIED = ModelConfig(vocabulary_size=11, embedding_size=5, hidden_size=5, layers=1, tie_embedding=True)
+TAPERED = replace(MODEL, hidden_size=(6, 4))
+MULTIPLICATIVE = replace(MODEL, hidden_size=(6, 4), cell="mlstm")
+
+
+def shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    return {name: parameter.shape for name, parameter in parameters(model).items()}
 
 
 def test_names_and_shapes_in_the_order_of_the_forward_pass() -> None:
-    assert list(weight_shapes(MODEL).items()) == [
+    assert list(shapes(MODEL).items()) == [
         ("embedding", (11, 3)),
         ("lstm.0.input_kernel", (20, 3)),
         ("lstm.0.recurrent_kernel", (20, 5)),
@@ -31,7 +40,7 @@ def test_names_and_shapes_in_the_order_of_the_forward_pass() -> None:
 
 
 def test_tied_model_has_no_output_kernel() -> None:
-    assert list(weight_shapes(TIED)) == [
+    assert list(shapes(TIED)) == [
         "embedding",
         "lstm.0.input_kernel",
         "lstm.0.recurrent_kernel",
@@ -40,23 +49,66 @@ def test_tied_model_has_no_output_kernel() -> None:
     ]
 
 
+def test_layers_have_widths_of_their_own() -> None:
+    assert list(shapes(TAPERED).items()) == [
+        ("embedding", (11, 3)),
+        ("lstm.0.input_kernel", (24, 3)),
+        ("lstm.0.recurrent_kernel", (24, 6)),
+        ("lstm.0.bias", (24,)),
+        ("lstm.1.input_kernel", (16, 6)),
+        ("lstm.1.recurrent_kernel", (16, 4)),
+        ("lstm.1.bias", (16,)),
+        ("output_kernel", (11, 4)),
+        ("output_bias", (11,)),
+    ]
+
+
+def test_multiplicative_lstm_has_two_more_kernels_a_layer() -> None:
+    assert list(shapes(MULTIPLICATIVE).items()) == [
+        ("embedding", (11, 3)),
+        ("lstm.0.input_kernel", (24, 3)),
+        ("lstm.0.recurrent_kernel", (24, 6)),
+        ("lstm.0.bias", (24,)),
+        ("lstm.0.multiplicative_input_kernel", (6, 3)),
+        ("lstm.0.multiplicative_recurrent_kernel", (6, 6)),
+        ("lstm.1.input_kernel", (16, 6)),
+        ("lstm.1.recurrent_kernel", (16, 4)),
+        ("lstm.1.bias", (16,)),
+        ("lstm.1.multiplicative_input_kernel", (4, 6)),
+        ("lstm.1.multiplicative_recurrent_kernel", (4, 4)),
+        ("output_kernel", (11, 4)),
+        ("output_bias", (11,)),
+    ]
+
+
+@pytest.mark.parametrize("model", [MODEL, TIED, MULTIPLICATIVE, replace(MODEL, dropout=0.5)])
+def test_stages_share_out_all_weights(model: ModelConfig) -> None:
+    weights = initial_weights(model, seed=1)
+    lookup, *cells, output = stage_weights(weights, model)
+    assert lookup["table"] is weights["embedding"]
+    assert output["kernel"] is weights["embedding" if model.tie_embedding else "output_kernel"]
+    assert [cell.stage.units for cell in cells] == list(model.units)
+    for layer, cell in enumerate(cells):
+        assert cell.values == {name.removeprefix(f"lstm.{layer}."): w for name, w in weights.items() if f".{layer}." in name}
+
+
 def test_reference_model_has_its_known_size() -> None:
     """V 10000, E 300, H 1024, 2 layers: 3.0 M + 5.43 M + 8.39 M + 10.25 M parameters, one bias per gate."""
-    sizes = [math.prod(shape) for shape in weight_shapes(ModelConfig(vocabulary_size=10_000)).values()]
+    sizes = [math.prod(shape) for shape in shapes(ModelConfig(vocabulary_size=10_000)).values()]
     assert sum(sizes) == 10_000 * 300 + 4 * 1024 * (300 + 1024 + 1) + 4 * 1024 * (1024 + 1024 + 1) + 10_000 * (1024 + 1)
 
 
 def test_open_vocabulary_size_is_refused() -> None:
     with pytest.raises(ConfigError, match="vocabulary"):
-        weight_shapes(replace(MODEL, vocabulary_size=None))
+        parameters(replace(MODEL, vocabulary_size=None))
     with pytest.raises(ConfigError, match="vocabulary"):
         initial_weights(replace(MODEL, vocabulary_size=None), seed=1)
 
 
-@pytest.mark.parametrize("model", [MODEL, TIED])
+@pytest.mark.parametrize("model", [MODEL, TIED, TAPERED, MULTIPLICATIVE])
 def test_initial_weights_fit_the_model(model: ModelConfig) -> None:
     weights = initial_weights(model, seed=1)
-    assert {name: array.shape for name, array in weights.items()} == weight_shapes(model)
+    assert {name: array.shape for name, array in weights.items()} == shapes(model)
     assert {array.dtype for array in weights.values()} == {np.dtype(np.float32)}
     check_weights(weights, model)
 
@@ -71,6 +123,45 @@ def test_other_seed_other_weights() -> None:
     first, second = initial_weights(MODEL, seed=7), initial_weights(MODEL, seed=8)
     for name in set(first) - {"output_bias"}:
         assert not np.array_equal(first[name], second[name])
+
+
+@pytest.mark.parametrize(
+    ("model", "digest"),
+    [
+        (MODEL, "4c226773e205206a9273e6623064154523f6831840ea898cce6d1f996d44a539"),
+        (TIED, "e1e2df1a8973b3b9f76cdd35cd0b4dfe863bcb3c6ce7a5c8c2ac4554732b4a15"),
+    ],
+    ids=["plain", "tied"],
+)
+def test_initial_values_are_those_of_earlier_versions(model: ModelConfig, digest: str) -> None:
+    """Of the first format: a seed gives the same model as it always did, bit for bit."""
+    content = hashlib.sha256()
+    for name, array in initial_weights(model, seed=7).items():
+        content.update(name.encode() + array.astype("<f4").tobytes())
+    assert content.hexdigest() == digest
+
+
+@pytest.mark.parametrize(
+    ("change", "others"),
+    [
+        ({"cell": "mlstm"}, set()),
+        ({"dropout": 0.5}, set()),
+        ({"layers": 4}, {"output_kernel"}),  # its key counts the layers
+        ({"hidden_size": (5, 7)}, {"lstm.1.input_kernel", "lstm.1.recurrent_kernel", "lstm.1.bias", "output_kernel"}),
+        ({"vocabulary_size": 12}, {"embedding", "output_kernel", "output_bias"}),
+    ],
+    ids=["cell", "dropout", "layers", "widths", "vocabulary"],
+)
+def test_parameters_that_two_models_share_begin_alike(change: dict[str, Any], others: set[str]) -> None:
+    first, second = initial_weights(MODEL, seed=7), initial_weights(replace(MODEL, **change), seed=7)
+    assert set(first) <= set(second)
+    assert {name for name in first if not np.array_equal(first[name], second[name])} == others
+
+
+@pytest.mark.parametrize("model", [MODEL, TIED, replace(MODEL, layers=6), replace(MULTIPLICATIVE, hidden_size=5, layers=6)])
+def test_no_two_parameters_have_a_seed_in_common(model: ModelConfig) -> None:
+    keys = [parameter.seed_key for parameter in parameters(model).values()]
+    assert len(set(keys)) == len(keys)
 
 
 def test_initial_values_fill_their_range() -> None:
@@ -103,7 +194,7 @@ def refusal(weights: dict[str, np.ndarray], model: ModelConfig) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", list(weight_shapes(MODEL)))
+@pytest.mark.parametrize("name", list(shapes(MODEL)))
 def test_missing_weight_is_named(name: str) -> None:
     weights = initial_weights(MODEL, seed=1)
     del weights[name]
@@ -115,14 +206,19 @@ def test_surplus_weight_is_named() -> None:
     assert "lstm.2.bias" in refusal(weights, MODEL)
 
 
-@pytest.mark.parametrize("name", [name for name, shape in weight_shapes(MODEL).items() if len(set(shape)) == 2])
+@pytest.mark.parametrize("name", [name for name, shape in shapes(MODEL).items() if len(set(shape)) == 2])
 def test_transposed_weight_is_named_with_both_shapes(name: str) -> None:
     weights = initial_weights(MODEL, seed=1)
     weights[name] = weights[name].T
     message = refusal(weights, MODEL)
     assert name in message
     assert str(list(weights[name].shape)) in message
-    assert str(list(weight_shapes(MODEL)[name])) in message
+    assert str(list(shapes(MODEL)[name])) in message
+
+
+def test_weights_of_another_cell_are_refused() -> None:
+    assert "lstm.0.multiplicative_input_kernel" in refusal(initial_weights(MULTIPLICATIVE, seed=1), TAPERED)
+    assert "lstm.0.multiplicative_input_kernel" in refusal(initial_weights(TAPERED, seed=1), MULTIPLICATIVE)
 
 
 def test_weights_of_a_larger_vocabulary_are_refused() -> None:

@@ -32,12 +32,11 @@ class LanguageModel(tf.keras.Model):
     def load(self) -> LanguageModel:
         """Build, and take the initial weights that every peer has."""
         self(np.zeros((WORK.batch_size, WORK.sequence_length), np.int64), zero_state())
-        values = weights()
-        self.embedding.set_weights([values["embedding"]])
-        for index, layer in enumerate(self.lstm):
-            kernels = [values[f"lstm.{index}.{name}_kernel"].T for name in ("input", "recurrent")]
-            layer.set_weights([*kernels, values[f"lstm.{index}.bias"]])
-        self.dense.set_weights([values["output_kernel"].T, values["output_bias"]])
+        embedding, *layers, output = weights()
+        self.embedding.set_weights([embedding["table"]])
+        for layer, values in zip(self.lstm, layers, strict=True):
+            layer.set_weights([values["input_kernel"].T, values["recurrent_kernel"].T, values["bias"]])
+        self.dense.set_weights([output["kernel"].T, output["bias"]])
         return self
 
 

@@ -26,17 +26,16 @@ class LanguageModel(nn.Module):
         self._load()
 
     def _load(self) -> None:
-        values = {name: torch.from_numpy(value) for name, value in weights().items()}
-        state = {"embedding.weight": values["embedding"], "output.weight": values["output_kernel"]}
-        state["output.bias"] = values["output_bias"]
-        for layer in range(WORK.layers):
-            state[f"lstm.weight_ih_l{layer}"] = values[f"lstm.{layer}.input_kernel"]
-            state[f"lstm.weight_hh_l{layer}"] = values[f"lstm.{layer}.recurrent_kernel"]
-            state[f"lstm.bias_ih_l{layer}"] = values[f"lstm.{layer}.bias"]
+        embedding, *layers, output = weights()
+        state = {"embedding.weight": embedding["table"], "output.weight": output["kernel"], "output.bias": output["bias"]}
+        for number, layer in enumerate(layers):
+            state[f"lstm.weight_ih_l{number}"] = layer["input_kernel"]
+            state[f"lstm.weight_hh_l{number}"] = layer["recurrent_kernel"]
+            state[f"lstm.bias_ih_l{number}"] = layer["bias"]
             # Two trained biases would be another model than Keras' and ours.
-            state[f"lstm.bias_hh_l{layer}"] = torch.zeros(4 * WORK.hidden_size)
-            self.lstm.get_parameter(f"bias_hh_l{layer}").requires_grad_(False)
-        self.load_state_dict(state)
+            state[f"lstm.bias_hh_l{number}"] = np.zeros_like(layer["bias"])
+            self.lstm.get_parameter(f"bias_hh_l{number}").requires_grad_(False)
+        self.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
 
     def forward(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         outputs, (h, c) = self.lstm(self.embedding(inputs), state)

@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 from benchmarks import workload
 from hvd_lm.data.streams import Streams
-from hvd_lm.model.weights import Weights, initial_weights
+from hvd_lm.model.weights import StageWeights, initial_weights, stage_weights
 
 FOLDER = Path(sys.argv[1])
 """Holds the work; results go where BENCH_RESULTS says."""
 WORK, _TOKENS, _FIRST_INPUT = workload.read(FOLDER)
 
 
-def weights() -> Weights:
-    """The initial weights, the same for every peer."""
-    return initial_weights(WORK.model, WORK.seed)
+def weights() -> list[StageWeights]:
+    """The initial weights, the same for every peer: of the embedding, the LSTM layers and the output."""
+    return stage_weights(initial_weights(WORK.model, WORK.seed), WORK.model)
 
 
 def batches(rank: int = 0, size: int = 1) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:

@@ -1,15 +1,16 @@
-"""Canonical weights as NumPy arrays: initial values, and whether some fit a model. Names and shapes: `parameters`."""
+"""Canonical weights as NumPy arrays: initial values, whether some fit a model, which are whose. Names and shapes: `parameters`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hvd_lm.config import ModelConfig
 from hvd_lm.errors import CheckpointError
-from hvd_lm.model.stages import parameters
+from hvd_lm.model.stages import Stage, parameters, stages
 
 Array = NDArray[np.float32]
 Weights = dict[str, Array]
@@ -60,3 +61,23 @@ def check_weights(weights: Mapping[str, Array], config: ModelConfig) -> None:
             raise CheckpointError(f"{name} has shape {list(weight.shape)}, the model wants {list(parameter.shape)}")
         if weight.dtype != np.float32:
             raise CheckpointError(f"{name} is {weight.dtype}, canonical weights are float32")
+
+
+@dataclass(frozen=True)
+class StageWeights:
+    """A stage and its weights, by their role: ``layer["bias"]``."""
+
+    stage: Stage
+    values: Mapping[str, Array]
+
+    def __getitem__(self, role: str) -> Array:
+        return self.values[role]
+
+
+def stage_weights(weights: Mapping[str, Array], config: ModelConfig) -> list[StageWeights]:
+    """Look-up, cells and output, from below: what a model is once it is trained, when nothing drops."""
+    return [
+        StageWeights(stage, {role: weights[parameter.name] for role, parameter in stage.parameters.items()})
+        for stage in stages(config)
+        if stage.kind != "drop"
+    ]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.config import ModelConfig
-from hvd_lm.model.weights import Weights
+from hvd_lm.model.weights import Weights, stage_weights
 
 with native_stderr_closed():
     import keras
@@ -22,20 +22,15 @@ with native_stderr_closed():
 
 def write(weights: Weights, model: ModelConfig, path: Path) -> None:
     """The model as one .keras file. Raises OSError."""
-    network = keras.Sequential(
-        [
-            keras.Input((None,), dtype="int32", name="tokens"),
-            keras.layers.Embedding(model.vocabulary_size, model.embedding_size, name="embedding"),
-            *(keras.layers.LSTM(model.hidden_size, return_sequences=True, name=f"lstm_{layer}") for layer in range(model.layers)),
-            keras.layers.Dense(model.vocabulary_size, name="output"),
-        ],
-        name="lstm_language_model",
-    )
-    network.get_layer("embedding").set_weights([weights["embedding"]])
-    for layer in range(model.layers):
+    lookup, *cells, output = stage_weights(weights, model)
+    lstm = [keras.layers.LSTM(cell.stage.units, return_sequences=True, name=f"lstm_{layer}") for layer, cell in enumerate(cells)]
+    embedding = keras.layers.Embedding(model.vocabulary_size, model.embedding_size, name="embedding")
+    dense = keras.layers.Dense(model.vocabulary_size, name="output")
+    tokens = keras.Input((None,), dtype="int32", name="tokens")
+    network = keras.Sequential([tokens, embedding, *lstm, dense], name="lstm_language_model")
+    embedding.set_weights([lookup["table"]])
+    for layer, cell in zip(lstm, cells, strict=True):
         # Keras' gates have our order; it calls g (the candidate) c.
-        kernels = [weights[f"lstm.{layer}.{name}"].T for name in ("input_kernel", "recurrent_kernel")]
-        network.get_layer(f"lstm_{layer}").set_weights([*kernels, weights[f"lstm.{layer}.bias"]])
-    output_kernel = weights["embedding" if model.tie_embedding else "output_kernel"]
-    network.get_layer("output").set_weights([output_kernel.T, weights["output_bias"]])
+        layer.set_weights([cell["input_kernel"].T, cell["recurrent_kernel"].T, cell["bias"]])
+    dense.set_weights([output["kernel"].T, output["bias"]])
     network.save(path)

@@ -32,20 +32,21 @@ import torch
 from torch import Tensor
 
 from hvd_lm.config import ModelConfig
-from hvd_lm.model.weights import Weights
+from hvd_lm.model.weights import Weights, stage_weights
 
 
 def write(weights: Weights, model: ModelConfig, path: Path) -> None:
     """The state_dict of the module above. Raises OSError."""
-    state = {"embedding.weight": torch.tensor(weights["embedding"])}
-    for layer in range(model.layers):
-        bias = torch.tensor(weights[f"lstm.{layer}.bias"])
-        state[f"lstm.weight_ih_l{layer}"] = torch.tensor(weights[f"lstm.{layer}.input_kernel"])
-        state[f"lstm.weight_hh_l{layer}"] = torch.tensor(weights[f"lstm.{layer}.recurrent_kernel"])
+    lookup, *cells, output = stage_weights(weights, model)
+    state = {"embedding.weight": torch.tensor(lookup["table"])}
+    for layer, cell in enumerate(cells):
+        bias = torch.tensor(cell["bias"])
+        state[f"lstm.weight_ih_l{layer}"] = torch.tensor(cell["input_kernel"])
+        state[f"lstm.weight_hh_l{layer}"] = torch.tensor(cell["recurrent_kernel"])
         state[f"lstm.bias_ih_l{layer}"] = bias
         state[f"lstm.bias_hh_l{layer}"] = torch.zeros_like(bias)
-    state["output.weight"] = state["embedding.weight"] if model.tie_embedding else torch.tensor(weights["output_kernel"])
-    state["output.bias"] = torch.tensor(weights["output_bias"])
+    state["output.weight"] = state["embedding.weight"] if model.tie_embedding else torch.tensor(output["kernel"])
+    state["output.bias"] = torch.tensor(output["bias"])
     _save(state, path)
 
 
