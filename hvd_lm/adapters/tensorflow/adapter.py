@@ -18,7 +18,7 @@ from hvd_lm.adapters.tensorflow.job import TensorFlowJob
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.reducer import GradientReducer
 from hvd_lm.adapters.tensorflow.stages import make_stages
-from hvd_lm.adapters.tensorflow.stages.base import Stage, Tape, Tensors
+from hvd_lm.adapters.tensorflow.stages.base import Tape, Tensors
 from hvd_lm.adapters.tensorflow.stages.output import Judged
 from hvd_lm.adapters.tensorflow.update import DynamicUpdate, Update
 from hvd_lm.adapters.tensorflow.weight import Accumulation, Weight, to_numpy
