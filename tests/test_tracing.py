@@ -9,17 +9,20 @@ import numpy as np
 import pytest
 from conftest import INSTALLED
 
-from hvd_lm.config import ModelConfig, OptimizerConfig
+from hvd_lm.config import Cell, ModelConfig, OptimizerConfig
 from hvd_lm.model.weights import initial_weights
 
 pytestmark = pytest.mark.skipif("tensorflow" not in INSTALLED, reason="TensorFlow is not installed")
 
 
-def test_every_function_is_traced_once() -> None:
+@pytest.mark.parametrize("cell", ["lstm", "mlstm"])
+def test_every_function_is_traced_once(cell: Cell) -> None:
+    from hvd_lm.adapters import adapter as make
     from hvd_lm.adapters.tensorflow.adapter import TensorFlowAdapter
 
-    model = ModelConfig(vocabulary_size=30, embedding_size=8, hidden_size=8)
-    adapter = TensorFlowAdapter(threads=1)
+    model = ModelConfig(vocabulary_size=30, embedding_size=8, hidden_size=(8, 6), cell=cell)
+    adapter = make("tensorflow", threads=1)
+    assert isinstance(adapter, TensorFlowAdapter)
     adapter.build(model, OptimizerConfig())
     adapter.load_weights(initial_weights(model, seed=1))
     for window, micro_batches in enumerate((3, 3, 1, 2, 3)):
@@ -31,6 +34,9 @@ def test_every_function_is_traced_once() -> None:
         adapter.step(learning_rate=0.001 * (window + 1), clip=1.0 if window % 2 else None, unscale=1.0)
         adapter.evaluate(tokens, tokens, adapter.zero_state(2))
         adapter.logits(tokens, adapter.zero_state(2))
+        adapter.next_logits(tokens, adapter.zero_state(2))
     assert set(adapter._backward) == {(1, True, False), (2, False, True), (1, True, True), (2, True, True)}
-    functions = [adapter._forward_to_wait, *adapter._backward.values(), adapter._apply, adapter._evaluate, adapter._logits]
+    assert adapter._update is not None
+    functions = [adapter._forward, *adapter._backward.values(), adapter._update.function]
+    functions += [adapter._evaluate, adapter._logits, adapter._next_logits]
     assert [function.experimental_get_tracing_count() for function in functions] == [1] * len(functions)

@@ -1,8 +1,8 @@
-"""The stages of a model in TensorFlow."""
+"""The stages of a model in TensorFlow, one file each; which one computes what is declared is decided here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.stages.base import Stage
@@ -20,23 +20,26 @@ from hvd_lm.model.noise import keep_probability
 with native_stderr_closed():
     import tensorflow as tf
 
-
-def make_stages(model: ModelConfig, weights: Mapping[str, Weight]) -> tuple[list[Stage], Output]:
-    """Those below the output, from below, and the output; each the fastest one for the device, on `weights` by canonical name."""
-    by_roles = [{role: weights[parameter.name] for role, parameter in stage.parameters.items()} for stage in declared.stages(model)]
-    *below, output = zip(declared.stages(model), by_roles, strict=True)
-    return [_make(stage, model, its) for stage, its in below], Output(output[1]["kernel"], output[1]["bias"])
+Weights = Mapping[str, Weight]
 
 
-def _make(stage: declared.Stage, model: ModelConfig, weights: Mapping[str, Weight]) -> Stage:
-    match stage.kind:
-        case "lookup":
-            return Lookup(weights["table"])
-        case "drop":
-            return Drop(stage.output_size, keep_probability(model.dropout))
-        case "lstm":
-            return CudnnLstm(weights) if tf.config.get_visible_devices("GPU") else Lstm(weights)
-        case "mlstm":
-            return MultiplicativeLstm(weights, stage.input_size, stage.units)
-        case _:
-            raise NotImplementedError(f"no stage {stage.kind} in TensorFlow")
+def make_stages(config: ModelConfig, weights: Weights) -> tuple[list[Stage], Output]:
+    """The stages of the model from below, and its output; `weights` by their canonical names."""
+    *body, output = declared.stages(config)
+    made = []
+    for stage in body:
+        of_stage = {role: weights[parameter.name] for role, parameter in stage.parameters.items()}
+        made.append(_MAKERS[stage.kind](config, stage, of_stage))
+    return made, Output(*(weights[output.parameters[role].name] for role in ("kernel", "bias")))
+
+
+def _make_lstm(_: ModelConfig, __: declared.Stage, weights: Weights) -> Stage:
+    return CudnnLstm(weights) if tf.config.get_visible_devices("GPU") else Lstm(weights)
+
+
+_MAKERS: dict[declared.Kind, Callable[[ModelConfig, declared.Stage, Weights], Stage]] = {
+    "lookup": lambda _, __, weights: Lookup(weights["table"]),
+    "drop": lambda config, stage, _: Drop(stage.output_size, keep_probability(config.dropout)),
+    "lstm": _make_lstm,
+    "mlstm": lambda _, stage, weights: MultiplicativeLstm(weights, stage.input_size, stage.units),
+}
