@@ -25,7 +25,7 @@ from typing import Any
 import launcher
 from launcher import Ended
 
-MOST_RANKS = 8
+MOST_RANKS = 7
 """In all pools together: what was used longest ago ends first."""
 SECONDS_TO_START = 120
 SECONDS_TO_END = 30
@@ -54,7 +54,9 @@ class Pool:
         self._launch = self._path("launch.txt").open("wb")
         self._pids: dict[int, int] = {}
         self._connections: dict[int, Connection] = {}
-        command = launcher.of_ranks(key.ranks, sys.executable, launcher.BODIES / "pool.py", self._folder.name, controller=key.controller)
+        command = launcher.of_ranks(
+            key.ranks, sys.executable, launcher.BODIES / "pool.py", self._folder.name, controller=key.controller
+        )
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(self._path("orders")))
             listener.listen(key.ranks)
