@@ -26,8 +26,16 @@ MakeAdapter = Callable[..., Adapter]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first: those that launch processes come last."""
-    items.sort(key=lambda item: item.get_closest_marker("ranks") is not None)
+    """Fast tests first; of those that launch processes all of one framework after the other: few pools are alive at once."""
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    if item.get_closest_marker("ranks") is None:
+        return 0
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    framework = parameters.get("framework")
+    return 1 + (INSTALLED.index(framework) if framework in INSTALLED else len(INSTALLED))
 
 
 @pytest.fixture(params=INSTALLED)

@@ -4,7 +4,7 @@
     python tests/golden.py --against curves.json        # the same, compared bit for bit
 
 Two checkouts agree to the bit on one machine. Another processor sums in another order, so that `test_golden.py`, which compares
-some of them with tests/assets/golden.json, allows for rounding.
+some of them with assets/golden.json, allows for rounding.
 """
 
 from __future__ import annotations
@@ -13,11 +13,16 @@ import argparse
 import json
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import launcher
 import numpy as np
+import pools
+
+from hvd_lm.config import FRAMEWORKS
 
 Curves = dict[str, dict[str, list[float]]]
 """Run -> column of metrics.jsonl -> its values."""
@@ -26,6 +31,19 @@ ASSET = Path(__file__).parent / "assets" / "golden.json"
 
 SEQUENCES = 8
 """In a micro-batch of all ranks: a run on two ranks sees the tokens of one on one."""
+FLAGS = {
+    "--vocabulary-size": "300",
+    "--embedding-size": "24",
+    "--hidden-size": "32",
+    "--sequence-length": "8",
+    "--backward-passes-per-step": "3",
+    "--steps": "12",
+    "--learning-rate": "0.01",
+    "--validation-share": "0.02",
+    "--seed": "11",
+    "--threads": "1",
+}
+"""Of each run, unless it says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -34,23 +52,29 @@ class Golden:
 
     name: str
     ranks: int
-    flags: tuple[str, ...] = ()
+    flags: Mapping[str, str] = field(default_factory=dict)
+    """What differs from FLAGS."""
+    switches: tuple[str, ...] = ()
+    """Flags without a value."""
     words: int = 40_000
     """Of the text."""
     resumes_at: int | None = None
     """Steps after which the run ends, and is taken up again."""
-    steps: int = 12
+
+    def key(self, framework: str) -> str:
+        """The name of its curves."""
+        return f"{self.name} {self.ranks} {framework}"
 
 
 GOLDEN = (
     *(Golden("plain", ranks) for ranks in (1, 2, 4)),
-    Golden("fp16", 2, ("--compression", "fp16")),
-    *(Golden("dropout", ranks, ("--dropout", "0.3")) for ranks in (1, 2)),
-    *(Golden("tied", ranks, ("--tie-embedding", "--embedding-size", "32")) for ranks in (1, 2)),
-    *(Golden("short-window", ranks, ("--epochs", "3", "--steps", "40"), words=2_000) for ranks in (1, 2)),
-    *(Golden("resumed", ranks, ("--dropout", "0.2"), resumes_at=5) for ranks in (1, 2)),
-    Golden("momentum", 1, ("--optimizer", "sgd", "--momentum", "0.9", "--learning-rate", "0.3")),
-    *(Golden("wide", ranks, ("--hidden-size", "256", "--embedding-size", "96", "--sequence-length", "32")) for ranks in (1, 2)),
+    Golden("fp16", 2, {"--compression": "fp16"}),
+    *(Golden("dropout", ranks, {"--dropout": "0.3"}) for ranks in (1, 2)),
+    *(Golden("tied", ranks, {"--embedding-size": "32"}, ("--tie-embedding",)) for ranks in (1, 2)),
+    *(Golden("short-window", ranks, {"--epochs": "3", "--steps": "40"}, words=2_000) for ranks in (1, 2)),
+    *(Golden("resumed", ranks, {"--dropout": "0.2"}, resumes_at=5) for ranks in (1, 2)),
+    Golden("momentum", 1, {"--optimizer": "sgd", "--momentum": "0.9", "--learning-rate": "0.3"}),
+    *(Golden("wide", ranks, {"--hidden-size": "256", "--embedding-size": "96", "--sequence-length": "32"}) for ranks in (1, 2)),
 )
 
 
@@ -74,33 +98,17 @@ def run(golden: Golden, framework: str, folder: Path) -> dict[str, list[float]]:
     if not text.exists():
         write_text(text, golden.words)
     out = folder / f"{golden.name}-{golden.ranks}-{framework}"
-    flags = [
-        "--framework", framework, "--data", text, "--out", out, "--deterministic", "--threads", "1",
-        "--vocabulary-size", "300", "--embedding-size", "24", "--hidden-size", "32", "--sequence-length", "8",
-        "--batch-size", str(SEQUENCES // golden.ranks), "--backward-passes-per-step", "3", "--learning-rate", "0.01",
-        "--validation-share", "0.02", "--seed", "11",
-    ]  # fmt: skip
-    wanted = dict(zip(golden.flags[::2], golden.flags[1::2], strict=False)) if "--tie-embedding" not in golden.flags else {}
-    repeated = {flag for flag in flags if flag in wanted}
-    for flag in repeated:
-        place = flags.index(flag)
-        del flags[place : place + 2]
-    if "--tie-embedding" in golden.flags:
-        place = flags.index("--embedding-size")
-        del flags[place : place + 2]
-    flags += golden.flags
+    flags = {
+        **FLAGS, "--framework": framework, "--data": str(text), "--out": str(out),
+        "--batch-size": str(SEQUENCES // golden.ranks), **golden.flags,
+    }  # fmt: skip
+    legs = [flags]
     if golden.resumes_at:
-        launcher.hvd_lm(golden.ranks, "train", *flags, "--steps", str(golden.resumes_at)).expect_success()
-        flags += ["--resume", "auto"]
-    if "--steps" not in golden.flags:
-        flags += ["--steps", str(golden.steps)]
-    launcher.hvd_lm(golden.ranks, "train", *flags).expect_success()
+        legs = [{**flags, "--steps": str(golden.resumes_at)}, {**flags, "--resume": "auto"}]
+    for leg in legs:
+        pools.hvd_lm(golden.ranks, "train", "--deterministic", *golden.switches, *chain(*leg.items()))
     rows = launcher.metrics(out)
     return {column: [row[column] for row in rows if column in row] for column in COLUMNS}
-
-
-def key(golden: Golden, framework: str) -> str:
-    return f"{golden.name} {golden.ranks} {framework}"
 
 
 def main() -> int:
@@ -113,9 +121,9 @@ def main() -> int:
     different = 0
     expected: Curves = json.loads(options.against.read_text()) if options.against else {}
     with tempfile.TemporaryDirectory() as folder:
-        for golden in GOLDEN:
-            for framework in ("torch", "tensorflow"):
-                name = key(golden, framework)
+        for framework in FRAMEWORKS:
+            for golden in GOLDEN:
+                name = golden.key(framework)
                 if options.only not in name:
                     continue
                 curves[name] = run(golden, framework, Path(folder))

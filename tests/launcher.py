@@ -1,4 +1,4 @@
-"""Starts jobs the way a user does: hvd-lm alone, or under the real horovodrun."""
+"""Starts jobs the way a user does: hvd-lm alone, or under the real horovodrun. `pools` has ranks that are started already."""
 
 from __future__ import annotations
 
@@ -34,12 +34,21 @@ class Ended:
         return self
 
 
+def with_scripts(**environment: str) -> dict[str, str]:
+    """This process's environment with `environment`, and the scripts of its Python on the path."""
+    return {**os.environ, "PATH": os.pathsep.join((SCRIPTS, os.environ["PATH"])), **environment}
+
+
 def run(*command: str | Path, timeout: float = 240, **environment: str) -> Ended:
     """Run `command` to its end; raises subprocess.TimeoutExpired if it hangs."""
     words = [str(word) for word in command]
-    env = {**os.environ, "PATH": os.pathsep.join((SCRIPTS, os.environ["PATH"])), **environment}
     with subprocess.Popen(
-        words, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        words,
+        env=with_scripts(**environment),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     ) as process:
         try:
             output, _ = process.communicate(timeout=timeout)
@@ -49,14 +58,20 @@ def run(*command: str | Path, timeout: float = 240, **environment: str) -> Ended
     return Ended(shlex.join(words), process.returncode, output)
 
 
-def job(ranks: int, *command: str | Path, controller: str = "gloo", timeout: float = 240, **environment: str) -> Ended:
-    """Run `command` as `ranks` processes of a horovodrun job; alone if `ranks` is 1."""
+def of_ranks(ranks: int, *command: str | Path, controller: str = "gloo") -> list[str]:
+    """The command that runs `command` as `ranks` processes of a horovodrun job; alone if `ranks` is 1."""
+    words = [str(word) for word in command]
     if ranks == 1:
-        return run(*command, timeout=timeout, **environment)
+        return words
     launch = ["horovodrun", "-np", str(ranks), "-H", f"localhost:{ranks}", f"--{controller}"]
     if controller == "mpi":
         launch.append("--mpi-args=--oversubscribe --mca mpi_yield_when_idle 1")
-    return run(*launch, *command, timeout=timeout, **environment)
+    return launch + words
+
+
+def job(ranks: int, *command: str | Path, controller: str = "gloo", timeout: float = 240, **environment: str) -> Ended:
+    """Run `command` as `ranks` processes to its end."""
+    return run(*of_ranks(ranks, *command, controller=controller), timeout=timeout, **environment)
 
 
 def hvd_lm(ranks: int, *arguments: str | Path, controller: str = "gloo", timeout: float = 240, **environment: str) -> Ended:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import launcher
 import numpy as np
+import pools
 import pytest
 
 from hvd_lm.config import ModelConfig
@@ -108,7 +109,7 @@ def test_gradients_leave_one_by_one_while_several_micro_batches_go_backward() ->
 
 
 def test_an_overflow_on_one_rank_skips_the_step_on_all(framework: str) -> None:
-    ranks = launcher.body("overflow", 2, framework)
+    ranks = pools.body("overflow", 2, framework)
     assert ranks[0] == ranks[1]
     before, overflowed, after = ranks[0]
     assert [window["applied"] for window in ranks[0]] == [True, False, True]
@@ -120,10 +121,10 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(framework: str) -> None:
 
 def test_an_overflow_is_counted_reported_and_outlived(framework: str, tmp_path: Path) -> None:
     """A loss scale far too large: it halves until the gradients fit, and training goes on."""
-    ended = launcher.hvd_lm(
+    ended = pools.hvd_lm(
         2, "train", "--framework", framework, "--out", tmp_path, *launcher.SMALL, "--steps", "12", "--learning-rate", "0.01",
         "--backward-passes-per-step", "2", "--compression", "fp16", "--loss-scale", str(2.0**22),
-    ).expect_success()  # fmt: skip
+    )  # fmt: skip
     rows = launcher.metrics(tmp_path)
     skipped = [row["skipped"] for row in rows]
     count = sum(skipped)
@@ -140,9 +141,19 @@ def test_an_overflow_is_counted_reported_and_outlived(framework: str, tmp_path: 
 @pytest.mark.parametrize("controller", ["gloo", "mpi"])
 def test_sums_of_halves_are_those_of_numpy(framework: str, controller: str) -> None:
     """As released, Gloo skips some assignments: 6e-8 + 1 gives 6e-8 (patches gloo-half-sum and gloo-half-assign)."""
-    for result in launcher.body("half_sums", 2, framework, controller=controller):
+    for result in pools.body("half_sums", 2, framework, controller=controller):
         assert result["pairs"] > 700_000
         assert result["wrong"] == 0
+
+
+def test_adasum_combines_the_gradients_of_two_ranks(framework: str) -> None:
+    """Equation of Maleki et al. 2020: (1 - a.b / 2|a|^2) a + (1 - a.b / 2|b|^2) b."""
+    results = pools.body("adasum", 2, framework, controller="mpi")
+    a, b = (np.array(result["own"]) for result in results)
+    dot = a @ b
+    expected = (1 - dot / (2 * a @ a)) * a + (1 - dot / (2 * b @ b)) * b
+    for result in results:
+        np.testing.assert_allclose(result["combined"], expected, rtol=1e-4, atol=1e-7)
 
 
 def test_horovod_sleeps_while_there_is_nothing_to_reduce(framework: str) -> None:
@@ -172,10 +183,10 @@ def test_fp16_learns_like_fp32(framework: str, tmp_path: Path) -> None:
     curves = []
     for compression in ("none", "fp16"):
         out = tmp_path / compression
-        launcher.hvd_lm(
+        pools.hvd_lm(
             2, "train", "--framework", framework, "--out", out, *launcher.SMALL, "--steps", "40", "--compression", compression,
             "--backward-passes-per-step", "2", "--learning-rate", "0.01",
-        ).expect_success()  # fmt: skip
+        )  # fmt: skip
         curves.append(launcher.losses(out))
     plain, compressed = np.array(curves)
     assert plain[-1] < plain[0] - 0.5
@@ -193,23 +204,13 @@ def test_gradients_are_reduced_inside_the_data_group(framework: str) -> None:
     assert [group[0]["ranks"] for group in groups] == [0 + 2, 1 + 3]
 
 
-def test_adasum_combines_the_gradients_of_two_ranks(framework: str) -> None:
-    """Equation of Maleki et al. 2020: (1 - a.b / 2|a|^2) a + (1 - a.b / 2|b|^2) b."""
-    results = launcher.body("adasum", 2, framework, controller="mpi")
-    a, b = (np.array(result["own"]) for result in results)
-    dot = a @ b
-    expected = (1 - dot / (2 * a @ a)) * a + (1 - dot / (2 * b @ b)) * b
-    for result in results:
-        np.testing.assert_allclose(result["combined"], expected, rtol=1e-4, atol=1e-7)
-
-
 def test_predivision_changes_no_figure(framework: str, tmp_path: Path) -> None:
     curves = []
     for factor in ("1", "8"):
         out = tmp_path / factor
-        launcher.hvd_lm(
+        pools.hvd_lm(
             2, "train", "--framework", framework, "--out", out, *launcher.SMALL, "--steps", "6", "--backward-passes-per-step", "2",
             "--gradient-predivide-factor", factor,
-        ).expect_success()  # fmt: skip
+        )  # fmt: skip
         curves.append(launcher.losses(out))
     np.testing.assert_allclose(curves[1], curves[0], rtol=1e-6)

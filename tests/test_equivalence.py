@@ -6,6 +6,7 @@ from pathlib import Path
 
 import launcher
 import numpy as np
+import pools
 import pytest
 
 pytestmark = pytest.mark.ranks
@@ -31,12 +32,12 @@ def test_ranks_times_batch_is_what_counts(framework: str, text: Path, tmp_path: 
     rows = {}
     for ranks in (1, 2, 4):
         out = tmp_path / f"ranks-{ranks}"
-        launcher.hvd_lm(
+        pools.hvd_lm(
             ranks, "train", "--framework", framework, "--data", text, "--out", out, "--steps", str(STEPS),
             "--vocabulary-size", "200", "--embedding-size", "24", "--hidden-size", "32", "--sequence-length", "16",
             "--validation-share", "0", "--backward-passes-per-step", "4", "--batch-size", str(8 // ranks),
             "--clip", "0.2", "--learning-rate", "0.02",
-        ).expect_success()  # fmt: skip
+        )  # fmt: skip
         rows[ranks] = launcher.metrics(out)
     alone = rows[1]
     assert len(alone) == STEPS
@@ -54,7 +55,7 @@ def test_ranks_times_micro_batches_is_what_counts(framework: str) -> None:
     """By the adapters' interface, given the same tokens: (N=8, R=1), (N=4, R=2), (N=2, R=4)."""
     results = {}
     for ranks in (1, 2, 4):
-        of_ranks = launcher.body("same_tokens", ranks, framework)
+        of_ranks = pools.body("same_tokens", ranks, framework)
         assert all(result == of_ranks[0] for result in of_ranks), "all ranks see the same figures"
         results[ranks] = np.array(of_ranks[0])
     losses, norms = results[1].T

@@ -9,6 +9,7 @@ from typing import Any
 
 import launcher
 import numpy as np
+import pools
 import pytest
 import reference_lstm
 from conftest import INSTALLED
@@ -238,11 +239,12 @@ def test_settings_that_cannot_work(settings: dict[str, object], words: str) -> N
 def test_what_a_person_sees(tmp_path: Path) -> None:
     save_random_model(tmp_path)
 
-    def see(*flags: str) -> str:
-        ended = launcher.hvd_lm(1, "generate", "--checkpoint", tmp_path, "--prompt", "The cat", "--length", "9", *flags)
-        return ended.expect_success().output
+    command = ["generate", "--checkpoint", tmp_path, "--prompt", "The cat", "--length", "9"]
 
-    one = see()
+    def see(*flags: str) -> str:
+        return pools.hvd_lm(1, *command, *flags, framework="torch").output
+
+    one = launcher.hvd_lm(1, *command).expect_success().output
     assert one.startswith("The cat")
     assert "warning" not in one
     several = see("--samples", "2", "--stop", "\\n")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import launcher
 import numpy as np
+import pools
 import psutil
 import pytest
 import yaml
@@ -22,13 +23,11 @@ SECONDS_TO_END = 60
 pytestmark = pytest.mark.ranks
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # tests of one framework come after those of the other
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 30 steps on one rank, in the first framework that is installed."""
     out = tmp_path_factory.mktemp("trained")
-    launcher.hvd_lm(
-        1, "train", "--framework", INSTALLED[0], "--out", out, *TINY, "--steps", "30", "--learning-rate", "0.01"
-    ).expect_success()
+    pools.hvd_lm(1, "train", "--framework", INSTALLED[0], "--out", out, *TINY, "--steps", "30", "--learning-rate", "0.01")
     return out
 
 
@@ -61,14 +60,14 @@ def test_train_writes_a_run(framework: str, controller: str, tmp_path: Path) -> 
 
 def test_a_saved_configuration_repeats_the_run(framework: str, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    launcher.hvd_lm(1, "train", "--framework", framework, "--out", first, *TINY, "--steps", "4").expect_success()
-    launcher.hvd_lm(1, "train", "--config", first / "config.yaml", "--out", second).expect_success()
+    pools.hvd_lm(1, "train", "--framework", framework, "--out", first, *TINY, "--steps", "4")
+    pools.hvd_lm(1, "train", "--config", first / "config.yaml", "--out", second, framework=framework)
     np.testing.assert_allclose(launcher.losses(second), launcher.losses(first), rtol=1e-6)
 
 
 def test_a_second_run_moves_the_first_aside(tmp_path: Path, framework: str) -> None:
     for steps in (2, 3):
-        launcher.hvd_lm(1, "train", "--framework", framework, "--out", tmp_path, *TINY, "--steps", str(steps)).expect_success()
+        pools.hvd_lm(1, "train", "--framework", framework, "--out", tmp_path, *TINY, "--steps", str(steps))
     assert len(launcher.metrics(tmp_path)) == 3
     assert len(launcher.metrics(tmp_path / "earlier-1")) == 2
 
@@ -76,10 +75,8 @@ def test_a_second_run_moves_the_first_aside(tmp_path: Path, framework: str) -> N
 def test_evaluate_gives_one_figure_whatever_the_ranks(framework: str, trained: Path) -> None:
     """Three ways to cut the same 8 streams, and the other framework's checkpoint: the same perplexity."""
     figures = []
-    for ranks, batch in ((1, 8), (2, 4)):
-        ended = launcher.hvd_lm(
-            ranks, "evaluate", "--checkpoint", trained, "--framework", framework, "--batch-size", str(batch)
-        ).expect_success()
+    command = ["evaluate", "--checkpoint", trained, "--framework", framework, "--batch-size"]
+    for ended in (pools.hvd_lm(1, *command, "8"), launcher.hvd_lm(2, *command, "4").expect_success()):
         figures.append(json.loads(ended.output[ended.output.index('{"loss"') :].splitlines()[0]))
     assert figures[0]["tokens"] == figures[1]["tokens"] > 70_000
     assert figures[0]["perplexity"] < 700
@@ -87,12 +84,12 @@ def test_evaluate_gives_one_figure_whatever_the_ranks(framework: str, trained: P
 
 
 def test_generate_writes_the_same_text_in_any_framework(framework: str, trained: Path) -> None:
-    def write(*flags: str) -> str:
-        return launcher.hvd_lm(
-            1, "generate", "--checkpoint", trained, "--framework", framework, "--prompt", "The value", "--length", "20", *flags
-        ).expect_success().output  # fmt: skip
+    command = ["generate", "--checkpoint", trained, "--framework", framework, "--prompt", "The value", "--length", "20"]
 
-    text = write("--seed", "3")
+    def write(*flags: str) -> str:
+        return pools.hvd_lm(1, *command, *flags).output
+
+    text = launcher.hvd_lm(1, *command, "--seed", "3").expect_success().output
     assert text.startswith("The value")
     assert len(text.split()) > 12
     assert write("--seed", "3") == text

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import launcher
 import numpy as np
+import pools
 import pytest
 from conftest import INSTALLED
 
@@ -46,7 +47,7 @@ def test_losses_agree_at_each_step(ranks: int, flags: list[str], tmp_path: Path)
     curves = {}
     for framework in INSTALLED:
         out = tmp_path / framework
-        launcher.hvd_lm(ranks, "train", "--framework", framework, "--out", out, *RECIPE, *flags).expect_success()
+        pools.hvd_lm(ranks, "train", "--framework", framework, "--out", out, *RECIPE, *flags)
         curves[framework] = launcher.metrics(out)
     first, second = curves.values()
     assert len(first) == 100

@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import launcher
 import numpy as np
+import pools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -197,12 +198,12 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["word", "byte"])
 def test_a_line_of_a_hundred_megabytes(kind: TokenizerKind, tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
-    path.write_text("a few words " * 8_500_000)
+    path.write_text("extraordinarily many syllables " * 3_300_000)
     assert path.stat().st_size > 100e6
     assert peak_of_preparing(path, kind) < 500
     counts = shards.load(Path(f"{path}.out")).counts.values()
-    assert sum(split.words for split in counts) == 25_500_000
-    assert sum(split.tokens for split in counts) == (25_500_003 if kind == "word" else path.stat().st_size)
+    assert sum(split.words for split in counts) == 9_900_000
+    assert sum(split.tokens for split in counts) == (9_900_003 if kind == "word" else path.stat().st_size)
 
 
 @pytest.mark.parametrize(
@@ -316,8 +317,8 @@ def test_training_on_a_prepared_folder_is_training_on_its_text(framework: str, t
     make(tmp_path, validation_data=(tmp_path / "valid.txt",), test_share=0)
     small = [*launcher.SMALL[2:], "--framework", framework, "--steps", "3", "--threads", "1", "--deterministic"]
     plain = ["--data", tmp_path / "text.txt", "--validation-data", tmp_path / "valid.txt"]
-    launcher.hvd_lm(1, "train", *small, "--out", tmp_path / "1", "--data", tmp_path / "out").expect_success()
-    launcher.hvd_lm(1, "train", *small, "--out", tmp_path / "2", *plain).expect_success()
+    pools.hvd_lm(1, "train", *small, "--out", tmp_path / "1", "--data", tmp_path / "out")
+    pools.hvd_lm(1, "train", *small, "--out", tmp_path / "2", *plain)
     assert launcher.losses(tmp_path / "1") == launcher.losses(tmp_path / "2")
     assert launcher.metrics(tmp_path / "1")[-1]["validation_loss"] == launcher.metrics(tmp_path / "2")[-1]["validation_loss"]
 

@@ -23,6 +23,7 @@ from matplotlib.lines import Line2D
 
 from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, write_yaml
 from hvd_lm.errors import ConfigError, DataError
+from hvd_lm.report import page as report_page
 from hvd_lm.report import plots as report_plots
 from hvd_lm.report import runs as report_runs
 from hvd_lm.report import tables as report_tables
@@ -67,6 +68,12 @@ def write(folder: Path, rows: list[Row] | str = ROWS, **config: Any) -> Path:
 
 def run(tmp_path: Path, rows: list[Row] | str = ROWS, **config: Any) -> Run:
     return read_runs([write(tmp_path / "run", rows, **config)])[0]
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of the words and files of a report: a picture takes a tenth of a second, and holds its name instead."""
+    monkeypatch.setattr(report_page, "png", lambda plot, *_: plot.name.encode())
 
 
 def plot(name: str) -> report_plots.Plot:
@@ -282,6 +289,7 @@ def test_png_files_hold_the_curves(tmp_path: Path) -> None:
 # --- the page --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_summary_and_differing_settings(tmp_path: Path) -> None:
     fp16 = [{**one, "skipped": False, "skipped_steps": 2, "loss_scale": 1.0} for one in ROWS[:7]]
     first = write(tmp_path / "first", steps=9)
@@ -352,12 +360,14 @@ def test_settings_of_a_run_from_before_there_were_cells(tmp_path: Path) -> None:
     assert summary["parameters"] == ["16,469,904"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_best_is_bold(tmp_path: Path) -> None:
     path = report(ReportConfig((write(tmp_path / "a", ROWS[:5]), write(tmp_path / "b")), tmp_path / "out"))
     bold = re.findall(r"<strong[^>]*>([^<]*)</strong>", path.read_text(encoding="utf-8"))
     assert bold == ["4.5556", "4.0000", "54.60", "1,005"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_losses_over_different_vocabularies_do_not_compare(tmp_path: Path) -> None:
     runs = (write(tmp_path / "a"), write(tmp_path / "b", ROWS[:5], model=ModelConfig(vocabulary_size=500)))
     path = report(ReportConfig(runs, tmp_path / "out"))
@@ -366,17 +376,20 @@ def test_losses_over_different_vocabularies_do_not_compare(tmp_path: Path) -> No
     assert bold == ["1,005"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_run_has_nothing_to_compare(tmp_path: Path) -> None:
     page = Page(report(ReportConfig((write(tmp_path / "run"),), tmp_path / "out")))
     assert [next(iter(table)) for table in page.tables] == ["run", "setting"]
     assert "Settings that differ" not in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_equal_settings_are_told(tmp_path: Path) -> None:
     page = Page(report(ReportConfig((write(tmp_path / "a"), write(tmp_path / "b")), tmp_path / "out")))
     assert "the settings of all runs are the same" in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_page_needs_nothing_beside_it(tmp_path: Path) -> None:
     path = report(ReportConfig((write(tmp_path / "run"),), tmp_path / "out"))
     page = Page(path)
@@ -476,6 +489,7 @@ def test_a_resumed_run_has_each_step_once(tmp_path: Path) -> None:
     assert one.columns["loss"][1] == 8.0
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_went_on_elsewhere_tells_where_it_begins(tmp_path: Path) -> None:
     page = Page(report(ReportConfig((write(tmp_path / "run", ROWS[4:], steps=20),), tmp_path / "out")))
     assert page.tables[0]["steps"] == ["9 of 20, from 5 on"]
@@ -489,6 +503,7 @@ def test_ranks_despite_short_windows_and_a_change_of_ranks(tmp_path: Path) -> No
     assert report_tables.ranks(read_runs([write(tmp_path / "short", [row(1, tokens=77)])])[0]) is None
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_settings_the_metrics_remain(tmp_path: Path) -> None:
     folder = write(tmp_path / "run")
     (folder / "config.yaml").unlink()
@@ -498,6 +513,7 @@ def test_without_settings_the_metrics_remain(tmp_path: Path) -> None:
     assert summary["loss of the last step"] == ["4.5556"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_pictures_without_values_are_left_out_and_removed(tmp_path: Path) -> None:
     out = tmp_path / "out"
     report(ReportConfig((write(tmp_path / "a"),), out))
@@ -590,6 +606,7 @@ def test_settings_that_are_no_yaml(tmp_path: Path) -> None:
         report(ReportConfig((folder,), tmp_path / "out"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_out_that_cannot_be_written(tmp_path: Path) -> None:
     folder = write(tmp_path / "run")
     (tmp_path / "file").touch()
@@ -598,6 +615,7 @@ def test_out_that_cannot_be_written(tmp_path: Path) -> None:
             report(ReportConfig((folder,), out))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_failed_write_leaves_the_earlier_page_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     page = report(ReportConfig((write(tmp_path / "a"),), out))

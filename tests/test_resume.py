@@ -10,6 +10,7 @@ from pathlib import Path
 
 import launcher
 import numpy as np
+import pools
 import psutil
 import pytest
 from conftest import INSTALLED
@@ -47,8 +48,8 @@ def start_and_kill(ranks: int, out: Path, *flags: str, after_step: int) -> None:
 def test_a_killed_run_goes_on_bit_for_bit(framework: str, ranks: int, tmp_path: Path) -> None:
     flags = ["--framework", framework, *RECIPE, *FOUR, "--deterministic"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    launcher.hvd_lm(ranks, "train", "--out", whole, *flags, "--steps", "60").expect_success()
-    launcher.hvd_lm(ranks, "train", "--out", parts, *flags, "--steps", "30").expect_success()
+    pools.hvd_lm(ranks, "train", "--out", whole, *flags, "--steps", "60")
+    pools.hvd_lm(ranks, "train", "--out", parts, *flags, "--steps", "30")
     # So many steps that it cannot end before it is killed, and no checkpoint meanwhile.
     endless = ["--steps", "100000", "--checkpoint-every", "100000", "--validation-every", "100000"]
     start_and_kill(ranks, parts, *flags, *endless, "--resume", "auto", after_step=33)
@@ -65,14 +66,10 @@ def test_a_killed_run_goes_on_bit_for_bit(framework: str, ranks: int, tmp_path: 
 def test_a_run_goes_on_in_the_other_framework(tmp_path: Path) -> None:
     flags = [*RECIPE, *FOUR]
     for framework in INSTALLED:
-        launcher.hvd_lm(
-            1, "train", "--framework", framework, "--out", tmp_path / framework, *flags, "--steps", "60"
-        ).expect_success()
+        pools.hvd_lm(1, "train", "--framework", framework, "--out", tmp_path / framework, *flags, "--steps", "60")
     mixed = tmp_path / "mixed"
-    launcher.hvd_lm(1, "train", "--framework", INSTALLED[0], "--out", mixed, *flags, "--steps", "30").expect_success()
-    launcher.hvd_lm(
-        1, "train", "--framework", INSTALLED[1], "--out", mixed, *flags, "--steps", "60", "--resume", "auto"
-    ).expect_success()
+    pools.hvd_lm(1, "train", "--framework", INSTALLED[0], "--out", mixed, *flags, "--steps", "30")
+    pools.hvd_lm(1, "train", "--framework", INSTALLED[1], "--out", mixed, *flags, "--steps", "60", "--resume", "auto")
     assert len(launcher.losses(mixed)) == 60
     for framework in INSTALLED:
         np.testing.assert_allclose(launcher.losses(mixed), launcher.losses(tmp_path / framework), rtol=1e-4)
@@ -83,8 +80,8 @@ def test_other_ranks_read_the_rest_of_the_epoch(framework: str, tmp_path: Path) 
     out = tmp_path / "run"
     flags = ["--framework", framework, *RECIPE, *FOUR, "--validation-share", "0"]
     for ranks, steps in ((2, 30), (1, 60), (4, 90)):
-        launcher.hvd_lm(ranks, "train", "--out", out, *flags, "--steps", str(steps), "--resume", "auto").expect_success()
-    launcher.hvd_lm(4, "train", "--out", out, *flags, "--epochs", "1", "--resume", "auto").expect_success()
+        pools.hvd_lm(ranks, "train", "--out", out, *flags, "--steps", str(steps), "--resume", "auto")
+    pools.hvd_lm(4, "train", "--out", out, *flags, "--epochs", "1", "--resume", "auto")
     rows = launcher.metrics(out)
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
     sizes = np.diff([0, *(row["tokens"] for row in rows)])
@@ -102,9 +99,9 @@ def test_the_same_streams_go_on_over_other_ranks(framework: str, tmp_path: Path)
     """(R=2, B=4) -> (R=1, B=8): LSTM states and streams move, so the losses are those of a run that never stopped."""
     flags = ["--framework", framework, *RECIPE]
     whole, moved = tmp_path / "whole", tmp_path / "moved"
-    launcher.hvd_lm(1, "train", "--out", whole, *flags, "--batch-size", "8", "--steps", "20").expect_success()
-    launcher.hvd_lm(2, "train", "--out", moved, *flags, "--batch-size", "4", "--steps", "10").expect_success()
-    launcher.hvd_lm(1, "train", "--out", moved, *flags, "--batch-size", "8", "--steps", "20", "--resume", "auto").expect_success()
+    pools.hvd_lm(1, "train", "--out", whole, *flags, "--batch-size", "8", "--steps", "20")
+    pools.hvd_lm(2, "train", "--out", moved, *flags, "--batch-size", "4", "--steps", "10")
+    pools.hvd_lm(1, "train", "--out", moved, *flags, "--batch-size", "8", "--steps", "20", "--resume", "auto")
     np.testing.assert_allclose(launcher.losses(moved), launcher.losses(whole), rtol=1e-5)
 
 
@@ -112,15 +109,22 @@ def test_the_same_streams_go_on_over_other_ranks(framework: str, tmp_path: Path)
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 4 steps with two checkpoints."""
     out = tmp_path_factory.mktemp("ended") / "run"
-    launcher.hvd_lm(
-        1, "train", "--framework", INSTALLED[0], "--out", out, *RECIPE, *FOUR, "--steps", "4", "--checkpoint-every", "2"
-    ).expect_success()
+    pools.hvd_lm(1, *train_into(out), "--steps", "4", "--checkpoint-every", "2")
     return out
 
 
-def resume(out: Path, *flags: str, source: str | Path = "auto", ranks: int = 1) -> launcher.Ended:
-    base = ["train", "--framework", INSTALLED[0], "--out", out, *RECIPE, *FOUR]
-    return launcher.hvd_lm(ranks, *base, "--resume", source, *flags, timeout=60)
+def train_into(out: Path) -> list[str | Path]:
+    return ["train", "--framework", INSTALLED[0], "--out", out, *RECIPE, *FOUR]
+
+
+def resume(out: Path, *flags: str, source: str | Path = "auto") -> launcher.Ended:
+    return pools.hvd_lm(1, *train_into(out), "--resume", source, *flags, timeout=60)
+
+
+def cannot_resume(out: Path, *flags: str, source: str | Path = "auto", ranks: int = 1) -> launcher.Ended:
+    done = launcher.hvd_lm(ranks, *train_into(out), "--resume", source, *flags, timeout=60)
+    assert done.code != 0
+    return done
 
 
 @pytest.mark.parametrize(
@@ -134,7 +138,7 @@ def resume(out: Path, *flags: str, source: str | Path = "auto", ranks: int = 1) 
 )
 def test_what_does_not_fit_is_one_line(ended: Path, flags: list[str], words: str) -> None:
     before = (ended / "metrics.jsonl").read_text()
-    done = resume(ended, *flags, "--steps", "6")
+    done = cannot_resume(ended, *flags, "--steps", "6")
     assert done.code == 2
     assert len(done.output.strip().splitlines()) == 1
     assert words in done.output
@@ -142,25 +146,24 @@ def test_what_does_not_fit_is_one_line(ended: Path, flags: list[str], words: str
 
 
 def test_what_does_not_fit_ends_the_whole_job(ended: Path) -> None:
-    done = resume(ended, "--hidden-size", "48", ranks=2)
-    assert done.code != 0
+    done = cannot_resume(ended, "--hidden-size", "48", ranks=2)
     assert len([line for line in done.output.splitlines() if "hvd-lm: " in line]) == 1, done.output
 
 
 def test_no_checkpoint_there(tmp_path: Path) -> None:
-    done = resume(tmp_path / "new", "--steps", "2", source=tmp_path / "nowhere")
+    done = cannot_resume(tmp_path / "new", "--steps", "2", source=tmp_path / "nowhere")
     assert done.code == 2
     assert "no checkpoint in" in done.output
-    resume(tmp_path / "new", "--steps", "2").expect_success()  # auto begins
+    resume(tmp_path / "new", "--steps", "2")  # auto begins
     assert len(launcher.metrics(tmp_path / "new")) == 2
 
 
 def test_going_on_from_an_older_checkpoint_keeps_the_newer_one_aside(ended: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
-    resume(elsewhere, "--steps", "5", source=ended).expect_success()
+    resume(elsewhere, "--steps", "5", source=ended)
     assert [row["step"] for row in launcher.metrics(elsewhere)] == [5]
-    resume(elsewhere, "--steps", "8", "--checkpoint-every", "1", "--keep-checkpoints", "9").expect_success()
-    resume(elsewhere, "--steps", "7", source=elsewhere / "checkpoints" / "step-00000006").expect_success()
+    resume(elsewhere, "--steps", "8", "--checkpoint-every", "1", "--keep-checkpoints", "9")
+    resume(elsewhere, "--steps", "7", source=elsewhere / "checkpoints" / "step-00000006")
     assert [row["step"] for row in launcher.metrics(elsewhere)] == [5, 6, 7]
     assert (elsewhere / "earlier-1" / "checkpoints" / "step-00000008").is_dir()
 
@@ -169,14 +172,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(ended: Path) -
     newest = ended / "checkpoints" / "step-00000004"
     content = (newest / "optimizer.safetensors").read_bytes()
     (newest / "optimizer.safetensors").write_bytes(content[:-7])
-    done = resume(ended, "--steps", "6").expect_success()
+    done = resume(ended, "--steps", "6")
     assert "step-00000004" in done.output
     assert "optimizer.safetensors was altered or truncated" in done.output
     assert [row["step"] for row in launcher.metrics(ended)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_nothing_left_to_do_is_said(tmp_path: Path) -> None:
-    resume(tmp_path, "--steps", "2").expect_success()
-    done = resume(tmp_path, "--steps", "2").expect_success()
+    resume(tmp_path, "--steps", "2")
+    done = resume(tmp_path, "--steps", "2")
     assert "has its 2 steps already" in done.output
     assert len(launcher.metrics(tmp_path)) == 2

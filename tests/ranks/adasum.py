@@ -13,7 +13,7 @@ from common import build, report
 import hvd_lm
 
 
-def main(framework: str) -> None:
+def main(framework: str) -> dict[str, list[float]]:
     adapter = build(hvd_lm.adapter(framework, hvd_lm.CommunicationConfig(reduction="adasum")))
     inputs, targets = np.random.default_rng(adapter.job.topology.rank).integers(0, 50, (2, 6, 3), dtype=np.int32)
     adapter.accumulate(inputs, targets, adapter.zero_state(3), weight=1 / targets.size, last=False)
@@ -22,8 +22,8 @@ def main(framework: str) -> None:
     adapter.accumulate(inputs, nothing, adapter.zero_state(3), weight=1.0, last=True)
     combined = adapter.gradients()["lstm.0.recurrent_kernel"]
     adapter.step(learning_rate=0.01, clip=None, unscale=1.0)
-    report({"own": own.ravel().tolist(), "combined": combined.ravel().tolist()})
+    return {"own": own.ravel().tolist(), "combined": combined.ravel().tolist()}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    report(main(sys.argv[1]))

@@ -44,7 +44,7 @@ def in_group(job: Job, group: GroupName) -> dict[str, Any]:
     }
 
 
-def main(framework: str, first: str = "grid") -> None:
+def main(framework: str, first: str = "grid") -> Any:
     join = adapter_class(framework).job_class
     grid = TopologyConfig(model_parallel=2)
     if first == "plain":
@@ -52,8 +52,8 @@ def main(framework: str, first: str = "grid") -> None:
         try:
             join(topology=grid)
         except ConfigError as error:
-            report(str(error))
-        return
+            return str(error)
+        return "none"
     results = []
     for _ in range(2):
         job = join(topology=grid)
@@ -61,8 +61,8 @@ def main(framework: str, first: str = "grid") -> None:
         results[-1]["word"] = {"broadcast": job.broadcast({"rank": job.topology.rank, "text": "a\nb"})}
     job.barrier()
     job.leave()
-    report(results)
+    return results
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    report(main(*sys.argv[1:]))

@@ -1,4 +1,7 @@
-"""What the multi-rank bodies share. Each body is a plain script: run it alone, or under horovodrun."""
+"""What the multi-rank bodies share.
+
+Each body is a plain script, for one rank or under horovodrun, whose `main` also runs in started ranks (see `pools`).
+"""
 
 from __future__ import annotations
 

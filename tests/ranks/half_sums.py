@@ -27,7 +27,7 @@ def tensor(framework: str, values: NDArray[np.float16]) -> Any:
     return tf.constant(values)
 
 
-def main(framework: str) -> None:
+def main(framework: str) -> dict[str, int]:
     adapter = hvd_lm.adapter(framework)
     every = np.arange(2**16, dtype=np.uint16).view(np.float16)
     pairs = [(every, np.full_like(every, special)) for special in SPECIAL] + [(every, np.roll(every, 7))]
@@ -40,8 +40,8 @@ def main(framework: str) -> None:
             expected = pair[0] + pair[1]
         same = (total.view(np.uint16) == expected.view(np.uint16)) | (np.isnan(total) & np.isnan(expected))
         wrong += int((~same & ~((total == 0) & (expected == 0))).sum())
-    report({"wrong": wrong, "pairs": sum(len(pair[0]) for pair in pairs)})
+    return {"wrong": wrong, "pairs": sum(len(pair[0]) for pair in pairs)}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    report(main(sys.argv[1]))

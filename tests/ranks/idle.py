@@ -24,7 +24,7 @@ def wake_ups() -> int:
     return sum(int(line.split()[1]) for line in lines)
 
 
-def main(framework: str) -> None:
+def main(framework: str) -> dict[str, float]:
     adapter = hvd_lm.adapter(framework)
     adapter.job.sum(np.ones(1))
     before = wake_ups()
@@ -37,8 +37,8 @@ def main(framework: str) -> None:
         started = time.perf_counter()
         adapter.job.sum(np.ones(1))
         seconds.append(time.perf_counter() - started)
-    report({"wake_ups_per_second": idle / SECONDS, "median_seconds": float(np.median(seconds))})
+    return {"wake_ups_per_second": idle / SECONDS, "median_seconds": float(np.median(seconds))}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    report(main(sys.argv[1]))

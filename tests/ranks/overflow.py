@@ -13,7 +13,7 @@ from common import build, checksum, report
 import hvd_lm
 
 
-def main(framework: str) -> None:
+def main(framework: str) -> list[dict[str, object]]:
     adapter = build(hvd_lm.adapter(framework, hvd_lm.CommunicationConfig(compression="fp16")))
     generator = np.random.default_rng(adapter.job.topology.rank)
     scale, results = 1024.0, []
@@ -33,8 +33,8 @@ def main(framework: str) -> None:
                 "applied_steps": adapter.optimizer_state().applied_steps,
             }
         )
-    report(results)
+    return results
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    report(main(sys.argv[1]))

@@ -15,7 +15,7 @@ from hvd_lm.adapters.pytorch.stages.base import Complete
 from hvd_lm.adapters.pytorch.stages.onednn_lstm import OneDnnLstm
 
 
-def main() -> None:
+def main() -> list[str]:
     adapter = build(hvd_lm.adapter("torch"))
     happened: list[str] = []
     start, backward = GradientReducer.start, OneDnnLstm.backward
@@ -37,8 +37,8 @@ def main() -> None:
         last = micro_batch == 2
         state = adapter.accumulate(inputs, targets, state, weight=1 / 108, last=last, defer=2 - micro_batch)
     adapter.step(learning_rate=0.01, clip=None, unscale=1.0)
-    report(happened)
+    return happened
 
 
 if __name__ == "__main__":
-    main()
+    report(main())

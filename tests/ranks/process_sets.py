@@ -13,7 +13,7 @@ from common import build, checksum, report
 import hvd_lm
 
 
-def main(framework: str) -> None:
+def main(framework: str) -> dict[str, float]:
     adapter = hvd_lm.adapter(framework, topology=hvd_lm.TopologyConfig(model_parallel=2))
     build(adapter)
     topology = adapter.job.topology
@@ -28,8 +28,8 @@ def main(framework: str) -> None:
     outcome = adapter.step(learning_rate=0.01, clip=1.0, unscale=1.0)
     total = adapter.job.sum(np.array([float(topology.rank)]))[0]
     adapter.job.broadcast("done")  # a rank that leaves ends Horovod for the group that is not yet ready
-    report({"loss": outcome.loss_sum, "norm": outcome.gradient_norm, "weights": checksum(adapter.weights()), "ranks": total})
+    return {"loss": outcome.loss_sum, "norm": outcome.gradient_norm, "weights": checksum(adapter.weights()), "ranks": total}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    report(main(sys.argv[1]))

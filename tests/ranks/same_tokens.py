@@ -16,7 +16,7 @@ import hvd_lm
 STEPS, BATCH, LENGTH, WHOLE_WINDOW, LAST_WINDOW = 20, 3, 6, 8, 4
 
 
-def main(framework: str) -> None:
+def main(framework: str) -> list[tuple[float, float]]:
     adapter = build(hvd_lm.adapter(framework))
     rank, ranks = adapter.job.topology.data_rank, adapter.job.topology.data_size
     generator = np.random.default_rng(0)
@@ -33,8 +33,8 @@ def main(framework: str) -> None:
             )
         outcome = adapter.step(learning_rate=0.03, clip=0.1, unscale=1.0)
         results.append((outcome.loss_sum / targets.size, outcome.gradient_norm))
-    report(results)
+    return results
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    report(main(sys.argv[1]))

@@ -13,11 +13,11 @@ from common import report
 import hvd_lm
 
 
-def main(framework: str, length: str) -> None:
+def main(framework: str, length: str) -> list[float]:
     adapter = hvd_lm.adapter(framework)
     value = (1e17, 1.0, -1e17)[adapter.job.topology.rank]
-    report(sorted(set(adapter.job.sum(np.full(int(length), value)).tolist())))
+    return sorted(set(adapter.job.sum(np.full(int(length), value)).tolist()))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    report(main(*sys.argv[1:]))

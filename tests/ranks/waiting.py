@@ -15,7 +15,7 @@ import hvd_lm
 SECONDS = 1.0
 
 
-def main() -> None:
+def main() -> dict[str, float]:
     adapter = hvd_lm.adapter("torch")
     adapter.job.sum(np.ones(1))
     if adapter.job.topology.rank == 1:
@@ -23,8 +23,8 @@ def main() -> None:
     waited, computed = -time.perf_counter(), -time.thread_time()
     adapter.job.sum(np.ones(1))
     waited, computed = waited + time.perf_counter(), computed + time.thread_time()
-    report({"waited": waited, "computed": computed})
+    return {"waited": waited, "computed": computed}
 
 
 if __name__ == "__main__":
-    main()
+    report(main())

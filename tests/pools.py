@@ -1,0 +1,192 @@
+"""Started ranks, for tests that do not judge the start: a pool takes seconds to start, its next order a moment.
+
+A pool is a job of the real horovodrun whose ranks run `tests/ranks/pool.py`: started when a test first asks for it, one for each
+framework, number of ranks and controller. What tests environment, exit codes, or the memory or time of a fresh process takes
+`launcher` instead.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import launcher
+from launcher import Ended
+
+MOST_RANKS = 7
+"""In all pools together: what was used longest ago ends first."""
+SECONDS_TO_START = 120
+SECONDS_TO_END = 30
+SECONDS_FOR_THE_OTHERS = 2
+"""How long the other ranks have to come to their end, too, once one has failed."""
+
+
+class PoolError(AssertionError):
+    """A body that failed, died or hung; says what the ranks printed. The next order goes to a new pool."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """What makes ranks differ from others."""
+
+    framework: str
+    ranks: int
+    controller: str
+
+
+class Pool:
+    """Ranks that wait for orders."""
+
+    def __init__(self, key: Key) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="hvd_lm-pool-")
+        self._launch = self._path("launch.txt").open("wb")
+        self._pids: dict[int, int] = {}
+        self._connections: dict[int, Connection] = {}
+        command = launcher.of_ranks(
+            key.ranks, sys.executable, launcher.BODIES / "pool.py", self._folder.name, controller=key.controller
+        )
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(self._path("orders")))
+            listener.listen(key.ranks)
+            listener.settimeout(1)
+            self._process = subprocess.Popen(
+                command, env=launcher.with_scripts(), stdout=self._launch, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            deadline = time.monotonic() + SECONDS_TO_START
+            while len(self._connections) < key.ranks:
+                try:
+                    accepted, _ = listener.accept()
+                except TimeoutError:
+                    if self._process.poll() is not None or time.monotonic() > deadline:
+                        self._fail(f"`{shlex.join(command)}` does not start")
+                    continue
+                accepted.setblocking(True)
+                connection = Connection(accepted.detach())
+                rank, pid = connection.recv()
+                self._connections[rank], self._pids[rank] = connection, pid
+
+    def _path(self, name: str) -> Path:
+        return Path(self._folder.name) / name
+
+    def run(self, body: str, arguments: Sequence[str], timeout: float) -> tuple[list[Any], str]:
+        """What each rank returned, and all that they printed, rank by rank.
+
+        Raises PoolError, and kills the ranks, unless all come to their end in `timeout` seconds.
+        """
+        call = shlex.join((body, *arguments))
+        for connection in self._connections.values():
+            connection.send((body, arguments))
+        results: dict[int, Any] = {}
+        failures: list[str] = []
+        pending = {connection: rank for rank, connection in self._connections.items()}
+        deadline = time.monotonic() + timeout
+        while pending and (ready := wait(list(pending), max(0.0, deadline - time.monotonic()))):
+            for connection in ready:
+                rank = pending.pop(connection)
+                try:
+                    done, results[rank] = connection.recv()
+                except (EOFError, ConnectionError):
+                    done = False
+                    failures.append(f"rank {rank} died")
+                else:
+                    if not done:
+                        failures.append(f"rank {rank} failed")
+                if not done:
+                    deadline = min(deadline, time.monotonic() + SECONDS_FOR_THE_OTHERS)
+        if pending and not failures:
+            failures.append(f"after {timeout:g} seconds rank(s) {sorted(pending.values())} had not come to an end")
+            for rank in pending.values():
+                os.kill(self._pids[rank], signal.SIGUSR1)
+            time.sleep(1)
+        if failures:
+            self._fail(f"`{call}`: {', '.join(failures)}")
+        return [results[rank] for rank in sorted(results)], "".join(map(self._printed, sorted(results)))
+
+    def _printed(self, rank: int) -> str:
+        path = self._path(f"{rank}.txt")
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def _fail(self, reason: str) -> None:
+        texts = {"launcher": self._path("launch.txt").read_text(errors="replace")}
+        texts |= {f"rank {rank}": self._printed(rank) for rank in sorted(self._connections)}
+        self.kill()
+        raise PoolError("\n".join([reason, *(f"--- {who} ---\n{text}" for who, text in texts.items() if text)]))
+
+    def kill(self) -> None:
+        for pid in self._pids.values():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.end(seconds=5)
+
+    def end(self, seconds: float = SECONDS_TO_END) -> None:
+        """Let the ranks go; kill what is still there after `seconds`."""
+        for connection in self._connections.values():
+            connection.close()
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._launch.close()
+        self._folder.cleanup()
+
+
+_pools: dict[Key, Pool] = {}
+"""What is alive, the one that was used last at the end."""
+
+
+def _run(key: Key, body: str, arguments: Sequence[str | Path], timeout: float) -> tuple[list[Any], str]:
+    pool = _pools.pop(key, None)
+    # Over MPI a rank that waits takes its core from those that work.
+    for other in [other for other in _pools if other.controller == "mpi"]:
+        _pools.pop(other).end()
+    while _pools and sum(other.ranks for other in _pools) + key.ranks > MOST_RANKS:
+        _pools.pop(next(iter(_pools))).end()
+    pool = pool or Pool(key)
+    answer = pool.run(body, list(map(str, arguments)), timeout)
+    _pools[key] = pool
+    return answer
+
+
+def body(
+    name: str, ranks: int, framework: str, *arguments: str | Path, controller: str = "gloo", timeout: float = 240
+) -> list[Any]:
+    """``main(framework, *arguments)`` of tests/ranks/`name`.py on `ranks` ranks; what each returned, in the order of the ranks."""
+    results, _ = _run(Key(framework, ranks, controller), name, (framework, *arguments), timeout)
+    return results
+
+
+def hvd_lm(
+    ranks: int,
+    command: str,
+    *arguments: str | Path,
+    framework: str | None = None,
+    controller: str = "gloo",
+    timeout: float = 240,
+) -> Ended:
+    """What `launcher.hvd_lm` does, in started ranks of `framework`, or else of that of --framework; errors fail the test."""
+    words = ["command", command, *map(str, arguments)]
+    framework = framework or words[words.index("--framework") + 1]
+    results, output = _run(Key(framework, ranks, controller), words[0], words[1:], timeout)
+    return Ended(shlex.join(("hvd-lm", *words[1:])), max(results), output)
+
+
+@atexit.register
+def end() -> None:
+    """End all pools: with the tests, whether they passed, failed or were interrupted."""
+    while _pools:
+        _pools.popitem()[1].end()
