@@ -133,6 +133,48 @@ def test_build_horovod_needs_the_standard_library_only(name: str) -> None:
     assert {module.split(".")[0] for module in set(imports(tree)) - own} - sys.stdlib_module_names - {"__future__"} == set()
 
 
+# --- rooms -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_room_can_be_read_at_once(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def takers_of_run_config(tree: ast.AST) -> list[str]:
+    """Functions that are given a whole RunConfig."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            found += [
+                node.name for argument in arguments if argument.annotation and "RunConfig" in ast.unparse(argument.annotation)
+            ]
+    return found
+
+
+def test_few_are_given_the_whole_config() -> None:
+    """In training/ three on the way of a run, nothing below it; elsewhere only who reads, writes or completes it."""
+    takers = {
+        str(path.relative_to(PACKAGE)): found
+        for path in FILES
+        if (found := takers_of_run_config(ast.parse(path.read_text(encoding="utf-8"))))
+    }
+    assert {place: found for place, found in takers.items() if place.startswith("training/")} == {
+        "training/leg.py": ["__init__"],
+        "training/loop.py": ["train"],
+        "training/resume.py": ["begin"],
+    }
+    assert set(takers) <= {"config.py", "training/leg.py", "training/loop.py", "training/resume.py"}
+
+
+def test_the_story_of_a_run_fits_a_page() -> None:
+    tree = ast.parse((PACKAGE / "training" / "loop.py").read_text(encoding="utf-8"))
+    (story,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "train"]
+    assert story.end_lineno is not None
+    assert story.end_lineno - story.lineno < 60
+
+
 # --- docstrings ------------------------------------------------------------------------------------------
 
 

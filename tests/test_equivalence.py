@@ -9,6 +9,8 @@ import numpy as np
 import pools
 import pytest
 
+from hvd_lm.config import CELLS, Cell
+
 pytestmark = pytest.mark.ranks
 
 # 6 micro-batches of 16 tokens in each of 8 streams, 4 to a window: every second window is a short one of 2.
@@ -27,7 +29,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_ranks_times_batch_is_what_counts(framework: str, text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cell", CELLS)
+def test_ranks_times_batch_is_what_counts(framework: str, cell: Cell, text: Path, tmp_path: Path) -> None:
     """By the command line: (R=1, B=8), (R=2, B=4), (R=4, B=2) at the same N."""
     rows = {}
     for ranks in (1, 2, 4):
@@ -36,7 +39,7 @@ def test_ranks_times_batch_is_what_counts(framework: str, text: Path, tmp_path: 
             ranks, "train", "--framework", framework, "--data", text, "--out", out, "--steps", str(STEPS),
             "--vocabulary-size", "200", "--embedding-size", "24", "--hidden-size", "32", "--sequence-length", "16",
             "--validation-share", "0", "--backward-passes-per-step", "4", "--batch-size", str(8 // ranks),
-            "--clip", "0.2", "--learning-rate", "0.02",
+            "--clip", "0.2", "--learning-rate", "0.02", "--cell", cell,
         )  # fmt: skip
         rows[ranks] = launcher.metrics(out)
     alone = rows[1]

@@ -19,8 +19,6 @@ RECIPE = [
     "1000",
     "--hidden-size",
     "96",
-    "--layers",
-    "2",
     "--sequence-length",
     "16",
     "--batch-size",
@@ -41,6 +39,8 @@ RECIPE = [
         pytest.param(1, ["--embedding-size", "96", "--tie-embedding"], id="tied"),
         pytest.param(1, ["--embedding-size", "48", "--dropout", "0.3"], id="dropout"),
         pytest.param(2, ["--embedding-size", "48"], id="two-ranks"),
+        pytest.param(2, ["--embedding-size", "48", "--cell", "mlstm", "--dropout", "0.2"], id="mlstm"),
+        pytest.param(1, ["--embedding-size", "48", "--hidden-size", "96", "64"], id="tapered"),
     ],
 )
 def test_losses_agree_at_each_step(ranks: int, flags: list[str], tmp_path: Path) -> None:
