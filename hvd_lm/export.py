@@ -78,7 +78,7 @@ def export(config: ExportConfig) -> Path:
 
     Raises CheckpointError, ConfigError or FrameworkError, each with what to do; then nothing is left behind.
     """
-    checkpoint = checkpoints.load(config.checkpoint)
+    checkpoint = checkpoints.load_model(config.checkpoint)
     _require_place(config.format, checkpoint.model)
     file, write = _writer(config.format)
     with new_folder(config.out) as staging:

@@ -71,6 +71,17 @@ def folders(run: Path) -> list[str]:
 # --- there and back --------------------------------------------------------------------------------------
 
 
+def test_who_only_reads_the_model_takes_no_moments(tmp_path: Path) -> None:
+    saved = example()
+    checkpoints.save(saved, tmp_path, keep=2)
+    model = checkpoints.load_model(tmp_path)
+    assert model.optimizer_state == OptimizerState(saved.optimizer_state.applied_steps, {})
+    np.testing.assert_array_equal(model.weights["embedding"], saved.weights["embedding"])
+    (tmp_path / "checkpoints" / "step-00000020" / "optimizer.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors was altered"):
+        checkpoints.load_model(tmp_path)
+
+
 def test_everything_comes_back(tmp_path: Path) -> None:
     saved = example(loss_scale=LossScale(8192.0, 100, good_steps=7, skipped_steps=1), settings={"seed": 3, "out": "x"})
     folder = checkpoints.save(saved, tmp_path, keep=2)

@@ -1,6 +1,6 @@
 """Checkpoints: what they hold and how they are read (format), and how they are written (writer)."""
 
-from hvd_lm.checkpoint.format import BEST, FOLDER, FORMAT_VERSION, Checkpoint, Progress, discard_after, exists, load
+from hvd_lm.checkpoint.format import BEST, FOLDER, FORMAT_VERSION, Checkpoint, Progress, discard_after, exists, load, load_model
 from hvd_lm.checkpoint.writer import CheckpointWriter, save
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "discard_after",
     "exists",
     "load",
+    "load_model",
     "save",
 ]

@@ -17,7 +17,7 @@ Generators need no state: dropout masks are functions of the seed and of the num
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ from hvd_lm.data.sources import Position
 from hvd_lm.data.tokenizer import Tokenizer
 from hvd_lm.errors import CheckpointError
 from hvd_lm.job.messages import warn
-from hvd_lm.model.weights import Weights, check_weights
+from hvd_lm.model.weights import Array, Weights, check_weights
 from hvd_lm.training.loss_scale import LossScale
 
 FORMAT_VERSION = 2
@@ -111,24 +111,36 @@ def load(path: Path) -> Checkpoint:
 
     Raises CheckpointError if there is none, or it is damaged or of another format.
     """
+    return _load(path, load_file)
+
+
+def load_model(path: Path) -> Checkpoint:
+    """As `load`, without the moments, which are twice as large as the weights: for those who only read the model."""
+    return _load(path, lambda _: {})
+
+
+_ReadMoments = Callable[[Path], dict[str, Array]]
+
+
+def _load(path: Path, read_moments: _ReadMoments) -> Checkpoint:
     if path.name.startswith("step-") or (path / "checkpoint.json").is_file():
-        return _load_folder(path)
+        return _load_folder(path, read_moments)
     found = folders(path)
     if not found:
         raise CheckpointError(f"no checkpoint in {path}: give the --out folder of a training run, or one of its {FOLDER}/step-*")
     *older, newest = found
     try:
-        return _load_folder(newest)
+        return _load_folder(newest, read_moments)
     except CheckpointError as damage:
         for folder in reversed(older):
             with suppress(CheckpointError):
-                whole = _load_folder(folder)
+                whole = _load_folder(folder, read_moments)
                 warn(f"{damage}; taking the one before, {folder.name}")
                 return whole
         raise
 
 
-def _load_folder(folder: Path) -> Checkpoint:
+def _load_folder(folder: Path, read_moments: _ReadMoments) -> Checkpoint:
     try:
         description = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
         version = description["format_version"]
@@ -139,7 +151,7 @@ def _load_folder(folder: Path) -> Checkpoint:
         optimizer = from_dict(OptimizerConfig, description["optimizer"])
         weights = load_file(folder / "weights.safetensors")
         check_weights(weights, model)
-        state = OptimizerState(description["applied_steps"], load_file(folder / "optimizer.safetensors"))
+        state = OptimizerState(description["applied_steps"], read_moments(folder / "optimizer.safetensors"))
         lstm_state = load_file(folder / "state.safetensors")["lstm"]
         progress = _progress(description["progress"], _side_by_side(lstm_state) if version == 1 else lstm_state)
         tokenizer = tokenizers.load(folder / "tokenizer.json")

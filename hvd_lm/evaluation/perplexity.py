@@ -78,7 +78,9 @@ def evaluate(
 
 def run(config: EvaluateConfig) -> Evaluation:
     """`evaluate`, with its settings as one config. Collective."""
-    loaded = checkpoints.load(config.checkpoint)
+    # Only these moments are read: the root mean squares of gradients.
+    load = checkpoints.load if config.dynamic.dynamic == "rms" else checkpoints.load_model
+    loaded = load(config.checkpoint)
     tokens, counts = read_tokens(config.data, loaded.tokenizer, config.split)
     if not len(tokens):
         raise DataError("the text holds no token")

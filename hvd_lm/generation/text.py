@@ -65,7 +65,7 @@ class TextGenerator:
 
     def __init__(self, checkpoint: Path | str, *, framework: Framework = "torch", threads: int | None = None) -> None:
         """Raises CheckpointError or FrameworkError, each with what to do."""
-        loaded = checkpoints.load(Path(checkpoint))
+        loaded = checkpoints.load_model(Path(checkpoint))
         self.tokenizer: Tokenizer = loaded.tokenizer
         self._adapter = adapters.adapter(framework, threads=threads)
         self._adapter.build(loaded.model)
