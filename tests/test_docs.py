@@ -47,23 +47,6 @@ NOT_RUN = {
 }
 """Commands in the pages that this test does not run, and why."""
 
-COMING = {
-    "--cell",
-    "adapters/job.py",
-    "adapters/pytorch/reducer.py",
-    "adapters/pytorch/update.py",
-    "command_line/flags.py",
-    "job/levers.py",
-    "model/stages.py",
-    "stages/drop.py",
-    "stages/lookup.py",
-    "stages/mlstm.py",
-    "training/cursor.py",
-    "training/leg.py",
-    "training/snapshot.py",
-}
-"""Flags and files that the pages name before they are there."""
-
 FEWER = 50
 """Steps, and the steps between checkpoints, are divided by this."""
 SMALLER = ("--hidden-size", "16", "--embedding-size", "16", "--batch-size", "4", "--sequence-length", "8")
@@ -304,7 +287,7 @@ def test_flags_that_the_pages_name_exist() -> None:
     named = {flag: name_of(page) for page in PAGES for flag in named_flags(page)}
     known = known_flags()
     assert len(named) > 50
-    assert {flag: page for flag, page in named.items() if flag not in known and flag not in COMING} == {}
+    assert {flag: page for flag, page in named.items() if flag not in known} == {}
 
 
 def exists(file: str) -> bool:
@@ -321,12 +304,7 @@ def named_files() -> set[str]:
 def test_files_that_the_tour_names_exist() -> None:
     files = named_files()
     assert len(files) > 20
-    assert [file for file in sorted(files) if not exists(file) and file not in COMING] == []
-
-
-def test_nothing_is_coming_that_is_here() -> None:
-    known = known_flags()
-    assert [name for name in sorted(COMING) if name in known or exists(name)] == [], "take it out of COMING"
+    assert [file for file in sorted(files) if not exists(file)] == []
 
 
 # --- the list of rooms -----------------------------------------------------------------------------------
