@@ -8,8 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from hvd_lm.adapters.pytorch import stages  # noqa: E402
 from hvd_lm.adapters.pytorch.memory import Weight  # noqa: E402
-from hvd_lm.adapters.pytorch.stages import make_stages  # noqa: E402
 from hvd_lm.adapters.pytorch.stages.base import LayerState  # noqa: E402
 from hvd_lm.adapters.pytorch.stages.differentiated import DifferentiatedStage, Operands  # noqa: E402
 from hvd_lm.adapters.pytorch.stages.onednn_lstm import OneDnnLstm  # noqa: E402
@@ -153,7 +153,8 @@ def test_a_gradient_is_complete_when_it_is_said_to_be_and_each_is_once_a_backwar
     assert all(torch.equal(weight.grad, gradient) for weight, gradient in said)
 
 
-def test_a_processor_takes_onednn() -> None:
-    model = ModelConfig(vocabulary_size=9, embedding_size=WIDTH, hidden_size=UNITS, layers=1)
-    body, _ = make_stages(model, {name: Weight(*parameter.shape) for name, parameter in parameters(model).items()})
-    assert [type(stage) for stage in body if stage.units] == [OneDnnLstm]
+def test_the_faster_layer_is_taken_by_its_size() -> None:
+    sizes = (UNITS, stages.ONEDNN_UNITS - 1, stages.ONEDNN_UNITS)
+    model = ModelConfig(vocabulary_size=9, embedding_size=WIDTH, hidden_size=sizes)
+    body, _ = stages.make_stages(model, {name: Weight(*parameter.shape) for name, parameter in parameters(model).items()})
+    assert [type(stage) for stage in body if stage.units] == [TorchLstm, TorchLstm, OneDnnLstm]

@@ -10,12 +10,14 @@ from common import build, report
 from torch import Tensor, nn
 
 import hvd_lm
+from hvd_lm.adapters.pytorch import stages
 from hvd_lm.adapters.pytorch.reducer import GradientReducer
 from hvd_lm.adapters.pytorch.stages.base import Complete
 from hvd_lm.adapters.pytorch.stages.onednn_lstm import OneDnnLstm
 
 
 def main() -> list[str]:
+    stages.ONEDNN_UNITS = 1
     adapter = build(hvd_lm.adapter("torch"))
     happened: list[str] = []
     start, backward = GradientReducer.start, OneDnnLstm.backward

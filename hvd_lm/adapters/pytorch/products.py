@@ -14,7 +14,13 @@ from hvd_lm.adapters.pytorch.memory import first_gradient
 
 _ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
-_MKL_ADDS: bool = torch.backends.cpu.get_cpu_capability() != "AVX512"
+
+def has_avx512() -> bool:
+    """Whether this processor has AVX-512, and torch would use it."""
+    return bool(torch.backends.cpu.get_cpu_capability() == "AVX512")
+
+
+_MKL_ADDS = not has_avx512()
 
 ROWS = 256
 """Of a sum that are computed at a time: the product is added while it is still in the cache, and never exists as a whole."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from hvd_lm.adapters.pytorch.products import uses_onednn
+from hvd_lm.adapters.pytorch.products import has_avx512, uses_onednn
 from hvd_lm.adapters.pytorch.stages.base import Complete, LayerState, Stage
 from hvd_lm.adapters.pytorch.stages.drop import Drop
 from hvd_lm.adapters.pytorch.stages.lookup import Lookup
@@ -33,8 +33,14 @@ def make_stages(config: ModelConfig, weights: Weights) -> tuple[list[Stage], Out
     return made, Output(*(weights[output.parameters[role].name] for role in ("kernel", "bias")))
 
 
+ONEDNN_UNITS = 512 if has_avx512() else 1024
+"""Units from which the LSTM written by hand is the faster one on a CPU. Below, nn.LSTM is: with AVX2 in 0.13 of its time at 32 units,
+in 0.6 at 200, in 0.8 at 512, in as much at 1024 (docs/log.md). With AVX-512 only 1024 were measured."""
+
+
 def _make_lstm(_: ModelConfig, stage: declared.Stage, weights: Weights) -> Stage:
-    return (OneDnnLstm if uses_onednn(weights["bias"]) else TorchLstm)(weights, stage.units)
+    by_hand = uses_onednn(weights["bias"]) and stage.units >= ONEDNN_UNITS
+    return (OneDnnLstm if by_hand else TorchLstm)(weights, stage.units)
 
 
 _MAKERS: dict[declared.Kind, Callable[[ModelConfig, declared.Stage, Weights], Stage]] = {
