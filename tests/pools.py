@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -51,31 +52,37 @@ class Pool:
 
     def __init__(self, key: Key) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="hvd_lm-pool-")
-        self._launch = self._path("launch.txt").open("wb")
         self._pids: dict[int, int] = {}
         self._connections: dict[int, Connection] = {}
         command = launcher.of_ranks(
             key.ranks, sys.executable, launcher.BODIES / "pool.py", self._folder.name, controller=key.controller
         )
-        with socket.socket(socket.AF_UNIX) as listener:
+        with socket.socket(socket.AF_UNIX) as listener, self._path("launch.txt").open("wb") as printed:
             listener.bind(str(self._path("orders")))
             listener.listen(key.ranks)
-            listener.settimeout(1)
             self._process = subprocess.Popen(
-                command, env=launcher.with_scripts(), stdout=self._launch, stderr=subprocess.STDOUT, start_new_session=True
+                command, env=launcher.with_scripts(), stdout=printed, stderr=subprocess.STDOUT, start_new_session=True
             )
-            deadline = time.monotonic() + SECONDS_TO_START
-            while len(self._connections) < key.ranks:
-                try:
-                    accepted, _ = listener.accept()
-                except TimeoutError:
-                    if self._process.poll() is not None or time.monotonic() > deadline:
-                        self._fail(f"`{shlex.join(command)}` does not start")
-                    continue
-                accepted.setblocking(True)
-                connection = Connection(accepted.detach())
-                rank, pid = connection.recv()
-                self._connections[rank], self._pids[rank] = connection, pid
+            try:
+                self._await_ranks(listener, key.ranks)
+            except BaseException:
+                self.kill()
+                raise
+
+    def _await_ranks(self, listener: socket.socket, ranks: int) -> None:
+        listener.settimeout(1)
+        deadline = time.monotonic() + SECONDS_TO_START
+        while len(self._connections) < ranks:
+            try:
+                accepted, _ = listener.accept()
+            except TimeoutError:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise self._error(f"{ranks} rank(s) do not start") from None
+                continue
+            accepted.setblocking(True)
+            connection = Connection(accepted.detach())
+            rank, pid = connection.recv()
+            self._connections[rank], self._pids[rank] = connection, pid
 
     def _path(self, name: str) -> Path:
         return Path(self._folder.name) / name
@@ -83,9 +90,15 @@ class Pool:
     def run(self, body: str, arguments: Sequence[str], timeout: float) -> tuple[list[Any], str]:
         """What each rank returned, and all that they printed, rank by rank.
 
-        Raises PoolError, and kills the ranks, unless all come to their end in `timeout` seconds.
+        Raises PoolError unless all come to their end in `timeout` seconds. After an error the ranks are gone.
         """
-        call = shlex.join((body, *arguments))
+        try:
+            return self._run(body, arguments, timeout)
+        except BaseException:
+            self.kill()
+            raise
+
+    def _run(self, body: str, arguments: Sequence[str], timeout: float) -> tuple[list[Any], str]:
         for connection in self._connections.values():
             connection.send((body, arguments))
         results: dict[int, Any] = {}
@@ -97,39 +110,34 @@ class Pool:
                 rank = pending.pop(connection)
                 try:
                     done, results[rank] = connection.recv()
+                    failure = "" if done else f"rank {rank} failed"
                 except (EOFError, ConnectionError):
-                    done = False
-                    failures.append(f"rank {rank} died")
-                else:
-                    if not done:
-                        failures.append(f"rank {rank} failed")
-                if not done:
+                    failure = f"rank {rank} died"
+                if failure:
+                    failures.append(failure)
                     deadline = min(deadline, time.monotonic() + SECONDS_FOR_THE_OTHERS)
         if pending and not failures:
             failures.append(f"after {timeout:g} seconds rank(s) {sorted(pending.values())} had not come to an end")
             for rank in pending.values():
-                os.kill(self._pids[rank], signal.SIGUSR1)
+                os.kill(self._pids[rank], signal.SIGUSR1)  # tells where it is
             time.sleep(1)
         if failures:
-            self._fail(f"`{call}`: {', '.join(failures)}")
+            raise self._error(f"`{shlex.join((body, *arguments))}`: {', '.join(failures)}")
         return [results[rank] for rank in sorted(results)], "".join(map(self._printed, sorted(results)))
 
     def _printed(self, rank: int) -> str:
         path = self._path(f"{rank}.txt")
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def _fail(self, reason: str) -> None:
+    def _error(self, reason: str) -> PoolError:
         texts = {"launcher": self._path("launch.txt").read_text(errors="replace")}
         texts |= {f"rank {rank}": self._printed(rank) for rank in sorted(self._connections)}
-        self.kill()
-        raise PoolError("\n".join([reason, *(f"--- {who} ---\n{text}" for who, text in texts.items() if text)]))
+        return PoolError("\n".join([reason, *(f"--- {who} ---\n{text}" for who, text in texts.items() if text)]))
 
     def kill(self) -> None:
         for pid in self._pids.values():
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         self.end(seconds=5)
 
     def end(self, seconds: float = SECONDS_TO_END) -> None:
@@ -141,7 +149,6 @@ class Pool:
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-        self._launch.close()
         self._folder.cleanup()
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,22 +53,31 @@ def reductions(timeline: Path) -> list[Reduction]:
     return found
 
 
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("timelines")
+
+
 @pytest.fixture
-def train_with_timeline(framework: str, tmp_path: Path):  # type: ignore[no-untyped-def]
+def train_with_timeline(framework: str, folder: Path) -> Callable[[str], list[Reduction]]:
+    """Trains once for each framework and compression."""
+
     def train(compression: str) -> list[Reduction]:
-        timeline = tmp_path / f"{compression}.json"
-        launcher.hvd_lm(
-            2, "train", "--framework", framework, "--out", tmp_path / compression, "--compression", compression,
-            "--steps", str(STEPS), "--backward-passes-per-step", "3", "--batch-size", "4", "--sequence-length", "32",
-            "--vocabulary-size", str(MODEL.vocabulary_size), "--embedding-size", str(MODEL.embedding_size),
-            "--hidden-size", str(MODEL.hidden_size), "--validation-share", "0", "--timeline-filename", timeline,
-        ).expect_success()  # fmt: skip
+        out = folder / f"{framework}-{compression}"
+        timeline = out.with_suffix(".json")
+        if not timeline.exists():
+            launcher.hvd_lm(
+                2, "train", "--framework", framework, "--out", out, "--compression", compression,
+                "--steps", str(STEPS), "--backward-passes-per-step", "3", "--batch-size", "4", "--sequence-length", "32",
+                "--vocabulary-size", str(MODEL.vocabulary_size), "--embedding-size", str(MODEL.embedding_size),
+                "--hidden-size", str(MODEL.hidden_size), "--validation-share", "0", "--timeline-filename", timeline,
+            ).expect_success()  # fmt: skip
         return reductions(timeline)
 
     return train
 
 
-def test_each_gradient_travels_once_a_window(train_with_timeline) -> None:  # type: ignore[no-untyped-def]
+def test_each_gradient_travels_once_a_window(train_with_timeline: Callable[[str], list[Reduction]]) -> None:
     """Not once per micro-batch; the bytes are those of the gradients, and half of that with fp16.
 
     Of the embedding only the rows that the window touched on some rank: fewer than its inputs, and far fewer than all.
@@ -91,7 +101,7 @@ def test_each_gradient_travels_once_a_window(train_with_timeline) -> None:  # ty
     assert all(50 < count < 2 * 3 * 4 * 32 * 0.6 for count in rows["none"]), rows
 
 
-def test_the_reduction_overlaps_with_the_last_backward(train_with_timeline) -> None:  # type: ignore[no-untyped-def]
+def test_the_reduction_overlaps_with_the_last_backward(train_with_timeline: Callable[[str], list[Reduction]]) -> None:
     """Gradients leave as the backward makes them, the output layer's first, and not all at its end, within microseconds."""
     found = train_with_timeline("none")
     of = {name: [r for r in found if r.tensor == f"gradient.{name}"] for name in ("output_kernel", "embedding")}

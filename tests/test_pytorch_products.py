@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from hvd_lm.adapters.pytorch import products  # noqa: E402
 from hvd_lm.adapters.pytorch.products import ROWS, add_product_to_gradient, add_to_gradient, pack, product  # noqa: E402
 
 DTYPES = [torch.float32, torch.float64]
@@ -37,8 +38,10 @@ def test_a_packed_matrix_serves_any_number_of_rows(rows: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_gradient_is_the_sum_of_products(dtype: Any) -> None:
-    """Over more rows than are computed at a time."""
+@pytest.mark.parametrize("mkl_adds", [True, False])
+def test_a_gradient_is_the_sum_of_products(dtype: Any, mkl_adds: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over more rows than are computed at a time; on a processor with AVX-512, and without."""
+    monkeypatch.setattr(products, "_MKL_ADDS", mkl_adds)
     parameter = torch.nn.Parameter(normal(2 * ROWS + 3, 5, dtype=dtype))
     lefts, rights = normal(2, 11, 2 * ROWS + 3, dtype=dtype), normal(2, 11, 5, dtype=dtype)
     for left, right in zip(lefts, rights, strict=True):

@@ -2,6 +2,7 @@
 
 torch.mm takes MKL there, which keeps off AVX-512 on other processors than Intel's: on an AMD EPYC it has 0.44 times the speed of
 oneDNN, which torch brings along for its compiler (torch.ops.mkldnn). Elsewhere, on a GPU or without oneDNN, products are torch.mm.
+On a processor without AVX-512 both multiply alike, but MKL adds a product to a sum in one go, at 1.4 to 1.6 times the speed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from torch import Tensor
 from hvd_lm.adapters.pytorch.memory import first_gradient
 
 _ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+_MKL_ADDS: bool = torch.backends.cpu.get_cpu_capability() != "AVX512"
 
 ROWS = 256
 """Of a sum that are computed at a time: the product is added while it is still in the cache, and never exists as a whole."""
@@ -46,7 +49,7 @@ def add_product_to_gradient(parameter_RC: Tensor, left_NR: Tensor, right_NC: Ten
     """``parameter.grad += left^T @ right``; without a gradient it is the first. No autograd."""
     first = parameter_RC.grad is None
     gradient_RC = first_gradient(parameter_RC) if parameter_RC.grad is None else parameter_RC.grad
-    if not uses_onednn(left_NR):
+    if _MKL_ADDS or not uses_onednn(left_NR):
         gradient_RC.addmm_(left_NR.t(), right_NC, beta=0 if first else 1)
         return
     for rows, gradient in zip(torch.split(left_NR, ROWS, dim=1), torch.split(gradient_RC, ROWS), strict=True):
