@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 _Item = TypeVar("_Item")
 
 
-def read_ahead(make: Callable[[int], _Item], indices: Iterable[int], depth: int = 2) -> Iterator[_Item]:
+def read_ahead(make: Callable[[int], _Item], indices: Iterable[int], depth: int = 2) -> Generator[_Item]:
     """``make(index)`` for each of `indices`, in order, up to `depth` of them made before they are asked for.
 
     What `make` raises is raised where its item is asked for.

@@ -5,7 +5,7 @@ Shapes: B sequences of this rank, S sequences of all ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Protocol
 
 import numpy as np
@@ -34,6 +34,7 @@ class Cursor:
     def __init__(self, open_epoch: Callable[[], Source], noise: Noise) -> None:
         """At the beginning of the first epoch."""
         self._open_epoch, self._noise = open_epoch, noise
+        self._batches: Generator[tuple[MicroBatch, Masks]] | None = None
         self.epoch = 0
         """Passes over the text that are complete."""
         self.micro_batches_read = 0
@@ -49,7 +50,13 @@ class Cursor:
         self.source = source
         self.micro_batch = micro_batch
         """The next one of the epoch."""
-        self._batches: Iterator[tuple[MicroBatch, Masks]] | None = None
+        self.rest()
+
+    def rest(self) -> None:
+        """Stop reading ahead, until more is read."""
+        if self._batches is not None:
+            self._batches.close()
+        self._batches = None
 
     @property
     def at_end(self) -> bool:
@@ -74,7 +81,7 @@ class Cursor:
             self._batches = self._read_ahead()
         return next(self._batches)
 
-    def _read_ahead(self) -> Iterator[tuple[MicroBatch, Masks]]:
+    def _read_ahead(self) -> Generator[tuple[MicroBatch, Masks]]:
         source, earlier = self.source, self.micro_batches_read - self.micro_batch
 
         def make(index: int) -> tuple[MicroBatch, Masks]:

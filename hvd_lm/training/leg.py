@@ -117,21 +117,28 @@ class Leg:
 
     def run(self, until: int | None = None) -> tuple[float, Evaluation | None]:
         """Train until the run is done, or step `until` is; the loss of the last window, and what was validated after it."""
-        loss, validation = math.nan, None
-        while self.step < min(self.total_steps, until or self.total_steps):
-            if self._cursor.at_end:
-                self._cursor.begin_epoch()
-                self._state = self._adapter.zero_state(self._config.data.batch_size)
-            row = self._window(self._cursor.next_window(self._passes))
-            validation = self._validate() if self._due(self._config.validation_every) else None
-            if validation:
-                row |= {"validation_loss": validation.loss, "perplexity": validation.perplexity}
-            self.outlets.metrics.write(row)
-            improved = self._note_best(validation)
-            if improved or self._due(self._config.checkpoint_every):
-                self._checkpoint(validation)
-            loss = row["loss"]
-        return loss, validation
+        last: tuple[float, Evaluation | None] = (math.nan, None)
+        try:
+            while self.step < min(self.total_steps, until or self.total_steps):
+                last = self._step()
+        finally:
+            self._cursor.rest()
+        return last
+
+    def _step(self) -> tuple[float, Evaluation | None]:
+        """One optimizer step, and what is due after it."""
+        if self._cursor.at_end:
+            self._cursor.begin_epoch()
+            self._state = self._adapter.zero_state(self._config.data.batch_size)
+        row = self._window(self._cursor.next_window(self._passes))
+        validation = self._validate() if self._due(self._config.validation_every) else None
+        if validation:
+            row |= {"validation_loss": validation.loss, "perplexity": validation.perplexity}
+        self.outlets.metrics.write(row)
+        improved = self._note_best(validation)
+        if improved or self._due(self._config.checkpoint_every):
+            self._checkpoint(validation)
+        return row["loss"], validation
 
     def _due(self, every: int | None) -> bool:
         """Whether something that happens `every` steps (None: at the end of epochs and of the run) happens after this one."""
