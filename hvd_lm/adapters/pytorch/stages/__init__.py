@@ -35,7 +35,7 @@ def make_stages(config: ModelConfig, weights: Weights) -> tuple[list[Stage], Out
 
 ONEDNN_UNITS = 512 if has_avx512() else 1024
 """Units from which the LSTM written by hand is the faster one on a CPU. Below, nn.LSTM is: with AVX2 in 0.13 of its time at 32
-units, in 0.6 at 200, in 0.8 at 512, in as much at 1024 (docs/log.md). With AVX-512 only 1024 were measured."""
+units, in 0.6 at 200, in 0.8 at 512, in as much at 1024 (benchmarks/cells.py). With AVX-512 only 1024 were measured."""
 
 
 def _make_lstm(_: ModelConfig, stage: declared.Stage, weights: Weights) -> Stage:
