@@ -19,12 +19,13 @@ from contextlib import contextmanager
 from multiprocessing.connection import Client
 from pathlib import Path
 
+from hvd_lm.adapters import job
 from hvd_lm.job import launcher
 
 
 def main(folder: Path) -> None:
     # TensorFlow fixes its threads with the first operation of a process: whichever body comes first, a rank has one.
-    launcher.default_threads = lambda: 1
+    job.default_threads = lambda: 1
     # A rank that hangs is asked where.
     faulthandler.register(signal.SIGUSR1)
     rank = launcher.launched_rank()
