@@ -305,9 +305,13 @@ def test_null_for_a_list_is_no_file(tmp_path: Path) -> None:
     assert yaml_and_flags(tmp_path, "data:\n").data.data == ()
 
 
-@pytest.mark.parametrize("name", ["out", "layers", "seed"])
+@pytest.mark.parametrize("name", ["out", "hidden_size", "batch_size", "seed"])
 def test_null_for_a_setting_that_needs_a_value_is_refused(tmp_path: Path, name: str) -> None:
     assert f"run.yaml: {name} needs a value" in refused_yaml(tmp_path, f"{name}: null\n")
+
+
+def test_null_for_layers_is_as_if_they_were_not_given(tmp_path: Path) -> None:
+    assert yaml_and_flags(tmp_path, "layers: null\nhidden_size: [7, 8, 9]\n").model.layers == 3
 
 
 @pytest.mark.parametrize(("written", "value"), [("1e-4", 1e-4), ("1.0e-04", 1e-4), (".5", 0.5), ("2", 2.0)])
