@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import launcher
 import numpy as np
 import pytest
@@ -46,6 +48,17 @@ def test_a_second_job_of_a_process_needs_groups_that_the_first_one_had() -> None
     """Horovod cannot make them later on one rank alone."""
     for refusal in launcher.body("collectives", 4, INSTALLED[0], "plain"):
         assert "use one topology in a process" in refusal
+
+
+def test_one_rank_over_mpi_joins_twice(framework: str) -> None:
+    """MPI cannot be started again once it has ended."""
+    code = (
+        "from hvd_lm.adapters import adapter_class\n"
+        f"join = adapter_class({framework!r}).job_class\n"
+        "print([join(threads=1).summary().split()[-1] for _ in range(2)])\n"
+    )
+    mpi = {"HOROVOD_CONTROLLER": "mpi", "HOROVOD_CPU_OPERATIONS": "mpi"}
+    assert "['MPI', 'MPI']" in launcher.run("mpirun", "-np", "1", sys.executable, "-c", code, **mpi).expect_success().output
 
 
 def test_alone_nothing_travels(framework: str) -> None:

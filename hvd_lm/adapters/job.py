@@ -108,8 +108,9 @@ class Job(ABC):
         # Horovod refuses two process sets of the same ranks.
         groups = {tuple(group) for group in (*expected.data_groups(), *expected.model_groups())}
         parts = sorted(ranks for ranks in groups if 1 < len(ranks) < expected.size)
-        if hvd.is_initialized() and expected.size == 1:
-            # So that the levers of this job count. Ranks of several processes could miss each other when they start anew.
+        if hvd.is_initialized() and expected.size == 1 and not hvd.mpi_enabled():
+            # So that the levers of this job count. Ranks of several processes could miss each other when they start anew, and MPI
+            # cannot be started twice.
             hvd.shutdown()
         sets = {ranks: hvd.ProcessSet(ranks) for ranks in parts}
         try:
