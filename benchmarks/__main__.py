@@ -7,6 +7,7 @@ import sys
 
 import tyro
 
+from benchmarks.busy import Busy
 from benchmarks.compare import Compare, list_peers
 from benchmarks.compute import Compute
 from benchmarks.exposed import Exposed
@@ -31,6 +32,7 @@ def main() -> int:
                 "reduction": Reduction,
                 "compute": Compute,
                 "exposed": Exposed,
+                "busy": Busy,
                 "prepare": Prepare,
                 "stall": Stall,
                 "writing": Writing,

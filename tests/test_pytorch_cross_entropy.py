@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from hvd_lm.adapters.pytorch.stages.output import CHUNK, accumulate_cross_entropy  # noqa: E402
+from hvd_lm.adapters.pytorch.stages.output import ACCELERATOR_LOGITS, CHUNK, accumulate_cross_entropy, chunk_tokens  # noqa: E402
 
 TOKENS, VOCABULARY, UNITS, IGNORED = 2 * CHUNK + 19, 50, 24, -1
 WEIGHTS = torch.linspace(0.25, 0.5, TOKENS, dtype=torch.float64)
@@ -74,3 +74,10 @@ def test_logits_never_exist_as_a_whole(case: Case) -> None:
     with LargestTensor() as largest:
         accumulate_cross_entropy(outputs, kernel, bias, targets, WEIGHTS, ignored=IGNORED)
     assert largest.values == CHUNK * VOCABULARY
+
+
+def test_an_accelerator_makes_many_logits_at_a_time() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert chunk_tokens(cpu, 10_000) == CHUNK
+    assert 0 <= ACCELERATOR_LOGITS - 10_000 * chunk_tokens(gpu, 10_000) < 10_000
+    assert chunk_tokens(gpu, 1_000_000) == CHUNK

@@ -153,6 +153,17 @@ def test_a_gradient_is_complete_when_it_is_said_to_be_and_each_is_once_a_backwar
     assert all(torch.equal(weight.grad, gradient) for weight, gradient in said)
 
 
+def test_cudnn_is_given_a_state_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses another one ("hx is not contiguous"); a state of several layers side by side comes in slices."""
+    layer, given = Layer(TorchLstm), []
+    original = torch.nn.LSTM.forward
+    monkeypatch.setattr(torch.nn.LSTM, "forward", lambda self, inputs, state: given.extend(state) or original(self, inputs, state))
+    of_all_layers = torch.zeros(2, BATCH, 2 * UNITS)
+    h, c = of_all_layers[:, :, UNITS:]
+    layer.forward(torch.randn(STEPS, BATCH, WIDTH), (h, c), keep=0)
+    assert [part.is_contiguous() for part in given] == [True, True]
+
+
 def test_the_faster_layer_is_taken_by_its_size() -> None:
     sizes = (UNITS, stages.ONEDNN_UNITS - 1, stages.ONEDNN_UNITS)
     model = ModelConfig(vocabulary_size=9, embedding_size=WIDTH, hidden_size=sizes)

@@ -79,6 +79,7 @@ class Job(ABC):
             # What is fused, and with it the order of a sum over three ranks or more, depends on timing.
             communication = replace(communication, fusion_threshold_mb=0)
         topology = topology or TopologyConfig()
+        launcher.check_launch()
         # The launcher's word first: a bad topology must not cost an initialisation of Horovod.
         expected = arrange(topology, launcher.launched_rank(), launcher.launched_size())
         self.threads = self._set_threads(threads or default_threads())

@@ -76,6 +76,7 @@ def run(argv: list[str]) -> int:
     name, *rest = argv
     if name not in COMMANDS:
         raise ConfigError(f"unknown command {name!r}: choose one of {', '.join(COMMANDS)}")
+    launcher.check_launch()
     return COMMANDS[name].run(rest)
 
 

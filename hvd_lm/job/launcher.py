@@ -1,4 +1,4 @@
-"""This process within its job: what the launcher (horovodrun, mpirun, none) says in the environment.
+"""This process within its job: what the launcher (horovodrun, mpirun, srun, none) says in the environment.
 
 Nothing here needs Horovod: it serves before `hvd.init()`, and where the initialisation itself fails.
 """
@@ -6,30 +6,112 @@ Nothing here needs Horovod: it serves before `hvd.init()`, and where the initial
 from __future__ import annotations
 
 import os
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
 
-# In the order of trust: Horovod's Gloo launcher, OpenMPI, PMI (MPICH, Intel MPI), a step that srun started.
-_RANK = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
-_SIZE = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-_LOCAL_SIZE = ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_TASKS_PER_NODE")
+from hvd_lm.errors import ConfigError
 
 
-def _first(names: tuple[str, ...], default: int) -> int:
-    for name in names:
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return default
+@dataclass(frozen=True)
+class _Launcher:
+    """A way to start ranks, and the variables in which it tells each what it is."""
+
+    name: str
+    rank: str
+    size: str
+    local_size: str
+
+
+# In the order of trust.
+_LAUNCHERS = (
+    _Launcher("horovodrun", "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_SIZE"),
+    _Launcher("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    _Launcher("mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS"),  # MPICH, Intel MPI
+    _Launcher("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE"),
+)
 
 
 def launched_rank() -> int:
     """Rank of this process in its job; 0 if it runs alone."""
-    return _first(_RANK, 0)
+    found = _launcher()
+    return _number(found.rank) or 0 if found else 0
 
 
 def launched_size() -> int:
     """Processes in the job; 1 if it runs alone."""
-    return _first(_SIZE, 1)
+    found = _launcher()
+    return _number(found.size) or 1 if found else 1
 
 
 def launched_local_size() -> int:
     """Processes of the job on this machine."""
-    return _first(_LOCAL_SIZE, 1)
+    found = _launcher()
+    if found is None:
+        return 1
+    if found.name == "srun":
+        return _of_this_node(os.environ.get(found.local_size, ""))
+    return _number(found.local_size) or 1
+
+
+def is_bound() -> bool:
+    """Whether the launcher gave each rank of this machine cores of its own."""
+    by_openmpi = os.environ.get("OMPI_MCA_orte_bound_at_launch") == "1"  # noqa: SIM112 - its own spelling
+    return by_openmpi or os.environ.get("SLURM_CPU_BIND_TYPE", "").startswith(("mask_cpu", "map_cpu"))
+
+
+def check_launch() -> None:
+    """Raises ConfigError if the environment makes this process a rank of a job that cannot be."""
+    for launcher in _LAUNCHERS:
+        rank, size = _number(launcher.rank), _number(launcher.size)
+        if rank and (size is None or rank >= size):
+            raise ConfigError(
+                f"{launcher.rank}={rank} makes this process a rank of a job of {launcher.name}, but "
+                f"{launcher.size} is {'not set' if size is None else size}: start it with horovodrun, or unset {launcher.rank}"
+            )
+    found = _launcher()
+    if found and launched_size() > 1 and _is_gone(found):
+        raise ConfigError(
+            f"{found.rank} makes this process a rank of a job of {found.name} that is no longer there: unset it, or start with "
+            "horovodrun anew"
+        )
+
+
+def _launcher() -> _Launcher | None:
+    """The one that started this process: its variables are all there."""
+    for launcher in _LAUNCHERS:
+        if _number(launcher.rank) is not None and _number(launcher.size) is not None:
+            return launcher
+    return None
+
+
+def _number(name: str) -> int | None:
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else None
+
+
+def _of_this_node(tasks_per_node: str) -> int:
+    """Slurm names the tasks of all nodes in turn: ``4(x2),1`` are 4, 4 and 1."""
+    counts: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks_per_node):
+        counts += [int(count)] * int(times or 1)
+    node = _number("SLURM_NODEID") or 0
+    return max(1, counts[node]) if node < len(counts) else 1
+
+
+def _is_gone(launcher: _Launcher) -> bool:
+    """Whether what ranks meet at has ended: their variables are then left over from an earlier job."""
+    if launcher.name == "horovodrun":
+        address, port = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_ADDR"), _number("HOROVOD_GLOO_RENDEZVOUS_PORT")
+        if address and port:
+            try:
+                socket.create_connection((address, port), timeout=5).close()
+            except ConnectionRefusedError:
+                return True
+            except OSError:  # Horovod will say what is wrong
+                return False
+    if launcher.name == "mpirun":
+        folder = os.environ.get("PMIX_SERVER_TMPDIR")
+        return folder is not None and not Path(folder).is_dir()
+    return False

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hvd_lm.config import CommunicationConfig
-from hvd_lm.job.launcher import launched_local_size, launched_size
-from hvd_lm.job.threads import default_threads
+from hvd_lm.job.launcher import launched_size
+from hvd_lm.job.threads import cores, default_threads, ranks_on_these_cores
 
 _OPENMPI = {
     # Its own choice takes up to twice the time that the link needs, the ring no more than a tenth above it.
@@ -42,7 +42,7 @@ def horovod_environment(config: CommunicationConfig) -> Iterator[None]:
     if launched_size() == 1:
         # Without a launcher MPI would start a daemon for its singleton; Gloo needs nothing.
         settings |= {"HOROVOD_CONTROLLER": "gloo", "HOROVOD_CPU_OPERATIONS": "gloo"}
-    if launched_local_size() * default_threads() >= len(os.sched_getaffinity(0)):
+    if ranks_on_these_cores() * default_threads() >= cores():
         # OpenMPI otherwise polls on the core that a rank computes on.
         settings["OMPI_MCA_mpi_yield_when_idle"] = "1"
     added = {name: value for name, value in settings.items() if name not in os.environ}

@@ -18,7 +18,14 @@ from hvd_lm.adapters.pytorch.products import add_product_to_gradient, add_to_gra
 from hvd_lm.data.sources import IGNORED
 
 CHUNK = 256
-"""Tokens whose logits exist at a time: enough rows for the products to be as fast as with all of them."""
+"""Tokens whose logits exist at a time: enough rows for the products to be as fast on a CPU as with all of them."""
+ACCELERATOR_LOGITS = 1 << 26
+"""How many logits an accelerator makes at a time (256 MiB): each chunk costs it launches, and its memory is large."""
+
+
+def chunk_tokens(device: torch.device, vocabulary_size: int) -> int:
+    """Tokens whose logits exist at a time on `device`."""
+    return CHUNK if device.type == "cpu" else max(CHUNK, ACCELERATOR_LOGITS // vocabulary_size)
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,8 @@ class Output:
 
     def losses(self, outputs_NH: Tensor, targets_N: Tensor) -> Tensor:
         """Cross-entropy of every target, [N]; 0 where it is ignored."""
-        chunks = zip(torch.split(outputs_NH, CHUNK), torch.split(targets_N, CHUNK), strict=True)
+        tokens = chunk_tokens(outputs_NH.device, len(self.kernel))
+        chunks = zip(torch.split(outputs_NH, tokens), torch.split(targets_N, tokens), strict=True)
         return torch.cat(
             [
                 functional.cross_entropy(self.logits(outputs), targets, ignore_index=IGNORED, reduction="none")
@@ -84,7 +92,8 @@ def accumulate_cross_entropy(
     """
     loss = outputs_NH.new_zeros(())
     gradients_NH = torch.empty_like(outputs_NH)
-    chunks = zip(*(torch.split(tensor, CHUNK) for tensor in (outputs_NH, targets_N, weights_N, gradients_NH)), strict=True)
+    tokens = chunk_tokens(outputs_NH.device, len(kernel_VH))
+    chunks = zip(*(torch.split(tensor, tokens) for tensor in (outputs_NH, targets_N, weights_N, gradients_NH)), strict=True)
     for outputs, targets, weights, gradients in chunks:
         # All in the memory of the logits: what is largest exists once.
         logits = product(outputs, kernel_VH, bias_N=bias_V)

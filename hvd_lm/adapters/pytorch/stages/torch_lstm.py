@@ -40,7 +40,9 @@ class TorchLstm(Stage):
         h_BH, c_BH = state
         with torch.set_grad_enabled(keep > 0):
             inputs = inputs.detach().requires_grad_(keep > 0)
-            outputs_TBH, (h_1BH, c_1BH) = self._lstm(inputs, (h_BH[None], c_BH[None]))
+            # cuDNN wants a state in one piece; one of several layers may have been cut from them.
+            before = h_BH[None].contiguous(), c_BH[None].contiguous()
+            outputs_TBH, (h_1BH, c_1BH) = self._lstm(inputs, before)
         if keep:
             self._kept.append((inputs, outputs_TBH))
         return outputs_TBH.detach(), (h_1BH[0].detach(), c_1BH[0].detach())

@@ -1,0 +1,98 @@
+"""How many threads a rank takes unless told: its cores, shared by the ranks on them, within what a container may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hvd_lm.job import threads
+from hvd_lm.job.threads import cpu_quota, default_threads
+
+
+class Machine:
+    """A machine of so many cores, as a rank sees it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._patch = monkeypatch
+        self.has(cores=64)
+
+    def has(
+        self, cores: int, *, affinity: int | None = None, ranks: int = 1, bound: bool = False, quota: float | None = None
+    ) -> None:
+        self._patch.setattr(os, "cpu_count", lambda: cores)
+        self._patch.setattr(os, "sched_getaffinity", lambda _: set(range(affinity or cores)))
+        self._patch.setattr(threads, "launched_local_size", lambda: ranks)
+        self._patch.setattr(threads, "is_bound", lambda: bound)
+        self._patch.setattr(threads, "cpu_quota", lambda: quota)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(monkeypatch)
+
+
+def test_cores_are_shared_by_the_ranks_of_the_machine(machine: Machine) -> None:
+    machine.has(cores=64, ranks=4)
+    assert default_threads() == 16
+    machine.has(cores=2, ranks=7)
+    assert default_threads() == 1
+
+
+def test_a_set_of_cores_that_all_ranks_share_is_divided(machine: Machine) -> None:
+    machine.has(cores=64, affinity=8, ranks=4)
+    assert default_threads() == 2
+
+
+def test_cores_of_its_own_are_not_divided_again(machine: Machine) -> None:
+    machine.has(cores=64, affinity=16, ranks=4, bound=True)
+    assert default_threads() == 16
+    machine.has(cores=2, affinity=1, ranks=2, bound=True)
+    assert default_threads() == 1
+
+
+def test_ranks_that_are_bound_to_the_same_socket_share_it(machine: Machine) -> None:
+    machine.has(cores=64, affinity=32, ranks=8, bound=True)
+    assert default_threads() == 8
+
+
+def test_a_container_has_the_time_that_it_was_given(machine: Machine) -> None:
+    machine.has(cores=64, quota=4.0)
+    assert default_threads() == 4
+    machine.has(cores=64, quota=4.0, ranks=2)
+    assert default_threads() == 2
+    machine.has(cores=64, quota=0.5)
+    assert default_threads() == 1
+    machine.has(cores=2, quota=8.0)
+    assert default_threads() == 2
+
+
+def groups(root: Path, own: str, **limits: str) -> float | None:
+    """The quota of a process in the groups `own` where `limits` maps a file (``__`` for /) to its content."""
+    for name, content in limits.items():
+        file = root / name.replace("__", "/").replace("cpu_", "cpu.")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    (root / "own").write_text(own)
+    return cpu_quota(root / "own", root)
+
+
+def test_the_smallest_limit_of_nested_groups_holds(tmp_path: Path) -> None:
+    limits = {"a__b__cpu_max": "max 100000\n", "a__cpu_max": "150000 100000\n", "cpu_max": "400000 100000\n"}
+    assert groups(tmp_path, "0::/a/b\n", **limits) == 1.5
+
+
+def test_a_container_sees_its_own_group_as_the_top(tmp_path: Path) -> None:
+    assert groups(tmp_path, "0::/\n", cpu_max="200000 100000\n") == 2.0
+
+
+def test_control_groups_of_version_1(tmp_path: Path) -> None:
+    limits = {"cpu__job__cpu_cfs_quota_us": "250000", "cpu__job__cpu_cfs_period_us": "100000"}
+    own = "4:memory:/elsewhere\n3:cpu,cpuacct:/job\n0::/\n"
+    assert groups(tmp_path, own, **limits, cpu__cpu_cfs_quota_us="-1", cpu__cpu_cfs_period_us="100000") == 2.5
+
+
+def test_no_limit(tmp_path: Path) -> None:
+    assert groups(tmp_path, "0::/a\n", a__cpu_max="max 100000\n") is None
+    assert cpu_quota(tmp_path / "absent", tmp_path) is None
