@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from hvd_lm.adapters.tensorflow.products import by, by_transposed
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.stages.base import Forwarded, Stage, Tensors, side_by_side
 from hvd_lm.adapters.tensorflow.weight import Accumulation, Weight
@@ -51,7 +52,7 @@ class Lstm(Stage):
         (h_BH, c_BH), units = state, self.units
         steps, batch = tf.shape(inputs)[0], tf.shape(inputs)[1]
         inputs_ND = tf.reshape(inputs, (-1, self._width))
-        projected = tf.nn.bias_add(tf.matmul(inputs_ND, self.input_kernel.value, transpose_b=True), self.bias.value)
+        projected = tf.nn.bias_add(by_transposed(inputs_ND, self.input_kernel.value), self.bias.value)
         projected = tf.reshape(projected, (steps, batch, 4 * units))
         recurrent_transposed = tf.transpose(self.recurrent_kernel.value)
 
@@ -96,7 +97,7 @@ class Lstm(Stage):
         by_input_kernel = tf.matmul(d_gates_N4H, inputs_ND, transpose_a=True)
         by_recurrent_kernel = tf.matmul(d_gates_N4H, tf.reshape(previous_h, (-1, units)), transpose_a=True)
         by_bias = tf.reduce_sum(d_gates_N4H, 0)
-        by_inputs = tf.reshape(tf.matmul(d_gates_N4H, input_4HD), tf.shape(tape.inputs_TBD))
+        by_inputs = tf.reshape(by(d_gates_N4H, input_4HD), tf.shape(tape.inputs_TBD))
         for weight, by_weight in zip(self.weights, (by_input_kernel, by_recurrent_kernel, by_bias), strict=True):
             accumulation.add(weight, by_weight)
         accumulation.complete(*self.weights)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from hvd_lm.adapters.tensorflow.products import by, by_transposed
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.stages.base import side_by_side
 from hvd_lm.adapters.tensorflow.weight import Accumulation, Weight
@@ -55,7 +56,7 @@ class Output:
 
     def logits(self, outputs_NH: tf.Tensor) -> tf.Tensor:
         """[N, V]"""
-        return tf.nn.bias_add(tf.matmul(outputs_NH, self.kernel.value, transpose_b=True), self.bias.value)
+        return tf.nn.bias_add(by_transposed(outputs_NH, self.kernel.value), self.bias.value)
 
     def losses(self, outputs_TBH: tf.Tensor, targets_TB: tf.Tensor) -> tf.Tensor:
         """Cross-entropy of every target, [N]; 0 where it is ignored."""
@@ -63,7 +64,7 @@ class Output:
 
         def chunk(index: tf.Tensor, parts: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
             here = slice(index * CHUNK, (index + 1) * CHUNK)
-            losses = self._softmax(outputs_NH[here], targets_N[here]).losses_N
+            losses = _softmax(self.logits(outputs_NH[here]), targets_N[here]).losses_N
             return index + 1, parts.write(index, losses)
 
         chunks = _chunks(outputs_NH)
@@ -84,12 +85,12 @@ class Output:
         def chunk(index: tf.Tensor, loss: tf.Tensor, gradients: tf.TensorArray) -> tuple[tf.Tensor, tf.Tensor, tf.TensorArray]:
             here = slice(index * CHUNK, (index + 1) * CHUNK)
             outputs = outputs_NH[here]
-            losses, by_logits, sums, counted = self._softmax(outputs, targets_N[here])
+            losses, by_logits, sums, counted = _softmax(self.logits(outputs), targets_N[here])
             # Factors of tokens go to what has H columns instead of V.
             factors = (counted * weights_N[here] / sums)[:, None]
             kernel.assign_add(tf.matmul(by_logits, outputs * factors, transpose_a=True))
             bias.assign_add(tf.matmul(factors, by_logits, transpose_a=True)[0])
-            gradient_NH = tf.matmul(by_logits, self.kernel.value) * factors
+            gradient_NH = by(by_logits, self.kernel.value) * factors
             return index + 1, loss + tf.cast(tf.reduce_sum(losses), tf.float64), gradients.write(index, gradient_NH)
 
         chunks = _chunks(outputs_NH)
@@ -102,20 +103,20 @@ class Output:
         """[N, H]"""
         return tf.reshape(outputs_TBH, (-1, self.units))
 
-    def _softmax(self, outputs_NH: tf.Tensor, targets_N: tf.Tensor) -> _Softmax:
-        """On a CPU less than half of what TensorFlow's operation takes."""
-        logits_NV = self.logits(outputs_NH)
-        largest_N = tf.reduce_max(logits_NV, 1)
-        # Ignored targets (< 0) become class 0 with no weight.
-        at_targets_N2 = tf.stack((tf.range(tf.size(targets_N)), tf.maximum(targets_N, 0)), 1)
-        of_targets_N = tf.gather_nd(logits_NV, at_targets_N2)
-        # All in the memory of the logits, which nothing else reads any more: what is largest exists once.
-        with tf.control_dependencies([largest_N, of_targets_N]):
-            exps_NV = tf.exp(logits_NV - largest_N[:, None])
-        sums_N, counted_N = tf.reduce_sum(exps_NV, 1), tf.cast(targets_N >= 0, tf.float32)
-        losses_N = (tf.math.log(sums_N) - (of_targets_N - largest_N)) * counted_N
-        return _Softmax(losses_N, tf.tensor_scatter_nd_sub(exps_NV, at_targets_N2, sums_N), sums_N, counted_N)
-
 
 def _chunks(rows: tf.Tensor) -> tf.Tensor:
     return -(-tf.shape(rows)[0] // CHUNK)
+
+
+def _softmax(logits_NV: tf.Tensor, targets_N: tf.Tensor) -> _Softmax:
+    """On a CPU less than half of what TensorFlow's operation takes."""
+    largest_N = tf.reduce_max(logits_NV, 1)
+    # Ignored targets (< 0) become class 0 with no weight.
+    at_targets_N2 = tf.stack((tf.range(tf.size(targets_N)), tf.maximum(targets_N, 0)), 1)
+    of_targets_N = tf.gather_nd(logits_NV, at_targets_N2)
+    # All in the memory of the logits, which nothing else reads any more: what is largest exists once.
+    with tf.control_dependencies([largest_N, of_targets_N]):
+        exps_NV = tf.exp(logits_NV - largest_N[:, None])
+    sums_N, counted_N = tf.reduce_sum(exps_NV, 1), tf.cast(targets_N >= 0, tf.float32)
+    losses_N = (tf.math.log(sums_N) - (of_targets_N - largest_N)) * counted_N
+    return _Softmax(losses_N, tf.tensor_scatter_nd_sub(exps_NV, at_targets_N2, sums_N), sums_N, counted_N)
