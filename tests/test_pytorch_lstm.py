@@ -50,6 +50,11 @@ class Layer:
         return outputs, after
 
 
+@pytest.fixture(autouse=True)
+def the_same_numbers_each_time() -> None:
+    torch.manual_seed(1)
+
+
 @pytest.fixture(params=[OneDnnLstm, TorchLstm, DifferentiatedLstm])
 def layer(request: pytest.FixtureRequest) -> Layer:
     layer = Layer(request.param)
