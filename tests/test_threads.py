@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import INSTALLED
 
 from hvd_lm.job import threads
 from hvd_lm.job.threads import cpu_quota, default_threads
+
+SPIN = """
+import os
+import hvd_lm.adapters.pytorch
+import torch
+print(os.environ.get("GOMP_SPINCOUNT"), torch.__config__.parallel_info().count("OpenMP"))
+"""
+
+
+@pytest.mark.skipif("torch" not in INSTALLED, reason="PyTorch is not installed")
+@pytest.mark.parametrize(("given", "taken"), [({}, "0"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "active"}, None)])
+def test_threads_of_openmp_sleep_when_they_wait(given: dict[str, str], taken: str | None) -> None:
+    """OpenMP itself tells what it took; afterwards the environment is as before."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    environment |= {"OMP_DISPLAY_ENV": "verbose", **given}
+    ended = subprocess.run([sys.executable, "-c", SPIN], env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.split()[0] == str(given.get("GOMP_SPINCOUNT"))
+    spins = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", ended.stderr)
+    assert spins
+    assert taken is None or spins[-1] == taken
 
 
 class Machine:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hvd_lm.job.launcher import is_bound, launched_local_size
@@ -62,3 +62,20 @@ def _limit(folder: Path) -> float | None:
         quota_us, period_us = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
         return quota_us / period_us if quota_us > 0 else None
     return None
+
+
+@contextmanager
+def sleeping_when_idle() -> Iterator[None]:
+    """A library that brings GNU's OpenMP, imported within, lets threads that wait sleep at once.
+
+    Otherwise they turn on their cores for milliseconds, and beside other processes hold up the thread that they wait for: two
+    threads are then slower than one, up to twenty times (`python -m benchmarks busy`). The environment's own settings win.
+    """
+    if any(name in os.environ for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")):
+        yield
+        return
+    os.environ["GOMP_SPINCOUNT"] = "0"
+    try:
+        yield
+    finally:
+        del os.environ["GOMP_SPINCOUNT"]
