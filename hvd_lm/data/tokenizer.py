@@ -12,6 +12,7 @@ back as it was.
 from __future__ import annotations
 
 import codecs
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -50,10 +51,10 @@ _BYTES = {name: byte for byte, name in enumerate(_BYTE_NAMES)}
 class Tokenizer:
     """Text to token ids and back, on top of a HF tokenizer that holds the vocabulary."""
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        """Raises CheckpointError if `backend` is none of hvd_lm's."""
+    def __init__(self, backend: tokenizers.Tokenizer, kind: TokenizerKind) -> None:
+        """Raises CheckpointError if `backend` has no line break, or no <unk> that `kind` needs."""
         self._backend = backend
-        self.kind = _kind(backend)
+        self.kind = kind
         self.is_byte_level = self.kind in ("byte", "bpe")
         line_break = {"word": END_OF_LINE, "char": "\n"}.get(self.kind, _BYTE_NAMES[ord("\n")])
         self.end_of_line_id = self._id(line_break)
@@ -184,30 +185,96 @@ class Detokenizer:
         return self._decoder.decode(b"", final=True)
 
 
-def _kind(backend: tokenizers.Tokenizer) -> TokenizerKind:
-    match backend.model, backend.pre_tokenizer:
-        case models.WordLevel(), pre_tokenizers.WhitespaceSplit():
-            return "word"
-        case models.WordLevel(), pre_tokenizers.Split():
-            return "char"
-        case models.BPE(), pre_tokenizers.Sequence():
-            return "byte" if backend.get_vocab_size() == len(_BYTE_NAMES) else "bpe"
-    raise CheckpointError("the tokenizer splits text in another way than hvd_lm's do: it was not made by hvd_lm")
+# --- backends --------------------------------------------------------------------------------------------
+
+
+def _word_level(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return backend
+
+
+def _character_level(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    return backend
+
+
+def _byte_level(vocabulary: dict[str, int], merges: list[tuple[str, str]], kind: TokenizerKind) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("\n", "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == "bpe"),
+            # The time for a word grows with the square of its length, or nearly.
+            pre_tokenizers.FixedLength(_LONGEST_WORD),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+# --- from a file -----------------------------------------------------------------------------------------
 
 
 def from_json(text: str) -> Tokenizer:
-    """The tokenizer that `Tokenizer.to_json` wrote."""
-    return Tokenizer(tokenizers.Tokenizer.from_str(text))
+    """The tokenizer that `Tokenizer.to_json` wrote, built anew from its vocabulary and merges: a file brings no rules of its own.
+
+    Raises CheckpointError if hvd_lm did not make it, ValueError if `text` is no JSON.
+    """
+    description = json.loads(text)
+    match description:
+        case {"model": {"type": "WordLevel", "vocab": dict(vocabulary)}, "pre_tokenizer": {"type": "WhitespaceSplit"}}:
+            kind: TokenizerKind = "word"
+            wanted = set(vocabulary)
+        case {"model": {"type": "WordLevel", "vocab": dict(vocabulary)}, "pre_tokenizer": {"type": "Split"}}:
+            kind = "char"
+            wanted = {token for token in vocabulary if len(token) == 1 or token == UNKNOWN}
+        case {
+            "model": {"type": "BPE", "vocab": dict(vocabulary), "merges": list(merges)},
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [_, {"use_regex": bool(words)}, _]},
+        }:
+            kind = "bpe" if words else "byte"
+            wanted = {token for token in vocabulary if _BYTES.keys() >= set(token)} if words else set()
+            wanted |= _BYTES.keys()
+        case _:
+            raise CheckpointError("the tokenizer splits text in another way than hvd_lm's do: it was not made by hvd_lm")
+    ids = list(vocabulary.values())
+    if set(vocabulary) != wanted or not all(type(i) is int for i in ids) or sorted(ids) != list(range(len(ids))):
+        raise CheckpointError(f"the vocabulary is not one of {kind} tokens, numbered from 0: it was not made by hvd_lm")
+    if kind in ("byte", "bpe"):
+        backend = _byte_level(vocabulary, [_pair(merge) for merge in merges], kind)
+    else:
+        backend = _word_level(vocabulary) if kind == "word" else _character_level(vocabulary)
+    built = json.loads(backend.to_str())
+    if other := [name for name in _RULES if description.get(name) != built[name]]:
+        raise CheckpointError(f"the tokenizer's {other[0]} is not that of hvd_lm's {kind} tokens: it was not made by hvd_lm")
+    return Tokenizer(backend, kind)
+
+
+_RULES = ("normalizer", "pre_tokenizer", "added_tokens")
+
+
+def _pair(merge: object) -> tuple[str, str]:
+    """Two tokens that BPE joins; older versions of the library wrote them with a blank between. Raises CheckpointError."""
+    match merge.split(" ") if isinstance(merge, str) else merge:
+        case [str(left), str(right)]:
+            return left, right
+    raise CheckpointError(f"the tokenizer joins {merge!r}, which are not two tokens: it was not made by hvd_lm")
 
 
 def load(path: Path) -> Tokenizer:
-    """Raises CheckpointError if `path` holds no tokenizer."""
+    """Raises CheckpointError if `path` holds no tokenizer of hvd_lm's."""
     try:
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"cannot read the tokenizer {path}: it is not a file")
         return from_json(path.read_text(encoding="utf-8"))
     except CheckpointError:
         raise
     except Exception as error:  # the tokenizers library raises bare Exception
-        raise CheckpointError(f"cannot read the tokenizer {path}: {error}") from error
+        raise CheckpointError(f"cannot read the tokenizer {path}: {' '.join(str(error).split())}") from error
 
 
 # --- vocabularies ----------------------------------------------------------------------------------------
@@ -249,14 +316,7 @@ def _train_word(blocks: Iterable[str], vocabulary_size: int | None) -> Tokenizer
     counted = counter.get_vocab()
     words = [word for word in sorted(counted, key=counted.__getitem__) if word not in specials]
     vocabulary = [*specials, *words][:limit]
-    return Tokenizer(_word_level({word: index for index, word in enumerate(vocabulary)}))
-
-
-def _word_level(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
-    backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return backend
+    return Tokenizer(_word_level({word: index for index, word in enumerate(vocabulary)}), "word")
 
 
 def _train_char(blocks: Iterable[str], vocabulary_size: int | None) -> Tokenizer:
@@ -266,10 +326,7 @@ def _train_char(blocks: Iterable[str], vocabulary_size: int | None) -> Tokenizer
     counts[ord("\n")] = 0  # it has its place already
     found = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
     vocabulary = [UNKNOWN, "\n", *map(chr, found.tolist())][:vocabulary_size]
-    backend = tokenizers.Tokenizer(models.WordLevel({token: index for index, token in enumerate(vocabulary)}, unk_token=UNKNOWN))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    backend.decoder = decoders.Fuse()
-    return Tokenizer(backend)
+    return Tokenizer(_character_level({token: index for index, token in enumerate(vocabulary)}), "char")
 
 
 def _train_bytes(blocks: Iterable[str], vocabulary_size: int | None, kind: TokenizerKind) -> Tokenizer:
@@ -277,22 +334,13 @@ def _train_bytes(blocks: Iterable[str], vocabulary_size: int | None, kind: Token
     if limit < len(_BYTE_NAMES) or (kind == "byte" and vocabulary_size not in (None, limit)):
         few = "exactly" if kind == "byte" else "at least"
         raise ConfigError(f"--tokenizer {kind} needs a --vocabulary-size of {few} {len(_BYTE_NAMES)}, not {vocabulary_size}")
-    backend = tokenizers.Tokenizer(models.BPE({name: byte for byte, name in enumerate(_BYTE_NAMES)}, []))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split("\n", "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == "bpe"),
-            # The time for a word grows with the square of its length, or nearly.
-            pre_tokenizers.FixedLength(_LONGEST_WORD),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
+    backend = _byte_level({name: byte for byte, name in enumerate(_BYTE_NAMES)}, [], kind)
     if kind == "bpe":
         trainer = trainers.BpeTrainer(
             vocab_size=limit, initial_alphabet=_BYTE_NAMES, special_tokens=[], show_progress=False, max_token_length=64
         )
         backend.train_from_iterator(_lines(blocks), trainer)
-    return Tokenizer(backend)
+    return Tokenizer(backend, kind)
 
 
 def _lines(blocks: Iterable[str]) -> Iterator[Sequence[str]]:

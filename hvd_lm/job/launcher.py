@@ -33,3 +33,11 @@ def launched_size() -> int:
 def launched_local_size() -> int:
     """Processes of the job on this machine."""
     return _first(_LOCAL_SIZE, 1)
+
+
+_LOCAL_RANK = ("HOROVOD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
+
+
+def launched_local_rank() -> int:
+    """Rank of this process among those of its machine; 0 if it runs alone, or the launcher does not say."""
+    return _first(_LOCAL_RANK, 0)
