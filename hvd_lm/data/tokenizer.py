@@ -63,7 +63,7 @@ class Tokenizer:
     def _id(self, token: str) -> int:
         token_id = self._backend.token_to_id(token)
         if token_id is None:
-            raise CheckpointError(f"the tokenizer has no {token}: it was not made by hvd_lm")
+            raise CheckpointError(f"it has no {token!r}: hvd_lm did not make it")
         return int(token_id)
 
     @property
@@ -225,33 +225,47 @@ def from_json(text: str) -> Tokenizer:
     Raises CheckpointError if hvd_lm did not make it, ValueError if `text` is no JSON.
     """
     description = json.loads(text)
+    merges: list[object] = []
     match description:
         case {"model": {"type": "WordLevel", "vocab": dict(vocabulary)}, "pre_tokenizer": {"type": "WhitespaceSplit"}}:
             kind: TokenizerKind = "word"
-            wanted = set(vocabulary)
         case {"model": {"type": "WordLevel", "vocab": dict(vocabulary)}, "pre_tokenizer": {"type": "Split"}}:
             kind = "char"
-            wanted = {token for token in vocabulary if len(token) == 1 or token == UNKNOWN}
         case {
             "model": {"type": "BPE", "vocab": dict(vocabulary), "merges": list(merges)},
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [_, {"use_regex": bool(words)}, _]},
         }:
             kind = "bpe" if words else "byte"
-            wanted = {token for token in vocabulary if _BYTES.keys() >= set(token)} if words else set()
-            wanted |= _BYTES.keys()
         case _:
-            raise CheckpointError("the tokenizer splits text in another way than hvd_lm's do: it was not made by hvd_lm")
-    ids = list(vocabulary.values())
-    if set(vocabulary) != wanted or not all(type(i) is int for i in ids) or sorted(ids) != list(range(len(ids))):
-        raise CheckpointError(f"the vocabulary is not one of {kind} tokens, numbered from 0: it was not made by hvd_lm")
+            raise CheckpointError("it splits text in another way than hvd_lm's do: hvd_lm did not make it")
+    _check_vocabulary(vocabulary, kind)
     if kind in ("byte", "bpe"):
         backend = _byte_level(vocabulary, [_pair(merge) for merge in merges], kind)
     else:
         backend = _word_level(vocabulary) if kind == "word" else _character_level(vocabulary)
     built = json.loads(backend.to_str())
     if other := [name for name in _RULES if description.get(name) != built[name]]:
-        raise CheckpointError(f"the tokenizer's {other[0]} is not that of hvd_lm's {kind} tokens: it was not made by hvd_lm")
+        raise CheckpointError(f"its {other[0]} is not that of hvd_lm's {kind} tokens: hvd_lm did not make it")
     return Tokenizer(backend, kind)
+
+
+def _check_vocabulary(vocabulary: dict[str, object], kind: TokenizerKind) -> None:
+    """Raises CheckpointError unless it has the tokens that `kind` needs, none that it cannot have, and ids from 0 on."""
+    needs: dict[TokenizerKind, set[str]] = {"word": {UNKNOWN, END_OF_LINE}, "char": {UNKNOWN, "\n"}}
+    needed = needs.get(kind, set(_BYTE_NAMES))
+    if missing := needed - vocabulary.keys():
+        raise CheckpointError(f"it has no {min(missing)!r}: hvd_lm did not make it")
+    others = vocabulary.keys() - needed
+    fit = {
+        "word": True,
+        "char": all(len(token) == 1 for token in others),
+        "byte": not others,
+        "bpe": all(token and _BYTES.keys() >= set(token) for token in others),
+    }
+    ids = list(vocabulary.values())
+    # Types first: to Python, True is 1.
+    if not fit[kind] or {*map(type, ids)} != {int} or set(ids) != set(range(len(ids))):
+        raise CheckpointError(f"its vocabulary is not one of {kind} tokens, numbered from 0: hvd_lm did not make it")
 
 
 _RULES = ("normalizer", "pre_tokenizer", "added_tokens")
@@ -262,17 +276,15 @@ def _pair(merge: object) -> tuple[str, str]:
     match merge.split(" ") if isinstance(merge, str) else merge:
         case [str(left), str(right)]:
             return left, right
-    raise CheckpointError(f"the tokenizer joins {merge!r}, which are not two tokens: it was not made by hvd_lm")
+    raise CheckpointError(f"it joins {merge!r}, which are not two tokens: hvd_lm did not make it")
 
 
 def load(path: Path) -> Tokenizer:
     """Raises CheckpointError if `path` holds no tokenizer of hvd_lm's."""
     try:
         if path.exists() and not path.is_file():
-            raise CheckpointError(f"cannot read the tokenizer {path}: it is not a file")
+            raise CheckpointError("it is not a file")
         return from_json(path.read_text(encoding="utf-8"))
-    except CheckpointError:
-        raise
     except Exception as error:  # the tokenizers library raises bare Exception
         raise CheckpointError(f"cannot read the tokenizer {path}: {' '.join(str(error).split())}") from error
 
