@@ -12,13 +12,14 @@ import socket
 import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
@@ -270,6 +271,18 @@ def test_long_compressed_file_that_was_cut(tmp_path: Path, suffix: str) -> None:
     for length in (len(data) // 2, len(data) - 3):
         path.write_bytes(data[:length])
         assert "is damaged" in refusal(path)
+
+
+@settings(max_examples=200)
+@given(data=st.data(), suffix=st.sampled_from(["", *COMPRESS]))
+def test_any_bytes_are_text_or_one_clear_error(data: st.DataObject, suffix: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    content = bytearray(COMPRESS.get(suffix, bytes)(b"plain words and some more of them\n" * 3))
+    for _ in range(data.draw(st.integers(0, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("bytes") / f"text{suffix}"
+    path.write_bytes(data.draw(st.one_of(st.just(bytes(content)), st.binary(max_size=40))))
+    with suppress(DataError):
+        assert read_text([path]).encode("utf-8").strip()
 
 
 # --- the walk --------------------------------------------------------------------------------------------

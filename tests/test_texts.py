@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hvd_lm.data import texts as module
 from hvd_lm.data.corpus import embedded_corpus
 from hvd_lm.data.prepare import PrepareConfig, prepare
 from hvd_lm.data.texts import Texts, read_texts, read_tokens
-from hvd_lm.errors import ConfigError
+from hvd_lm.errors import ConfigError, DataError
 
 LINES = [f"line {i % 50} of the text , with words and {i * i % 97} numbers ." for i in range(2000)]
 TEXT = "".join(f"{line}\n" for line in LINES)
@@ -124,6 +125,14 @@ def test_words_in_a_text_without_blanks(tmp_path: Path, capsys: pytest.CaptureFi
     assert "--tokenizer char or bpe" in capsys.readouterr().err
     prepare(PrepareConfig(text=(tmp_path / "zh.txt",), out=tmp_path / "char", tokenizer="char"))
     assert capsys.readouterr().err == ""
+
+
+def test_a_pipe_is_not_for_several_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would read a part of it, or wait for a writer that has gone."""
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setenv("HOROVOD_SIZE", "2")
+    with pytest.raises(DataError, match="pipe cannot be shared by ranks: hvd-lm prepare reads it"):
+        read_texts(DataConfig(data=(tmp_path / "pipe",)), None)
 
 
 # --- shards are read once a host -------------------------------------------------------------------------

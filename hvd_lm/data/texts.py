@@ -18,8 +18,9 @@ from hvd_lm.data.shards import Prepared, ShardedTokens, Split
 from hvd_lm.data.splits import length, share_out, split_blocks
 from hvd_lm.data.streams import Tokens
 from hvd_lm.data.tokenizer import Tokenizer, train_tokenizer
-from hvd_lm.data.walk import STANDARD_INPUT
+from hvd_lm.data.walk import STANDARD_INPUT, TextFile
 from hvd_lm.errors import ConfigError, DataError
+from hvd_lm.job.launcher import launched_size
 from hvd_lm.job.messages import warn
 
 
@@ -67,7 +68,7 @@ def read_texts(data: DataConfig, vocabulary_size: int | None, data_ranks: int = 
 
 def _read_plain(data: DataConfig, vocabulary_size: int | None) -> Texts:
     """A plain text as `prepare` with words would cut and tokenize it, without a test split."""
-    _refuse_standard_input(data.data)
+    _refuse_what_ranks_cannot_share(data.data)
     share = 0.0 if data.validation_data else VALIDATION_SHARE if data.validation_share is None else data.validation_share
     blocks = list(blocks_of(chunks_of(data.data)))
     if data.validation_cut == "tokens":
@@ -110,7 +111,7 @@ def _of_split(prepared: Prepared, tokenizer: Tokenizer, split: Split) -> tuple[T
 
 
 def _of_texts(paths: Sequence[Path], tokenizer: Tokenizer) -> tuple[Tokens, TextCounts]:
-    _refuse_standard_input(paths)
+    _refuse_what_ranks_cannot_share(paths)
     counted = CountedTokens(blocks_of(chunks_of(paths)), tokenizer)
     return np.concatenate([_NONE, *counted]), counted.counts
 
@@ -128,9 +129,12 @@ def open_prepared(paths: Sequence[Path]) -> Prepared | None:
     return shards.load(prepared)
 
 
-def _refuse_standard_input(paths: Sequence[Path]) -> None:
-    if STANDARD_INPUT in paths:
-        raise DataError("standard input cannot be shared by ranks: hvd-lm prepare reads it, and every rank the folder it makes")
+def _refuse_what_ranks_cannot_share(paths: Sequence[Path]) -> None:
+    """Raises DataError for standard input, and on several ranks for pipes, of which each would get a part or wait for ever."""
+    for path in paths:
+        if path == STANDARD_INPUT or (launched_size() > 1 and path.is_fifo()):
+            name = TextFile(path)
+            raise DataError(f"{name} cannot be shared by ranks: hvd-lm prepare reads it, and every rank the folder it makes")
 
 
 def _check_vocabulary(prepared: Prepared, wanted: int | None) -> None:
