@@ -61,6 +61,10 @@ def test_held_out_words_are_not_in_the_vocabulary(tmp_path: Path) -> None:
     assert texts.tokenizer.decode(texts.validation[:2]) == "<unk>\n"
     older = read_texts(DataConfig(data=(tmp_path / "text.txt",), validation_share=0.034, validation_cut="tokens"), None)
     assert older.tokenizer.vocabulary_size == 5
+    with pytest.raises(ConfigError, match=r"yields a vocabulary of 4 only.*--validation-cut tokens goes on with them"):
+        read_texts(DataConfig(data=(tmp_path / "text.txt",), validation_share=0.034), 5)
+    with pytest.raises(ConfigError, match=r"yields a vocabulary of 4 only.*or give more text$"):
+        read_texts(DataConfig(data=(tmp_path / "text.txt",), validation_share=0.034), 6)
 
 
 def test_held_out_words_of_the_embedded_corpus_are_not_either() -> None:

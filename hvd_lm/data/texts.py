@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -80,11 +81,23 @@ def _read_plain(data: DataConfig, vocabulary_size: int | None) -> Texts:
     parts: dict[Split, list[str]] = {"training": [], "validation": []}
     for name, text in split_blocks(blocks, share_out(total, {"validation": share}), "word"):
         parts[name].append(text)
-    tokenizer = train_tokenizer(parts["training"], "word", vocabulary_size)
+    tokenizer = _train_tokenizer(parts["training"], blocks, vocabulary_size)
     counted = CountedTokens(parts["training"], tokenizer)
     training = np.concatenate([_NONE, *counted])
     warn_of_long_words(counted.counts, "word")
     return Texts(tokenizer, training, np.concatenate([_NONE, *tokenizer.encode_blocks(parts["validation"])]))
+
+
+def _train_tokenizer(training: Sequence[str], whole: Sequence[str], vocabulary_size: int | None) -> Tokenizer:
+    """As `train_tokenizer`; its error tells where the words are that the training part of the whole text lacks."""
+    try:
+        return train_tokenizer(training, "word", vocabulary_size)
+    except ConfigError as error:
+        with suppress(ConfigError):
+            train_tokenizer(whole, "word", vocabulary_size)
+            hint = "runs of older versions counted the validation part too: --validation-cut tokens goes on with them"
+            error = ConfigError(f"{error}; {hint}")
+        raise error from None
 
 
 _NONE = np.empty(0, np.int32)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import has_magic
 from pathlib import Path
+from typing import NoReturn
 
 from hvd_lm.data.recognize import may_be_own, own_folder
 from hvd_lm.errors import DataError
@@ -82,7 +83,8 @@ def _walk(folder: Path) -> Iterator[Path]:
             if entry.is_dir():
                 pending.append((path, above | {identity}))
             else:
-                _require_file(path)
+                if not entry.is_file():
+                    _refuse_odd(path)
                 yield path
 
 
@@ -91,11 +93,10 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return list(entries)
 
 
-def _require_file(path: Path) -> None:
-    """Raises OSError for a link to nothing, DataError for a device or a socket, which nobody means by its folder."""
+def _refuse_odd(path: Path) -> NoReturn:
+    """Raises OSError for a link to nothing, DataError for a device, a pipe or a socket, which nobody means by its folder."""
     os.stat(path)
-    if not path.is_file():
-        raise DataError(f"{path} is neither a file nor a folder: remove it, or give the texts without it")
+    raise DataError(f"{path} is neither a file nor a folder: remove it, or give the texts without it")
 
 
 def _expand(pattern: Path) -> Iterator[Path]:
@@ -110,7 +111,8 @@ def _matches(place: Path, pattern: Sequence[str]) -> Iterator[Path]:
         if place.is_dir():
             yield from _walk(place)
         else:
-            _require_file(place)
+            if not place.is_file():
+                _refuse_odd(place)
             yield place
         return
     part, *rest = pattern
