@@ -231,6 +231,15 @@ def test_merges_as_older_versions_of_the_library_wrote_them() -> None:
     assert tokenizers.from_json(json.dumps(description)).to_json() == tokenizer.to_json()
 
 
+@pytest.mark.parametrize("merge", [["t", "zzz"], ["t", "t"], ["t"], "t", ["", "t"], 5])
+def test_merges_that_make_no_token(merge: object) -> None:
+    """Of some the library would end in a panic, which is no Exception."""
+    description = json.loads(of_kind("bpe").to_json())
+    description["model"]["merges"] = [merge]
+    with pytest.raises(CheckpointError, match="which are not two tokens that make a third"):
+        tokenizers.from_json(json.dumps(description))
+
+
 @pytest.mark.parametrize(
     ("kind", "part", "rule"),
     [

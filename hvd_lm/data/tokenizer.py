@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
@@ -240,7 +240,7 @@ def from_json(text: str) -> Tokenizer:
             raise CheckpointError("it splits text in another way than hvd_lm's do: hvd_lm did not make it")
     _check_vocabulary(vocabulary, kind)
     if kind in ("byte", "bpe"):
-        backend = _byte_level(vocabulary, [_pair(merge) for merge in merges], kind)
+        backend = _byte_level(vocabulary, [_pair(merge, vocabulary) for merge in merges], kind)
     else:
         backend = _word_level(vocabulary) if kind == "word" else _character_level(vocabulary)
     built = json.loads(backend.to_str())
@@ -271,12 +271,12 @@ def _check_vocabulary(vocabulary: dict[str, object], kind: TokenizerKind) -> Non
 _RULES = ("normalizer", "pre_tokenizer", "added_tokens")
 
 
-def _pair(merge: object) -> tuple[str, str]:
-    """Two tokens that BPE joins; older versions of the library wrote them with a blank between. Raises CheckpointError."""
+def _pair(merge: object, vocabulary: Collection[str]) -> tuple[str, str]:
+    """Two tokens that BPE joins to a third; older versions of the library set a blank between them. Raises CheckpointError."""
     match merge.split(" ") if isinstance(merge, str) else merge:
-        case [str(left), str(right)]:
+        case [str(left), str(right)] if all(token in vocabulary for token in (left, right, left + right)):
             return left, right
-    raise CheckpointError(f"it joins {merge!r}, which are not two tokens: hvd_lm did not make it")
+    raise CheckpointError(f"it joins {merge!r}, which are not two tokens that make a third: hvd_lm did not make it")
 
 
 def load(path: Path) -> Tokenizer:
