@@ -237,7 +237,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["word", "bpe"])
 def test_a_line_with_tabs(kind: TokenizerKind, tmp_path: Path) -> None:
     """Longer than many blocks, cut only where the tokenizer splits: every word counts once, and splits end where they should."""
-    words = 400_000
+    words = 260_000
     prepared = make(tmp_path, "\t".join(f"w{index % 900}" for index in range(words)), tokenizer=kind, vocabulary_size=902)
     counts = prepared.counts
     assert sum(split.words for split in counts.values()) == words
