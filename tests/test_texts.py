@@ -147,7 +147,8 @@ def test_one_rank_of_a_host_checks_the_shards(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_rank: str, reads: bool
 ) -> None:
     prepare(PrepareConfig(text=(text,), out=tmp_path / "out"))
-    monkeypatch.setenv("HOROVOD_LOCAL_RANK", local_rank)
+    for name, value in {"RANK": "1", "SIZE": "2", "LOCAL_RANK": local_rank}.items():
+        monkeypatch.setenv(f"HOROVOD_{name}", value)
     checked: list[Path] = []
     monkeypatch.setattr(module.shards, "_check_shard", lambda path, *_: checked.append(path))
     read_texts(DataConfig(data=(tmp_path / "out",)), None)
