@@ -21,6 +21,8 @@ Cell = Literal["lstm", "mlstm"]
 CELLS: tuple[Cell, ...] = ("lstm", "mlstm")
 
 REFERENCE_VOCABULARY_SIZE = 10_000
+VALIDATION_SHARE = 0.05
+"""Of a text, unless said otherwise."""
 
 _Config = TypeVar("_Config")
 
@@ -108,8 +110,12 @@ class DataConfig:
     validation_data: tuple[Path, ...] = ()
     """Texts to validate on. None: the validation split of a prepared folder, or the last part of the training text
     (see --validation-share)."""
-    validation_share: float = 0.05
-    """Share of the text, at its end, kept for validation unless --validation-data is given; 0 for no validation."""
+    validation_share: float | None = None
+    """Share of the text, at its end, kept for validation unless --validation-data is given; 0 for no validation. Unless given:
+    0.05, or the validation split of a prepared folder."""
+    validation_cut: Literal["lines", "tokens"] = "lines"
+    """Where a plain text is cut for validation. lines: at the end of a line, before words are counted, as hvd-lm prepare does.
+    tokens: anywhere, with the words of both parts in the vocabulary; for going on with runs that began so."""
     batch_size: int = 8
     """Sequences in a micro-batch of one rank (B)."""
     sequence_length: int = 32
@@ -119,7 +125,10 @@ class DataConfig:
         make_paths(self, "data", "validation_data")
         for name in ("batch_size", "sequence_length"):
             require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
-        require(0.0 <= self.validation_share < 1.0, f"--validation-share must be in [0, 1), not {self.validation_share}")
+        require(
+            self.validation_share is None or 0.0 <= self.validation_share < 1.0,
+            f"--validation-share must be in [0, 1), not {self.validation_share}",
+        )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@
         tokenizer.json    HF tokenizers
         model.json        sizes of the model, and which token ids have a meaning of their own
 
-The folder appears when it is complete. A text begins with the token `line_break_id` and a zero state.
+The folder appears when it is complete; one that was there, empty, is complete when it has its model.json. A text begins with the
+token `line_break_id` and a zero state.
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ class _Format:
         return model.cell == "lstm" and (self.any_widths or len(set(model.units)) == 1)
 
 
+_HEADER = "model.json"
+
 _FORMATS: dict[ExportFormat, _Format] = {
     "torch": _Format("model.pt", "hvd_lm.adapters.export.pytorch", "torch", any_widths=False),
     "keras": _Format("model.keras", "hvd_lm.adapters.export.keras", "tensorflow"),
@@ -81,11 +84,11 @@ def export(config: ExportConfig) -> Path:
     checkpoint = checkpoints.load_model(config.checkpoint)
     _require_place(config.format, checkpoint.model)
     file, write = _writer(config.format)
-    with new_folder(config.out) as staging:
+    with new_folder(config.out, _HEADER) as staging:
         write(checkpoint.weights, checkpoint.model, staging / file)
         checkpoint.tokenizer.save(staging / "tokenizer.json")
         text = json.dumps(_description(checkpoint, config.format), indent=2, ensure_ascii=False)
-        (staging / "model.json").write_text(text + "\n", encoding="utf-8")
+        (staging / _HEADER).write_text(text + "\n", encoding="utf-8")
     return config.out
 
 

@@ -40,6 +40,7 @@ FLAGS = {
     "--steps": "12",
     "--learning-rate": "0.01",
     "--validation-share": "0.02",
+    "--validation-cut": "tokens",
     "--seed": "11",
     "--threads": "1",
 }

@@ -123,6 +123,38 @@ def test_archive(server: Server, tmp_path: Path, name: str, pack: Any) -> None:
     assert files[0].read_text() == TEXT
 
 
+@pytest.mark.parametrize(("name", "pack"), [("a.zip", zipped), ("a.tar.gz", tarred)])
+@pytest.mark.parametrize("place", ["../outside", "/outside", "c/../../outside"])
+def test_archive_that_reaches_outside(server: Server, tmp_path: Path, name: str, pack: Any, place: str) -> None:
+    place = place.replace("/outside", f"{tmp_path}/outside") if place.startswith("/") else place
+    corpus = corpus_of(server, name, pack(["c/part-1", place]), "**/part-*")
+    with pytest.raises(DataError, match="would be written outside"):
+        fetch(corpus, tmp_path / "here")
+    assert not list(tmp_path.rglob("outside"))
+
+
+def test_links_and_devices_of_an_archive_are_left(server: Server, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for kind, name in ((tarfile.SYMTYPE, "part-1"), (tarfile.FIFOTYPE, "part-2"), (tarfile.LNKTYPE, "part-3")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/hostname"
+            archive.addfile(info)
+        info = tarfile.TarInfo("part-4")
+        info.size = len(TEXT)
+        archive.addfile(info, io.BytesIO(TEXT.encode()))
+    files = fetch(corpus_of(server, "a.tar.gz", buffer.getvalue(), "**/part-*"), tmp_path)["training"]
+    assert [file.name for file in files] == ["part-4"]
+
+
+def test_an_archive_that_was_unpacked_in_part_is_unpacked_again(server: Server, tmp_path: Path) -> None:
+    corpus = corpus_of(server, "a.zip", zipped(["c/part-1", "c/part-2"]), "**/part-*")
+    (tmp_path / ".a.zip.unpacked.partial" / "c").mkdir(parents=True)
+    (tmp_path / ".a.zip.unpacked.partial" / "c" / "part-1").write_text("half")
+    for _ in range(2):
+        assert [file.read_text() for file in fetch(corpus, tmp_path)["training"]] == [TEXT, TEXT]
+
+
 @pytest.mark.parametrize("knows_ranges", [True, False])
 def test_a_broken_connection_goes_on_where_it_broke(server: Server, tmp_path: Path, knows_ranges: bool) -> None:
     data = random.Random(1).randbytes(500_000)

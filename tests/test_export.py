@@ -297,10 +297,14 @@ def test_out_below_a_file(tmp_path: Path) -> None:
 
 
 def test_out_that_is_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is filled, not replaced, so that the shell that stands in it keeps its folder."""
     run = save(PLAIN, tmp_path / "run")
     (tmp_path / "here").mkdir()
+    identity = (tmp_path / "here").stat().st_ino
     monkeypatch.chdir(tmp_path / "here")
-    assert "exists already" in refusal(ExportConfig(checkpoint=run, format="safetensors", out=Path()), ConfigError)
+    export(ExportConfig(checkpoint=run, format="safetensors", out=Path()))
+    assert (tmp_path / "here").stat().st_ino == identity
+    assert sorted(path.name for path in Path().iterdir()) == ["model.json", "model.safetensors", "tokenizer.json"]
 
 
 @pytest.mark.parametrize("out", ["empty", "new", "below/deeper"])

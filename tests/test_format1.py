@@ -53,7 +53,7 @@ def test_a_run_goes_on_from_it(framework: str, tmp_path: Path) -> None:
         resume="auto",
         threads=1,
         model=hvd_lm.ModelConfig(vocabulary_size=40, embedding_size=6, hidden_size=8, dropout=0.2),
-        data=hvd_lm.DataConfig(data=(ASSETS / "text.txt",), batch_size=2, sequence_length=8),
+        data=hvd_lm.DataConfig(data=(ASSETS / "text.txt",), validation_cut="tokens", batch_size=2, sequence_length=8),
         communication=hvd_lm.CommunicationConfig(backward_passes_per_step=2),
     )
     hvd_lm.train(config)

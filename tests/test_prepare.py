@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from threading import Thread
 from unittest.mock import patch
 
 import launcher
@@ -131,7 +135,7 @@ def test_pretokenized_text_keeps_its_unknown_words_and_tells_their_rate(tmp_path
     assert header["splits"]["training"]["unknown_share"] == pytest.approx(counts.unknown / counts.tokens)
 
 
-@pytest.mark.parametrize(("vocabulary", "expected"), [(65_536, "<u2"), (65_537, "<u4")])
+@pytest.mark.parametrize(("vocabulary", "expected"), [(256, "|u1"), (257, "<u2"), (65_536, "<u2"), (65_537, "<u4")])
 def test_number_format_by_need(vocabulary: int, expected: str) -> None:
     assert shards.number_format(vocabulary).str == expected
 
@@ -174,6 +178,41 @@ def test_compressed_folder_and_standard_input_give_the_same_shards(tmp_path: Pat
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_what_can_be_read_only_once(tmp_path: Path, suffix: str) -> None:
+    """A shell's <(command), and a pipe with a name; three passes are made over the text."""
+    plain = make(tmp_path)
+    pipe = tmp_path / f"pipe{suffix}"
+    os.mkfifo(pipe)
+    content = gzip.compress(TEXT.encode()) if suffix else TEXT.encode()
+    writer = Thread(target=pipe.write_bytes, args=(content,), daemon=True)
+    writer.start()
+    piped = prepare(PrepareConfig(text=(pipe,), out=tmp_path / "piped"))
+    writer.join(10)
+    assert piped.checksum == plain.checksum
+    assert sorted(path.suffix for path in (tmp_path / "piped").iterdir()) == [".bin", ".bin", ".bin", ".json", ".json"]
+
+
+def test_pipe_without_text_is_named(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(writing)
+    try:
+        with pytest.raises(DataError, match=f"/dev/fd/{reading} is empty"):
+            prepare(PrepareConfig(text=(f"/dev/fd/{reading}",), out=tmp_path / "out"))  # type: ignore[arg-type]
+    finally:
+        os.close(reading)
+
+
+def test_a_signal_ends_prepare_tidily(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hvd_lm", "prepare", "-", "--out", tmp_path / "out"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        while not (tmp_path / ".out.partial").exists():
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(20) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+
+
 def peak_of_preparing(path: Path, kind: TokenizerKind) -> float:
     """Megabytes that preparing `path` takes, in a process of its own; the result is in a folder beside it."""
     code = f"""if True:
@@ -195,6 +234,18 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     assert peaks[1] - peaks[0] < 25, f"{peaks} MB"
 
 
+@pytest.mark.parametrize("kind", ["word", "bpe"])
+def test_a_line_with_tabs(kind: TokenizerKind, tmp_path: Path) -> None:
+    """Longer than many blocks, cut only where the tokenizer splits: every word counts once, and splits end where they should."""
+    words = 260_000
+    prepared = make(tmp_path, "\t".join(f"w{index % 900}" for index in range(words)), tokenizer=kind, vocabulary_size=902)
+    counts = prepared.counts
+    assert sum(split.words for split in counts.values()) == words
+    assert counts["test"].words == pytest.approx(0.05 * words, rel=0.01)
+    if kind == "word":
+        assert sum(split.unknown for split in counts.values()) == 0
+
+
 @pytest.mark.parametrize("kind", ["word", "byte"])
 def test_a_line_of_a_hundred_megabytes(kind: TokenizerKind, tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
@@ -209,7 +260,7 @@ def test_a_line_of_a_hundred_megabytes(kind: TokenizerKind, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "text",
     [
-        pytest.param("a\x00b\n\x00\n" * 50, id="NUL"),
+        pytest.param("words and a\x01b\n\x7f\n" * 50, id="control characters"),
         pytest.param("🙂 👩\u200d👩\u200d👧\n" * 50, id="emoji"),
         pytest.param("a\r\nb\r\n" * 50, id="CRLF"),
         pytest.param("\n\n\na\n\n\n" * 50, id="empty lines"),
@@ -232,7 +283,13 @@ def test_odd_texts(kind: TokenizerKind, text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"caf\xe9", "not UTF-8 text (byte 3)"), (b"", "is empty"), (b"a", "too short for a training split")],
+    [
+        (b"caf\xe9 au lait", "not UTF-8 text (byte 3)"),
+        (b"caf\xc3", "was cut off"),
+        (b"", "is empty"),
+        (b"a", "too short for a training split"),
+        (b"a\0b c\n", "binary (a NUL at byte 1)"),
+    ],
 )
 def test_bad_text_leaves_nothing_behind(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "text.txt").write_bytes(content)

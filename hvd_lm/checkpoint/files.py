@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import signal
+import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from hvd_lm.errors import ConfigError
+from hvd_lm.errors import ConfigError, DataError
 
 
 def sha256(path: Path) -> str:
@@ -45,29 +49,103 @@ def publish(staging: Path, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A place to make what ``--out`` names; it gets its name when the block ends, and nothing is left if the block raises.
+def new_folder(out: Path, header: str) -> Iterator[Path]:
+    """A place to make what ``--out`` names; nothing is left if the block raises, or a signal ends the process.
 
-    Raises ConfigError if `out` exists already and is not an empty folder, or something cannot be written.
+    What does not exist yet appears whole when the block ends. An empty folder, which may be a mounted volume, is filled then, with
+    `header` last: it is complete when that is there. Either way it is known before the block that this can be done.
+    Raises ConfigError if `out` exists already and is not an empty folder, if another process makes it, or if something cannot be
+    written; DataError if something else cannot be read.
     """
-    folder = out.resolve()
-    staging = folder.with_name(f".{folder.name}.partial")
     try:
-        if _is_taken(folder):
-            raise ConfigError(f"--out {out} exists already: give another folder, or remove it first")
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        yield staging
-        # An empty folder gives way.
-        publish(staging, folder)
+        folder = out.resolve()
+        fills = folder.is_dir()
+        taken = _is_taken(folder)
+    except (OSError, RuntimeError) as error:  # Path.resolve: a loop of links
+        raise ConfigError(f"cannot use --out {out}: {getattr(error, 'strerror', None) or error}") from error
+    if taken:
+        raise ConfigError(f"--out {out} exists already: give another folder, or remove it first")
+    staging = folder / _STAGING if fills else folder.with_name(f".{folder.name}{_STAGING}")
+    try:
+        with _ended_by_exception(), _claimed(staging, out):
+            yield staging
+            if fills:
+                _fill(folder, staging, header)
+            else:
+                publish(staging, folder)
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"cannot write to --out {out}: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        name, reason = getattr(error, "filename", None), getattr(error, "strerror", None) or error
+        if isinstance(name, str) and not (Path(name).is_relative_to(staging) or staging.is_relative_to(name)):
+            raise DataError(f"cannot read {name}: {reason}") from error
+        raise ConfigError(f"cannot write to --out {out}: {reason}") from error
+
+
+_STAGING = ".partial"
+_NO_ENTRY = frozenset({_STAGING, "lost+found"})
+"""What an empty folder may hold: what a process that was killed left, and what a new volume has."""
 
 
 def _is_taken(folder: Path) -> bool:
     if not folder.is_dir():
         return folder.exists()
-    # Its replacement would leave a shell that stands in it without a folder.
-    return folder == Path.cwd() or any(folder.iterdir())
+    return any(path.name not in _NO_ENTRY for path in folder.iterdir())
+
+
+@contextlib.contextmanager
+def _claimed(staging: Path, out: Path) -> Iterator[None]:
+    """`staging` as an empty folder that no other process makes; it is gone after the block. Raises ConfigError or OSError."""
+    staging.mkdir(parents=True, exist_ok=True)
+    # Not through a link: what it leads to is not ours to empty.
+    descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"another process is making --out {out}: wait for it, or give another folder") from error
+        except OSError:
+            pass  # a file system without locks
+        try:
+            # A dead process holds no lock; what it left is removed.
+            for path in staging.iterdir():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            yield
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+def _fill(folder: Path, staging: Path, header: str) -> None:
+    """Move what is in `staging` into `folder` around it, `header` last; nothing if one of them cannot be moved. Raises OSError."""
+    moved = []
+    try:
+        for path in sorted(staging.iterdir(), key=lambda path: path.name == header):
+            sync(path)
+            if path.name == header:
+                sync(folder)
+            path.rename(folder / path.name)
+            moved.append(folder / path.name)
+        sync(folder)
+    except BaseException:
+        for path in moved:
+            path.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def _ended_by_exception() -> Iterator[None]:
+    """Signals that would end the process at once raise SystemExit in the block, so that what is half-made can be removed."""
+
+    def leave(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

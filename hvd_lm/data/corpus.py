@@ -1,4 +1,4 @@
-"""Reading text: files, globs, folders, standard input, compressed or not; or the English prose that every Python ships.
+"""Reading text: files, standard input, compressed or not; or the English prose that every Python ships.
 
 Text flows in blocks, so that memory does not grow with it.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import bz2
 import codecs
-import glob
 import gzip
 import io
 import lzma
@@ -19,13 +18,16 @@ from typing import IO, Any
 
 import zstandard
 
+from hvd_lm.data.blanks import last_place_between_words
+from hvd_lm.data.recognize import binary, not_text
+from hvd_lm.data.walk import STANDARD_INPUT, TextFile, find_files
+from hvd_lm.data.zstd import open_zstandard
 from hvd_lm.errors import DataError
 
-STANDARD_INPUT = Path("-")
 BLOCK = 1 << 20
 """Bytes read at once, and characters without any blank after which a text is cut wherever it is."""
 
-_OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": zstandard.open}
+_OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": open_zstandard}
 _DAMAGE = (gzip.BadGzipFile, lzma.LZMAError, zlib.error, zstandard.ZstdError, EOFError)
 
 
@@ -36,84 +38,89 @@ def embedded_corpus() -> str:
     return "\n".join(topics[name] for name in sorted(topics))
 
 
-def read_text(paths: Sequence[Path]) -> str:
-    """The texts of `paths`, one after the other; the embedded corpus if there are none.
+def chunks_of(paths: Sequence[Path]) -> Iterator[str]:
+    """The texts of `paths` in chunks, one after the other; the embedded corpus if there are none.
 
-    Raises DataError naming the file that is missing, unreadable, not UTF-8 or blank.
+    Raises DataError naming what is missing, unreadable, not UTF-8 text or blank.
     """
-    if not paths:
-        return embedded_corpus()
-    return "".join(read_files(find_files(paths)))
+    return read_files(find_files(paths)) if paths else iter([embedded_corpus()])
 
 
-def find_files(paths: Iterable[Path]) -> list[Path]:
-    """The files that `paths` name: files, globs (``*``, ``?``, ``[``, ``**``), and folders with all that is in them.
-
-    In the order given; the files of a glob or a folder in the order of their names, hidden ones left out.
-    Raises DataError for a name, a glob or a folder without any file.
-    """
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path)))
-        elif glob.has_magic(str(path)) and not path.exists():
-            found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
-        else:
-            found = [path]
-        if not found:
-            raise DataError(f"{path} names no file: give a text, a folder that holds texts, or a glob that finds some")
-        files += found
-    return files
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def read_files(files: Iterable[Path]) -> Iterator[str]:
+def read_files(files: Iterable[TextFile]) -> Iterator[str]:
     """The texts of `files` in chunks, line breaks as ``\\n``; a line of one file never goes on in the next.
 
-    Raises DataError naming the file that is missing, unreadable, damaged, not UTF-8 or blank.
+    Raises DataError naming the file that is missing, unreadable, damaged, not UTF-8 text, or blank though it was named; or if
+    all are blank.
     """
-    last = "\n"
+    last, found = "\n", False
+    blank: list[TextFile] = []
     for file in files:
-        if not last.endswith("\n"):
-            yield "\n"
-        for last in _read_file(file):
-            yield last
+        begins = True
+        for chunk in _read_file(file):
+            if begins and not last.endswith("\n"):
+                yield "\n"
+            begins, found = False, True
+            last = chunk
+            yield chunk
+        if begins:
+            blank.append(file)
+    if not found:
+        raise DataError(f"{blank[0]} is empty, and so are all {len(blank)} files there: give texts")
 
 
-def _read_file(path: Path) -> Iterator[str]:
-    name = "standard input" if path == STANDARD_INPUT else str(path)
+def _read_file(file: TextFile) -> Iterator[str]:
+    """The text of a file; nothing if it is blank and was not named."""
+    blank: list[str] = []
+    chunks = _decode(file)
+    for chunk in chunks:
+        blank.append(chunk)
+        if chunk.strip():
+            yield from blank
+            yield from chunks
+            return
+    if file.named:
+        raise DataError(f"{file} is empty: give a file that holds text")
+
+
+def _decode(file: TextFile) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     line_breaks = io.IncrementalNewlineDecoder(decoder, translate=True)
-    blank, offset, block = True, 0, b""
+    offset, block = 0, b""
     try:
-        with _open(path) as file:
-            while block := file.read(BLOCK):
+        with _open(file.path) as opened:
+            while block := opened.read(BLOCK):
+                _refuse_what_is_no_text(file, block, offset)
                 if text := line_breaks.decode(block):
-                    blank = blank and not text.strip()
                     yield text
                 offset += len(block)
             if text := line_breaks.decode(b"", final=True):
-                blank = blank and not text.strip()
                 yield text
     except UnicodeDecodeError as error:
         # What the decoder saw ends with the block, and begins with what the one before had left over.
         byte = offset + len(block) - len(error.object) + error.start
-        raise DataError(f"{name} is not UTF-8 text (byte {byte}): convert it, for example with iconv") from error
+        if not block:
+            what = f"ends within a UTF-8 character (byte {byte}): it was cut off; copy or download it again"
+            raise DataError(f"{file} {what}") from error
+        raise DataError(f"{file} is not UTF-8 text (byte {byte}): convert it, for example with iconv") from error
     except _DAMAGE as error:
-        raise DataError(f"{name} is damaged ({' '.join(str(error).split())}): copy or download it again") from error
+        raise DataError(f"{file} is damaged ({' '.join(str(error).split())}): copy or download it again") from error
     except OSError as error:
-        raise DataError(f"cannot read {name}: {error.strerror or error}") from error
-    if blank:
-        raise DataError(f"{name} is empty: give a file that holds text")
+        raise DataError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+def _refuse_what_is_no_text(file: TextFile, block: bytes, offset: int) -> None:
+    if offset == 0 and (what := not_text(block)):
+        raise DataError(f"{file} is {what}")
+    if b"\0" in block:
+        raise DataError(f"{file} is {binary(offset + block.index(0))}")
 
 
 def _open(path: Path) -> IO[bytes]:
     if path == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise DataError("standard input is closed: give a file, or pipe a text into hvd-lm")
         return sys.stdin.buffer
-    if opener := _OPENERS.get(path.suffix):
+    if opener := _OPENERS.get(path.suffix.lower()):
         return opener(path)  # type: ignore[no-any-return]
     return path.open("rb")
 
@@ -133,9 +140,4 @@ def blocks_of(chunks: Iterable[str]) -> Iterator[str]:
 
 def _safe_cut(text: str) -> int:
     """Where to cut `text`; 0 if it should grow first."""
-    if cut := text.rfind("\n") + 1:
-        return cut
-    cut = text.rfind(" ", 1, -1)
-    while cut > 0 and (text[cut - 1].isspace() or text[cut + 1].isspace()):
-        cut = text.rfind(" ", 1, cut)
-    return cut if cut > 0 else len(text) if len(text) >= BLOCK else 0
+    return text.rfind("\n") + 1 or last_place_between_words(text) or (len(text) if len(text) >= BLOCK else 0)

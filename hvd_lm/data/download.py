@@ -1,22 +1,26 @@
 """Known public corpora: where they are, what they must be, and a download that goes on where it was cut off.
 
-Downloads and checksums are pooch's; the files stay in a folder, and one that was put there by hand is taken as it is.
+Downloads and checksums are pooch's, archives are unpacked here; the files stay in a folder, and one that was put there by hand is
+taken as it is.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tarfile
 import zipfile
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, get_args
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Literal, get_args
 
 from tqdm import tqdm
 
 from hvd_lm.data.shards import Split
-from hvd_lm.errors import DataError
+from hvd_lm.errors import ConfigError, DataError
 
 CorpusName = Literal["wikitext-2", "wikitext-103", "ptb", "enwik8", "text8", "one-billion-word"]
 CORPORA: tuple[CorpusName, ...] = get_args(CorpusName)
@@ -109,8 +113,11 @@ PUBLIC_CORPORA: dict[CorpusName, PublicCorpus] = {
 
 
 def default_folder() -> Path:
-    """Where downloads are kept: below $XDG_CACHE_HOME, or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hvd_lm" / "corpora"
+    """Where downloads are kept: below $XDG_CACHE_HOME, or ~/.cache. Raises ConfigError for a user without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hvd_lm" / "corpora"
+    except RuntimeError as error:
+        raise ConfigError("this user has no home folder to keep downloads in: set --downloads") from error
 
 
 def fetch(corpus: PublicCorpus, folder: Path, mirror: str | None = None) -> dict[Split, list[Path]]:
@@ -124,7 +131,7 @@ def fetch(corpus: PublicCorpus, folder: Path, mirror: str | None = None) -> dict
         try:
             found += _fetch_file(file, folder, mirror)
         except _UnavailableError as error:
-            missing = [file, *(other for other in corpus.files[index + 1 :] if not (folder / other.name).exists())]
+            missing = [file, *(other for other in corpus.files[index + 1 :] if not os.path.exists(folder / other.name))]
             places = ", ".join(other.urls[0] for other in missing)
             where = f"put it at {folder / file.name}" if len(missing) == 1 else f"put them into {folder}"
             raise DataError(f"cannot download {file.name} ({error}): download by hand {places} and {where}") from error
@@ -145,7 +152,7 @@ def _fetch_file(file: RemoteFile, folder: Path, mirror: str | None) -> list[Path
 
     pooch.get_logger().setLevel("WARNING")
     urls = file.urls if mirror is None else (f"{mirror.rstrip('/')}/{file.name}",)
-    unpack = {".zip": pooch.Unzip, ".gz": pooch.Untar}.get(Path(file.name).suffix)
+    unpack = {".zip": _zip_members, ".gz": _tar_members}.get(Path(file.name).suffix)
     reason = ""
     for url in urls:
         try:
@@ -155,19 +162,56 @@ def _fetch_file(file: RemoteFile, folder: Path, mirror: str | None) -> list[Path
                 fname=file.name,
                 path=folder,
                 downloader=ResumingDownload(folder / f".{file.name}.partial"),
-                processor=unpack and unpack(),
             )
-            return [Path(result)] if unpack is None else [Path(name) for name in result]
+            return [Path(result)] if unpack is None else _unpacked(Path(result), unpack)
         except ValueError:
             # pooch: the hash is not the known one. What was downloaded is gone, so that the next attempt begins anew.
             reason = f"{url} is not the file it should be: its checksum is not {file.hash}"
-        except (zipfile.BadZipFile, tarfile.TarError) as error:
+        except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
             reason = f"{folder / file.name} does not unpack: {error}"
         except requests.RequestException as error:
             reason = f"{url}: {_reason(error)}"
         except OSError as error:
-            raise DataError(f"cannot write to {folder}: {error.strerror or error}") from error
+            raise DataError(f"cannot use {error.filename or folder}: {error.strerror or error}") from error
     raise _UnavailableError(reason)
+
+
+_Members = Callable[[Path], Iterator[tuple[str, IO[bytes]]]]
+"""The files of an archive: name and content of each, which must be read before the next is asked for."""
+
+
+def _unpacked(archive: Path, members: _Members) -> list[Path]:
+    """What `archive` holds, in a folder beside it that appears when it is complete. Raises as `members`, or OSError."""
+    folder = archive.with_name(f"{archive.name}.unpacked")
+    if not folder.is_dir():
+        staging = archive.with_name(f".{archive.name}.unpacked.partial")
+        shutil.rmtree(staging, ignore_errors=True)
+        for name, content in members(archive):
+            place = PurePosixPath(name)
+            if place.is_absolute() or ".." in place.parts:
+                raise tarfile.TarError(f"{name} would be written outside of {folder}")
+            path = staging / place
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                shutil.copyfileobj(content, file)
+        staging.rename(folder)
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _zip_members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    with zipfile.ZipFile(archive) as opened:
+        for member in opened.infolist():
+            if not member.is_dir():
+                with opened.open(member) as content:
+                    yield member.filename, content
+
+
+def _tar_members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """Files only: links, devices and owners, which could reach outside, are left."""
+    with tarfile.open(archive) as opened:
+        for member in opened:
+            if content := opened.extractfile(member) if member.isfile() else None:
+                yield member.name, content
 
 
 def _reason(error: Exception) -> str:

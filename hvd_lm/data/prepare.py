@@ -3,15 +3,14 @@
     files -> blocks of text -> (1) where the splits end, (2) vocabulary, (3) token ids -> shards
 
 The text is read anew for each pass, so memory does not grow with it; the tokenizers library spreads passes 2 and 3 over the cores.
+What can be read only once, a pipe, is written down beside the result first.
 """
 
 from __future__ import annotations
 
-import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,11 +20,13 @@ from tqdm import tqdm
 from hvd_lm.checkpoint.files import new_folder
 from hvd_lm.config import make_paths, require
 from hvd_lm.data import tokenizer as tokenizers
-from hvd_lm.data.corpus import STANDARD_INPUT, blocks_of, find_files, read_files
-from hvd_lm.data.counts import CountedTokens
-from hvd_lm.data.download import PUBLIC_CORPORA, CorpusName, default_folder, fetch
-from hvd_lm.data.shards import SPLITS, Prepared, ShardWriter, Split, load, write_header
-from hvd_lm.data.tokenizer import TokenizerKind, train_tokenizer
+from hvd_lm.data.corpus import blocks_of, read_files
+from hvd_lm.data.counts import CountedTokens, warn_of_long_words
+from hvd_lm.data.download import CORPORA, PUBLIC_CORPORA, CorpusName, default_folder, fetch
+from hvd_lm.data.shards import HEADER, SPLITS, Prepared, ShardWriter, Split, load, write_header
+from hvd_lm.data.splits import DEFAULT_SHARES, End, length, share_out, split_blocks
+from hvd_lm.data.tokenizer import KINDS, TokenizerKind, train_tokenizer
+from hvd_lm.data.walk import STANDARD_INPUT, TextFile, find_files
 from hvd_lm.errors import ConfigError, DataError
 
 
@@ -39,8 +40,9 @@ class PrepareConfig:
     """Folder to make: token shards, tokenizer.json, prepared.json. It appears when it is complete."""
     corpus: CorpusName | None = None
     """Download a known public corpus instead of giving texts."""
-    tokenizer: TokenizerKind = "word"
-    """What a token is: a word between blanks (PTB and WikiText conventions), a character, a byte, or a byte-level BPE unit."""
+    tokenizer: TokenizerKind | None = None
+    """What a token is: a word between blanks (PTB and WikiText conventions), a character, a byte, or a byte-level BPE unit. Unless
+    given: word, or what --tokenizer-file holds."""
     tokenizer_file: Path | None = None
     """Use this tokenizer.json, of a prepared folder or a run, instead of making one."""
     vocabulary_size: int | None = None
@@ -50,10 +52,10 @@ class PrepareConfig:
     """Texts of the validation split. None: a share of the text."""
     test_data: tuple[Path, ...] = ()
     """Texts of the test split. None: a share of the text."""
-    validation_share: float = 0.05
-    """Share of the text, behind the training split, unless --validation-data is given."""
-    test_share: float = 0.05
-    """Share of the text, at its end, unless --test-data is given."""
+    validation_share: float | None = None
+    """Share of the text, behind the training split. Unless given: 0.05, or the texts of --validation-data."""
+    test_share: float | None = None
+    """Share of the text, at its end. Unless given: 0.05, or the texts of --test-data."""
     downloads: Path | None = None
     """Where downloaded corpora are kept, and looked for. Unless given: ~/.cache/hvd_lm/corpora."""
     mirror: str | None = None
@@ -62,7 +64,11 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         make_paths(self, "text", "out", "tokenizer_file", "validation_data", "test_data", "downloads")
         require(bool(self.text) != bool(self.corpus), "give texts to prepare, or --corpus (one of them)")
+        require(self.corpus is None or self.corpus in CORPORA, f"--corpus must be one of {', '.join(CORPORA)}, not {self.corpus}")
+        kinds = ", ".join(KINDS)
+        require(self.tokenizer is None or self.tokenizer in KINDS, f"--tokenizer must be one of {kinds}, not {self.tokenizer}")
         require(self.mirror is None or self.corpus is not None, "--mirror needs a --corpus to download")
+        require(self.downloads is None or self.corpus is not None, "--downloads needs a --corpus to download")
         require(
             self.vocabulary_size is None or self.vocabulary_size >= 2,
             f"--vocabulary-size must be at least 2, not {self.vocabulary_size}",
@@ -71,9 +77,31 @@ class PrepareConfig:
             self.tokenizer_file is None or self.vocabulary_size is None,
             "--tokenizer-file brings its own vocabulary: leave --vocabulary-size away",
         )
-        for name in ("validation_share", "test_share"):
-            require(0 <= getattr(self, name) < 1, f"--{name.replace('_', '-')} must be in [0, 1), not {getattr(self, name)}")
-        require(self.validation_share + self.test_share < 1, "--validation-share and --test-share leave nothing to train on")
+        require(
+            self.tokenizer_file is None or self.tokenizer is None,
+            "--tokenizer-file tells what a token is: leave --tokenizer away",
+        )
+        given: dict[Split, float | None] = {"validation": self.validation_share, "test": self.test_share}
+        for split, share in given.items():
+            require(share is None or 0 <= share < 1, f"--{split}-share must be in [0, 1), not {share}")
+            require(
+                share is None or split not in self.own_texts, f"the {split} split has texts of its own: leave --{split}-share away"
+            )
+        require(sum(self.shares.values()) < 1, "--validation-share and --test-share leave nothing to train on")
+
+    @property
+    def own_texts(self) -> frozenset[Split]:
+        """The splits that are not cut from the training text."""
+        texts: dict[Split, object] = {"validation": self.validation_data, "test": self.test_data}
+        fetched = PUBLIC_CORPORA[self.corpus].splits if self.corpus else {}
+        return frozenset(split for split in SPLITS if texts.get(split) or split in fetched)
+
+    @property
+    def shares(self) -> dict[Split, float]:
+        """Of the text that is cut, in the order of its splits."""
+        given: dict[Split, float | None] = {"validation": self.validation_share, "test": self.test_share}
+        shares = {split: DEFAULT_SHARES[split] if share is None else share for split, share in given.items()}
+        return {split: share for split, share in shares.items() if share and split not in self.own_texts}
 
 
 def prepare(config: PrepareConfig) -> Prepared:
@@ -81,7 +109,7 @@ def prepare(config: PrepareConfig) -> Prepared:
 
     Raises ConfigError or DataError, each with what to do; then nothing is left behind.
     """
-    with new_folder(config.out) as staging:
+    with new_folder(config.out, HEADER) as staging:
         _prepare(config, staging)
     return load(config.out)
 
@@ -89,12 +117,13 @@ def prepare(config: PrepareConfig) -> Prepared:
 def _prepare(config: PrepareConfig, staging: Path) -> None:
     texts = _texts(config, staging)
     tokenizer = tokenizers.load(config.tokenizer_file) if config.tokenizer_file else None
-    kind = tokenizer.kind if tokenizer else config.tokenizer
-    ends = _ends(texts["training"], config, texts, kind)
+    kind = tokenizer.kind if tokenizer else config.tokenizer or "word"
+    ends = _ends(texts["training"], config.shares, kind)
     if tokenizer is None:
         with _progress("vocabulary") as bar:
-            training = (text for split, text in _split(_blocks(texts["training"], bar), ends, kind) if split == "training")
-            tokenizer = train_tokenizer(training, config.tokenizer, config.vocabulary_size)
+            pieces = split_blocks(_blocks(texts["training"], bar), ends, kind)
+            training = (text for split, text in pieces if split == "training")
+            tokenizer = train_tokenizer(training, kind, config.vocabulary_size)
     written = {}
     with _progress("tokens") as bar:
         for split, blocks in _splits(texts, ends, kind, bar):
@@ -108,111 +137,56 @@ def _prepare(config: PrepareConfig, staging: Path) -> None:
                     (staging / shard.file).unlink()
     if "training" not in written:
         raise DataError("the text is too short for a training split: give more text, or smaller shares for validation and test")
+    for spooled in staging.glob(f"{_SPOOLED}*"):
+        spooled.unlink()
     write_header(staging, tokenizer, written)
-    (staging / _SPOOLED).unlink(missing_ok=True)
+    warn_of_long_words(written["training"][0], kind)
 
 
-_SPOOLED = "standard-input"
+_SPOOLED = "spooled-"
 
 
-def _texts(config: PrepareConfig, staging: Path) -> dict[Split, list[Path]]:
-    """The files of every split that has its own."""
+def _texts(config: PrepareConfig, staging: Path) -> dict[Split, list[TextFile]]:
+    """The files of every split that has its own, each of which can be read more than once."""
+    texts: dict[Split, list[TextFile]] = {}
     if config.corpus:
-        texts = fetch(PUBLIC_CORPORA[config.corpus], config.downloads or default_folder(), config.mirror)
+        fetched = fetch(PUBLIC_CORPORA[config.corpus], config.downloads or default_folder(), config.mirror)
+        texts = {split: [TextFile(path) for path in paths] for split, paths in fetched.items()}
     else:
-        texts = {"training": find_files(config.text)}
+        texts["training"] = find_files(config.text)
     if config.validation_data:
         texts["validation"] = find_files(config.validation_data)
     if config.test_data:
         texts["test"] = find_files(config.test_data)
-    if sum(files.count(STANDARD_INPUT) for files in texts.values()) > 1:
+    if sum(file.path == STANDARD_INPUT for files in texts.values() for file in files) > 1:
         raise ConfigError("standard input (-) can be read only once")
-    for files in texts.values():
-        if STANDARD_INPUT in files:
-            # It is read more than once.
-            spooled = staging / _SPOOLED
-            with spooled.open("wb") as file:
-                shutil.copyfileobj(sys.stdin.buffer, file)
-            files[files.index(STANDARD_INPUT)] = spooled
+    pipes = [(files, index) for files in texts.values() for index, file in enumerate(files) if file.is_pipe()]
+    for number, (files, index) in enumerate(pipes):
+        files[index] = _spool(files[index], staging / f"{_SPOOLED}{number}")
     return texts
 
 
-# --- splits ----------------------------------------------------------------------------------------------
+def _spool(pipe: TextFile, path: Path) -> TextFile:
+    """The text of what can be read only once, as a file. Raises DataError as `read_files`."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        for chunk in read_files([pipe]):
+            file.write(chunk)
+    return TextFile(path)
 
 
-@dataclass(frozen=True)
-class _End:
-    """Where a share of the text ends."""
-
-    split: Split
-    offset: int | None
-    """In characters (byte: in bytes); None for the last one."""
-
-
-def _ends(files: list[Path], config: PrepareConfig, texts: dict[Split, list[Path]], kind: TokenizerKind) -> list[_End]:
+def _ends(files: list[TextFile], shares: dict[Split, float], kind: TokenizerKind) -> list[End]:
     """The splits that are cut from the training text, in their order."""
-    shares: dict[Split, float] = {"validation": config.validation_share, "test": config.test_share}
-    shares = {split: share for split, share in shares.items() if share and split not in texts}
     if not shares:
-        return [_End("training", None)]
+        return share_out(0, shares)
     with _progress("reading") as bar:
-        total = sum(_length(block, kind) for block in _blocks(files, bar))
-    names: list[Split] = ["training", *shares]
-    ends = [round(total * share) for share in accumulate([1 - sum(shares.values()), *shares.values()])]
-    return [_End(name, end) for name, end in zip(names[:-1], ends, strict=False)] + [_End(names[-1], None)]
-
-
-def _length(text: str, kind: TokenizerKind) -> int:
-    return len(text.encode()) if kind == "byte" else len(text)
-
-
-def _split(blocks: Iterable[str], ends: list[_End], kind: TokenizerKind) -> Iterator[tuple[Split, str]]:
-    """Blocks with the split that they belong to. A split of words or BPE ends with its line, or else before a blank."""
-    offset = 0
-    remaining = list(ends)
-    for block in blocks:
-        text = block
-        length = _length(block, kind)
-        while remaining[0].offset is not None and offset + length >= remaining[0].offset:
-            cut = _cut(text, max(0, remaining[0].offset - offset), kind)
-            if cut is None:
-                break  # the line goes on in the next block, and the split with it
-            if cut:
-                yield remaining[0].split, text[:cut]
-            moved = _length(text[:cut], kind)
-            text, offset, length = text[cut:], offset + moved, length - moved
-            remaining.pop(0)
-        offset += length
-        if text:
-            yield remaining[0].split, text
-
-
-def _cut(text: str, target: int, kind: TokenizerKind) -> int | None:
-    """Where to cut at or after `target`; None if not in this text."""
-    if kind == "byte":
-        # Behind the character that the byte belongs to.
-        return len(text.encode()[:target].decode("utf-8", "ignore")) + (0 if _is_boundary(text.encode(), target) else 1)
-    if kind == "char":
-        return target
-    if target == 0 or text[target - 1] == "\n":
-        return target
-    for separator, behind in (("\n", 1), (" ", 0)):
-        found = text.find(separator, target)
-        if found >= 0:
-            return found + behind
-    return None
-
-
-def _is_boundary(data: bytes, index: int) -> bool:
-    """Whether a UTF-8 character begins at `index`."""
-    return index >= len(data) or data[index] & 0xC0 != 0x80
+        return share_out(sum(length(block, kind) for block in _blocks(files, bar)), shares)
 
 
 def _splits(
-    texts: dict[Split, list[Path]], ends: list[_End], kind: TokenizerKind, bar: tqdm[NoReturn]
+    texts: dict[Split, list[TextFile]], ends: list[End], kind: TokenizerKind, bar: tqdm[NoReturn]
 ) -> Iterator[tuple[Split, Iterator[str]]]:
     """Every split with its blocks, which must be read before the next split is asked for."""
-    pieces = _split(_blocks(texts["training"], bar), ends, kind)
+    pieces = split_blocks(_blocks(texts["training"], bar), ends, kind)
     ahead = next(pieces, None)
 
     def of(split: Split) -> Iterator[str]:
@@ -228,10 +202,7 @@ def _splits(
             yield split, _blocks(texts[split], bar)
 
 
-# --- passes ----------------------------------------------------------------------------------------------
-
-
-def _blocks(files: list[Path], bar: tqdm[NoReturn]) -> Iterator[str]:
+def _blocks(files: list[TextFile], bar: tqdm[NoReturn]) -> Iterator[str]:
     for block in blocks_of(read_files(files)):
         yield block
         bar.update(len(block))

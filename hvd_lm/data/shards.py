@@ -3,7 +3,8 @@
     DIR/
         prepared.json           format, tokenizer, number format, and for every split its counts, shards and their SHA-256
         tokenizer.json          HF tokenizers
-        training-00000.bin      token ids, little-endian uint16 (uint32 for more than 65,536 tokens), one after the other
+        training-00000.bin      token ids, one after the other: uint8 for up to 256 tokens, little-endian uint16 for up to 65,536,
+                                else uint32
         validation-00000.bin ...
 
 The header has a checksum of its own.
@@ -28,6 +29,7 @@ from hvd_lm.data import tokenizer as tokenizers
 from hvd_lm.data.counts import TextCounts
 from hvd_lm.data.tokenizer import Tokenizer
 from hvd_lm.errors import CheckpointError, DataError, HvdLmError
+from hvd_lm.job.launcher import launched_local_rank
 
 Split = Literal["training", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -36,6 +38,11 @@ FORMAT_VERSION = 1
 HEADER = "prepared.json"
 SHARD_TOKENS = 1 << 28
 """Tokens in a full shard: half a gigabyte of uint16."""
+
+_NUMBER_FORMATS = ("|u1", "<u2", "<u4")
+_PIECE = 1 << 24
+"""Bytes of a shard that are checked at once."""
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, HvdLmError)
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,7 @@ class ShardWriter:
         rest: NDArray[np.int32] | None = None
         more = True
         while more:
-            name = f"{self._split}-{len(self.shards):05d}.bin"
+            name = _shard_name(self._split, len(self.shards))
             room, hashed = self._shard_tokens, hashlib.sha256()
             with (self._folder / name).open("wb") as file:
                 while room:
@@ -126,9 +133,13 @@ class ShardWriter:
                 (self._folder / name).unlink()
 
 
+def _shard_name(split: Split, index: int) -> str:
+    return f"{split}-{index:05d}.bin"
+
+
 def number_format(vocabulary_size: int) -> np.dtype[Any]:
     """The smallest that holds every token id."""
-    return np.dtype("<u2" if vocabulary_size <= 1 << 16 else "<u4")
+    return next(dtype for dtype in map(np.dtype, _NUMBER_FORMATS) if vocabulary_size <= 1 << 8 * dtype.itemsize)
 
 
 def write_header(folder: Path, tokenizer: Tokenizer, splits: dict[Split, tuple[TextCounts, list[Shard]]]) -> None:
@@ -152,12 +163,15 @@ def write_header(folder: Path, tokenizer: Tokenizer, splits: dict[Split, tuple[T
 
 
 def is_prepared(path: Path) -> bool:
-    """Whether `path` is a folder that ``hvd-lm prepare`` made."""
-    return (path / HEADER).is_file()
+    """Whether `path` is a folder that ``hvd-lm prepare`` made. Raises DataError if it may not be looked into."""
+    try:
+        return (path / HEADER).is_file()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def load(folder: Path) -> Prepared:
-    """Open a prepared folder and check every file in it.
+    """Open a prepared folder, whoever made it, and check every file in it; shards by one rank of each host.
 
     Raises DataError naming what is missing or not as it was written.
     """
@@ -169,30 +183,63 @@ def load(folder: Path) -> Prepared:
         stated = description.pop("checksum")
         if stated != checksum(description):
             raise DataError(f"{HEADER} was altered")
+        tokenizer = tokenizers.load(folder / "tokenizer.json")
         if sha256(folder / "tokenizer.json") != description["tokenizer"]["sha256"]:
             raise DataError("tokenizer.json was altered")
-        tokenizer = tokenizers.load(folder / "tokenizer.json")
+        if description["number_format"] not in _NUMBER_FORMATS:
+            raise DataError(f"its number format is none of {', '.join(_NUMBER_FORMATS)}")
+        dtype = np.dtype(description["number_format"])
         tokens: dict[Split, ShardedTokens] = {}
         counts: dict[Split, TextCounts] = {}
         for name in SPLITS:
             if name not in description["splits"]:
                 continue
-            split = description["splits"][name]
-            shards = [from_dict(Shard, shard) for shard in split.pop("shards")]
+            split = dict(description["splits"][name])
+            shards = [_shard(name, index, shard) for index, shard in enumerate(split.pop("shards"))]
             split.pop("unknown_share")
-            counts[name] = from_dict(TextCounts, split)
-            arrays = [_open(folder, shard, description["number_format"]) for shard in shards]
+            counts[name] = from_dict(TextCounts, {key: _count(value) for key, value in split.items()})
+            if counts[name].tokens != sum(shard.tokens for shard in shards):
+                raise DataError(f"the shards of its {name} split hold other than {counts[name].tokens} tokens")
+            arrays = [_open(folder / shard.file, shard, dtype, tokenizer.vocabulary_size) for shard in shards]
             tokens[name] = ShardedTokens(arrays, [shard.sha256 for shard in shards])
         return Prepared(folder, tokenizer, tokens, counts, stated)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, HvdLmError) as error:
+    except _DAMAGE as error:
         kind = "" if isinstance(error, (DataError, CheckpointError)) else f"{type(error).__name__}: "
         reason = f"{kind}{' '.join(str(error).split())}"
         raise DataError(f"the prepared text {folder} cannot be used ({reason}): prepare it again") from error
 
 
-def _open(folder: Path, shard: Shard, number_format: str) -> NDArray[np.integer]:
-    path = folder / shard.file
-    # Also what brings the file into memory before training needs it.
-    if sha256(path) != shard.sha256:
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise DataError(f"{HEADER} counts {value!r}")
+    return value
+
+
+def _shard(split: Split, index: int, description: dict[str, Any]) -> Shard:
+    """Raises DataError for any file but the one that `ShardWriter` makes."""
+    shard = from_dict(Shard, description)
+    _count(shard.tokens)
+    if shard.file != _shard_name(split, index):
+        raise DataError(f"{shard.file!r} is not the name of shard {index} of its {split} split")
+    return shard
+
+
+def _open(path: Path, shard: Shard, dtype: np.dtype[Any], vocabulary_size: int) -> NDArray[np.integer]:
+    if not path.is_file() or path.stat().st_size != shard.tokens * dtype.itemsize:
         raise DataError(f"{shard.file} was altered or truncated")
-    return np.memmap(path, number_format, "r") if shard.tokens else np.empty(0, np.int32)
+    if launched_local_rank() == 0:
+        _check_shard(path, shard, dtype, vocabulary_size)
+    return np.memmap(path, dtype, "r") if shard.tokens else np.empty(0, np.int32)
+
+
+def _check_shard(path: Path, shard: Shard, dtype: np.dtype[Any], vocabulary_size: int) -> None:
+    """Reads a shard once, which also brings it into memory before training needs it."""
+    hashed, largest = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            hashed.update(piece)
+            largest = max(largest, int(np.frombuffer(piece, dtype).max()))
+    if hashed.hexdigest() != shard.sha256:
+        raise DataError(f"{shard.file} was altered or truncated")
+    if largest >= vocabulary_size:
+        raise DataError(f"{shard.file} holds token {largest}, but the vocabulary has {vocabulary_size}")

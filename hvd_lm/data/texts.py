@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from hvd_lm.config import DataConfig
+from hvd_lm.config import VALIDATION_SHARE, DataConfig
 from hvd_lm.data import shards
-from hvd_lm.data.corpus import STANDARD_INPUT, blocks_of, embedded_corpus, find_files, read_files, read_text
-from hvd_lm.data.counts import CountedTokens, TextCounts
+from hvd_lm.data.corpus import blocks_of, chunks_of
+from hvd_lm.data.counts import CountedTokens, TextCounts, warn_of_long_words
 from hvd_lm.data.shards import Prepared, ShardedTokens, Split
+from hvd_lm.data.splits import length, share_out, split_blocks
 from hvd_lm.data.streams import Tokens
-from hvd_lm.data.tokenizer import Tokenizer, train_word_level
+from hvd_lm.data.tokenizer import Tokenizer, train_tokenizer
+from hvd_lm.data.walk import STANDARD_INPUT, TextFile
 from hvd_lm.errors import ConfigError, DataError
+from hvd_lm.job.launcher import launched_size
+from hvd_lm.job.messages import warn
 
 
 @dataclass(frozen=True)
@@ -43,41 +48,85 @@ def read_texts(data: DataConfig, vocabulary_size: int | None, data_ranks: int = 
 
     Raises DataError if a text is missing, empty or too short; ConfigError for a vocabulary size that does not fit.
     """
-    training: Tokens
-    validation: Tokens
     if prepared := open_prepared(data.data):
         _check_vocabulary(prepared, vocabulary_size)
-        tokenizer, training = prepared.tokenizer, prepared.split("training")
-        validation = prepared.tokens.get("validation", np.empty(0, np.int32))
+        texts = Texts(prepared.tokenizer, prepared.split("training"), _NONE)
+        if data.validation_share != 0:
+            texts = replace(texts, validation=prepared.tokens.get("validation", _NONE))
+        elsewhere = f"{prepared.folder} has its own validation split, or none"
     else:
-        _refuse_standard_input(data.data)
-        text = read_text(data.data)
-        tokenizer = train_word_level(text, vocabulary_size)
-        tokens = tokenizer.encode(text)
-        split = len(tokens) if data.validation_data else len(tokens) - int(len(tokens) * data.validation_share)
-        training, validation = tokens[:split], tokens[split:]
+        texts = _read_plain(data, vocabulary_size)
+        elsewhere = "--validation-data is given"
+    if data.validation_share and (prepared or data.validation_data):
+        warn(f"--validation-share {data.validation_share} has no effect: {elsewhere}")
     if data.validation_data:
-        validation, _ = read_tokens(data.validation_data, tokenizer, "validation")
-    _check_length(training, data.batch_size, data_ranks)
-    return Texts(tokenizer, training, validation)
+        held_out = open_prepared(data.validation_data)
+        read = _of_split(held_out, texts.tokenizer, "validation") if held_out else _of_texts(data.validation_data, texts.tokenizer)
+        texts = replace(texts, validation=read[0])
+    _check_length(texts.training, data.batch_size, data_ranks)
+    return texts
 
 
-def read_tokens(paths: Sequence[Path], tokenizer: Tokenizer, split: Split = "test") -> tuple[Tokens, TextCounts]:
-    """The tokens of texts (the embedded corpus if none), or of a split of a prepared folder; and how much text they are.
+def _read_plain(data: DataConfig, vocabulary_size: int | None) -> Texts:
+    """A plain text as `prepare` with words would cut and tokenize it, without a test split."""
+    _refuse_what_ranks_cannot_share(data.data)
+    share = 0.0 if data.validation_data else VALIDATION_SHARE if data.validation_share is None else data.validation_share
+    blocks = list(blocks_of(chunks_of(data.data)))
+    if data.validation_cut == "tokens":
+        tokenizer = train_tokenizer(blocks, "word", vocabulary_size)
+        tokens = np.concatenate([_NONE, *tokenizer.encode_blocks(blocks)])
+        split = len(tokens) - int(len(tokens) * share)
+        return Texts(tokenizer, tokens[:split], tokens[split:])
+    total = sum(length(block, "word") for block in blocks)
+    parts: dict[Split, list[str]] = {"training": [], "validation": []}
+    for name, text in split_blocks(blocks, share_out(total, {"validation": share}), "word"):
+        parts[name].append(text)
+    tokenizer = _train_tokenizer(parts["training"], blocks, vocabulary_size)
+    counted = CountedTokens(parts["training"], tokenizer)
+    training = np.concatenate([_NONE, *counted])
+    warn_of_long_words(counted.counts, "word")
+    return Texts(tokenizer, training, np.concatenate([_NONE, *tokenizer.encode_blocks(parts["validation"])]))
 
-    Raises DataError if there is none, or a prepared folder has another tokenizer.
+
+def _train_tokenizer(training: Sequence[str], whole: Sequence[str], vocabulary_size: int | None) -> Tokenizer:
+    """As `train_tokenizer`; its error tells where the words are that the training part of the whole text lacks."""
+    try:
+        return train_tokenizer(training, "word", vocabulary_size)
+    except ConfigError as error:
+        with suppress(ConfigError):
+            train_tokenizer(whole, "word", vocabulary_size)
+            hint = "runs of older versions counted the validation part too: --validation-cut tokens goes on with them"
+            error = ConfigError(f"{error}; {hint}")
+        raise error from None
+
+
+_NONE = np.empty(0, np.int32)
+
+
+def read_tokens(paths: Sequence[Path], tokenizer: Tokenizer, split: Split | None = None) -> tuple[Tokens, TextCounts]:
+    """The tokens of texts (the embedded corpus if none), or of a split (None: test) of a prepared folder; how much text they are.
+
+    Raises DataError if there is none, or a prepared folder has another tokenizer; ConfigError for a split of plain texts.
     """
     if prepared := open_prepared(paths):
-        if prepared.tokenizer.to_json() != tokenizer.to_json():
-            raise DataError(
-                f"{prepared.folder} was prepared with another tokenizer: prepare it with --tokenizer-file, or give plain text"
-            )
-        return prepared.split(split), prepared.counts[split]
-    _refuse_standard_input(paths)
-    chunks = read_files(find_files(paths)) if paths else [embedded_corpus()]
-    counted = CountedTokens(blocks_of(chunks), tokenizer)
-    tokens = np.concatenate([np.empty(0, np.int32), *counted])
-    return tokens, counted.counts
+        return _of_split(prepared, tokenizer, split or "test")
+    if split is not None:
+        raise ConfigError(f"--split {split} needs a folder that hvd-lm prepare made: leave it away for plain text")
+    return _of_texts(paths, tokenizer)
+
+
+def _of_split(prepared: Prepared, tokenizer: Tokenizer, split: Split) -> tuple[Tokens, TextCounts]:
+    if prepared.tokenizer.to_json() != tokenizer.to_json():
+        raise DataError(
+            f"{prepared.folder} was prepared with another tokenizer: prepare it with --tokenizer-file, or give plain text"
+        )
+    return prepared.split(split), prepared.counts[split]
+
+
+def _of_texts(paths: Sequence[Path], tokenizer: Tokenizer) -> tuple[Tokens, TextCounts]:
+    _refuse_what_ranks_cannot_share(paths)
+    counted = CountedTokens(blocks_of(chunks_of(paths)), tokenizer)
+    return np.concatenate([_NONE, *counted]), counted.counts
 
 
 def open_prepared(paths: Sequence[Path]) -> Prepared | None:
@@ -93,9 +142,12 @@ def open_prepared(paths: Sequence[Path]) -> Prepared | None:
     return shards.load(prepared)
 
 
-def _refuse_standard_input(paths: Sequence[Path]) -> None:
-    if STANDARD_INPUT in paths:
-        raise DataError("standard input cannot be shared by ranks: hvd-lm prepare reads it, and every rank the folder it makes")
+def _refuse_what_ranks_cannot_share(paths: Sequence[Path]) -> None:
+    """Raises DataError for standard input, and on several ranks for pipes, of which each would get a part or wait for ever."""
+    for path in paths:
+        if path == STANDARD_INPUT or (launched_size() > 1 and path.is_fifo()):
+            name = TextFile(path)
+            raise DataError(f"{name} cannot be shared by ranks: hvd-lm prepare reads it, and every rank the folder it makes")
 
 
 def _check_vocabulary(prepared: Prepared, wanted: int | None) -> None:

@@ -12,7 +12,8 @@ back as it was.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
@@ -50,10 +51,10 @@ _BYTES = {name: byte for byte, name in enumerate(_BYTE_NAMES)}
 class Tokenizer:
     """Text to token ids and back, on top of a HF tokenizer that holds the vocabulary."""
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        """Raises CheckpointError if `backend` is none of hvd_lm's."""
+    def __init__(self, backend: tokenizers.Tokenizer, kind: TokenizerKind) -> None:
+        """Raises CheckpointError if `backend` has no line break, or no <unk> that `kind` needs."""
         self._backend = backend
-        self.kind = _kind(backend)
+        self.kind = kind
         self.is_byte_level = self.kind in ("byte", "bpe")
         line_break = {"word": END_OF_LINE, "char": "\n"}.get(self.kind, _BYTE_NAMES[ord("\n")])
         self.end_of_line_id = self._id(line_break)
@@ -62,7 +63,7 @@ class Tokenizer:
     def _id(self, token: str) -> int:
         token_id = self._backend.token_to_id(token)
         if token_id is None:
-            raise CheckpointError(f"the tokenizer has no {token}: it was not made by hvd_lm")
+            raise CheckpointError(f"it has no {token!r}: hvd_lm did not make it")
         return int(token_id)
 
     @property
@@ -184,30 +185,108 @@ class Detokenizer:
         return self._decoder.decode(b"", final=True)
 
 
-def _kind(backend: tokenizers.Tokenizer) -> TokenizerKind:
-    match backend.model, backend.pre_tokenizer:
-        case models.WordLevel(), pre_tokenizers.WhitespaceSplit():
-            return "word"
-        case models.WordLevel(), pre_tokenizers.Split():
-            return "char"
-        case models.BPE(), pre_tokenizers.Sequence():
-            return "byte" if backend.get_vocab_size() == len(_BYTE_NAMES) else "bpe"
-    raise CheckpointError("the tokenizer splits text in another way than hvd_lm's do: it was not made by hvd_lm")
+# --- backends --------------------------------------------------------------------------------------------
+
+
+def _word_level(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return backend
+
+
+def _character_level(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    return backend
+
+
+def _byte_level(vocabulary: dict[str, int], merges: list[tuple[str, str]], kind: TokenizerKind) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("\n", "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == "bpe"),
+            # The time for a word grows with the square of its length, or nearly.
+            pre_tokenizers.FixedLength(_LONGEST_WORD),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+# --- from a file -----------------------------------------------------------------------------------------
 
 
 def from_json(text: str) -> Tokenizer:
-    """The tokenizer that `Tokenizer.to_json` wrote."""
-    return Tokenizer(tokenizers.Tokenizer.from_str(text))
+    """The tokenizer that `Tokenizer.to_json` wrote, built anew from its vocabulary and merges: a file brings no rules of its own.
+
+    Raises CheckpointError if hvd_lm did not make it, ValueError if `text` is no JSON.
+    """
+    description = json.loads(text)
+    merges: list[object] = []
+    match description:
+        case {"model": {"type": "WordLevel", "vocab": dict(vocabulary)}, "pre_tokenizer": {"type": "WhitespaceSplit"}}:
+            kind: TokenizerKind = "word"
+        case {"model": {"type": "WordLevel", "vocab": dict(vocabulary)}, "pre_tokenizer": {"type": "Split"}}:
+            kind = "char"
+        case {
+            "model": {"type": "BPE", "vocab": dict(vocabulary), "merges": list(merges)},
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [_, {"use_regex": bool(words)}, _]},
+        }:
+            kind = "bpe" if words else "byte"
+        case _:
+            raise CheckpointError("it splits text in another way than hvd_lm's do: hvd_lm did not make it")
+    _check_vocabulary(vocabulary, kind)
+    if kind in ("byte", "bpe"):
+        backend = _byte_level(vocabulary, [_pair(merge, vocabulary) for merge in merges], kind)
+    else:
+        backend = _word_level(vocabulary) if kind == "word" else _character_level(vocabulary)
+    built = json.loads(backend.to_str())
+    if other := [name for name in _RULES if description.get(name) != built[name]]:
+        raise CheckpointError(f"its {other[0]} is not that of hvd_lm's {kind} tokens: hvd_lm did not make it")
+    return Tokenizer(backend, kind)
+
+
+def _check_vocabulary(vocabulary: dict[str, object], kind: TokenizerKind) -> None:
+    """Raises CheckpointError unless it has the tokens that `kind` needs, none that it cannot have, and ids from 0 on."""
+    needs: dict[TokenizerKind, set[str]] = {"word": {UNKNOWN, END_OF_LINE}, "char": {UNKNOWN, "\n"}}
+    needed = needs.get(kind, set(_BYTE_NAMES))
+    if missing := needed - vocabulary.keys():
+        raise CheckpointError(f"it has no {min(missing)!r}: hvd_lm did not make it")
+    others = vocabulary.keys() - needed
+    fit = {
+        "word": True,
+        "char": all(len(token) == 1 for token in others),
+        "byte": not others,
+        "bpe": all(token and _BYTES.keys() >= set(token) for token in others),
+    }
+    ids = list(vocabulary.values())
+    # Types first: to Python, True is 1.
+    if not fit[kind] or {*map(type, ids)} != {int} or set(ids) != set(range(len(ids))):
+        raise CheckpointError(f"its vocabulary is not one of {kind} tokens, numbered from 0: hvd_lm did not make it")
+
+
+_RULES = ("normalizer", "pre_tokenizer", "added_tokens")
+
+
+def _pair(merge: object, vocabulary: Collection[str]) -> tuple[str, str]:
+    """Two tokens that BPE joins to a third; older versions of the library set a blank between them. Raises CheckpointError."""
+    match merge.split(" ") if isinstance(merge, str) else merge:
+        case [str(left), str(right)] if all(token in vocabulary for token in (left, right, left + right)):
+            return left, right
+    raise CheckpointError(f"it joins {merge!r}, which are not two tokens that make a third: hvd_lm did not make it")
 
 
 def load(path: Path) -> Tokenizer:
-    """Raises CheckpointError if `path` holds no tokenizer."""
+    """Raises CheckpointError if `path` holds no tokenizer of hvd_lm's."""
     try:
+        if path.exists() and not path.is_file():
+            raise CheckpointError("it is not a file")
         return from_json(path.read_text(encoding="utf-8"))
-    except CheckpointError:
-        raise
     except Exception as error:  # the tokenizers library raises bare Exception
-        raise CheckpointError(f"cannot read the tokenizer {path}: {error}") from error
+        raise CheckpointError(f"cannot read the tokenizer {path}: {' '.join(str(error).split())}") from error
 
 
 # --- vocabularies ----------------------------------------------------------------------------------------
@@ -249,14 +328,7 @@ def _train_word(blocks: Iterable[str], vocabulary_size: int | None) -> Tokenizer
     counted = counter.get_vocab()
     words = [word for word in sorted(counted, key=counted.__getitem__) if word not in specials]
     vocabulary = [*specials, *words][:limit]
-    return Tokenizer(_word_level({word: index for index, word in enumerate(vocabulary)}))
-
-
-def _word_level(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
-    backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return backend
+    return Tokenizer(_word_level({word: index for index, word in enumerate(vocabulary)}), "word")
 
 
 def _train_char(blocks: Iterable[str], vocabulary_size: int | None) -> Tokenizer:
@@ -266,10 +338,7 @@ def _train_char(blocks: Iterable[str], vocabulary_size: int | None) -> Tokenizer
     counts[ord("\n")] = 0  # it has its place already
     found = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
     vocabulary = [UNKNOWN, "\n", *map(chr, found.tolist())][:vocabulary_size]
-    backend = tokenizers.Tokenizer(models.WordLevel({token: index for index, token in enumerate(vocabulary)}, unk_token=UNKNOWN))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    backend.decoder = decoders.Fuse()
-    return Tokenizer(backend)
+    return Tokenizer(_character_level({token: index for index, token in enumerate(vocabulary)}), "char")
 
 
 def _train_bytes(blocks: Iterable[str], vocabulary_size: int | None, kind: TokenizerKind) -> Tokenizer:
@@ -277,22 +346,13 @@ def _train_bytes(blocks: Iterable[str], vocabulary_size: int | None, kind: Token
     if limit < len(_BYTE_NAMES) or (kind == "byte" and vocabulary_size not in (None, limit)):
         few = "exactly" if kind == "byte" else "at least"
         raise ConfigError(f"--tokenizer {kind} needs a --vocabulary-size of {few} {len(_BYTE_NAMES)}, not {vocabulary_size}")
-    backend = tokenizers.Tokenizer(models.BPE({name: byte for byte, name in enumerate(_BYTE_NAMES)}, []))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split("\n", "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == "bpe"),
-            # The time for a word grows with the square of its length, or nearly.
-            pre_tokenizers.FixedLength(_LONGEST_WORD),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
+    backend = _byte_level({name: byte for byte, name in enumerate(_BYTE_NAMES)}, [], kind)
     if kind == "bpe":
         trainer = trainers.BpeTrainer(
             vocab_size=limit, initial_alphabet=_BYTE_NAMES, special_tokens=[], show_progress=False, max_token_length=64
         )
         backend.train_from_iterator(_lines(blocks), trainer)
-    return Tokenizer(backend)
+    return Tokenizer(backend, kind)
 
 
 def _lines(blocks: Iterable[str]) -> Iterator[Sequence[str]]:

@@ -27,8 +27,8 @@ class EvaluateConfig:
     """Folder of a training run (its newest checkpoint), or of one checkpoint."""
     data: tuple[Path, ...] = ()
     """UTF-8 texts, one after the other, or a folder that hvd-lm prepare made. None: the embedded corpus."""
-    split: Split = "test"
-    """Which split of a prepared folder."""
+    split: Split | None = None
+    """Which split of a prepared folder. Unless given: test."""
     framework: Framework = "torch"
     """Which framework computes; any can read any checkpoint."""
     batch_size: int = 8
@@ -55,7 +55,7 @@ def evaluate(
     checkpoint: Path | str,
     data: Sequence[Path | str] = (),
     *,
-    split: Split = "test",
+    split: Split | None = None,
     framework: Framework = "torch",
     batch_size: int = 8,
     sequence_length: int = 64,

@@ -21,15 +21,16 @@ class _Launcher:
     name: str
     rank: str
     size: str
+    local_rank: str
     local_size: str
 
 
 # In the order of trust.
 _LAUNCHERS = (
-    _Launcher("horovodrun", "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_SIZE"),
-    _Launcher("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
-    _Launcher("mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS"),  # MPICH, Intel MPI
-    _Launcher("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE"),
+    _Launcher("horovodrun", "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE"),
+    _Launcher("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    _Launcher("mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),  # MPICH, Intel MPI
+    _Launcher("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 )
 
 
@@ -43,6 +44,12 @@ def launched_size() -> int:
     """Processes in the job; 1 if it runs alone."""
     found = _launcher()
     return _number(found.size) or 1 if found else 1
+
+
+def launched_local_rank() -> int:
+    """Rank of this process among those of its machine; 0 if it runs alone, or the launcher does not say."""
+    found = _launcher()
+    return _number(found.local_rank) or 0 if found else 0
 
 
 def launched_local_size() -> int:

@@ -152,7 +152,7 @@ def _median_throughput(run: Run) -> float | None:
 
 def incomparable(runs: Sequence[Run]) -> list[str]:
     """Names of the settings, among those that make losses incomparable, in which the runs differ."""
-    what = ("vocabulary_size", "data", "validation_data", "validation_share")
+    what = ("vocabulary_size", "data", "validation_data", "validation_share", "validation_cut")
     return [line.name for line in differences(runs) if line.name in what]
 
 

@@ -58,7 +58,7 @@ def _check_text(checkpoint: Checkpoint, fingerprint: str, resume: str | None) ->
     if checkpoint.progress.text != fingerprint:
         raise DataError(
             f"--resume {resume}: the checkpoint was made on another text, or another cut of it into training and "
-            "validation: give the same --data, or begin a new run"
+            "validation: give the same --data (with --validation-cut tokens if an older hvd_lm began the run), or begin a new run"
         )
 
 
