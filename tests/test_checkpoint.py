@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import stat
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -309,6 +312,13 @@ def test_other_format(saved: Path, version: object) -> None:
         {"model": {"vocabulary_size": None}},
         {"progress": {}},
         {"progress": None},
+        {"files": {}},
+        {"model": {"layers": 10**9}},
+        {"step": -1},
+        {"step": 2.5},
+        {"step": True},
+        {"applied_steps": "4"},
+        {"format_version": True},
     ],
     ids=str,
 )
@@ -328,6 +338,60 @@ def test_description_that_lacks_an_entry(saved: Path, name: str) -> None:
     message = refusal(saved)
     assert str(saved) in message
     assert name in message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokens": -1},
+        {"tokens": 1.5},
+        {"epoch": "one"},
+        {"seconds": None},
+        {"text": 3},
+        {"settings": 3},
+        {"loss_scale": {"scale": 0.0, "growth_steps": 1, "good_steps": 0, "skipped_steps": 0}},
+        {"position": {"segments": [[4, 3]], "streams": 3, "sequence_length": 4, "micro_batches": 2}},
+        {"position": {"segments": [[-1, 3]], "streams": 3, "sequence_length": 4, "micro_batches": 2}},
+        {"position": {"segments": [[1, 2, 3]], "streams": 3, "sequence_length": 4, "micro_batches": 2}},
+        {"position": {"segments": [], "streams": 10**12, "sequence_length": 4, "micro_batches": 2}},
+        {"position": {"segments": [], "streams": 3, "sequence_length": 0, "micro_batches": 2}},
+    ],
+    ids=str,
+)
+def test_progress_that_makes_no_sense(saved: Path, change: dict[str, Any]) -> None:
+    progress = json.loads((saved / "checkpoint.json").read_text(encoding="utf-8"))["progress"]
+    reseal(saved, progress=progress | change)
+    assert str(saved) in refusal(saved)
+
+
+@pytest.mark.parametrize("without", FILES)
+def test_a_description_that_leaves_a_file_out(saved: Path, without: str) -> None:
+    """What it does not sum could be anything."""
+    sums = {name: "" for name in FILES if name not in (without, "checkpoint.json")}
+    reseal(saved, files=sums if without != "checkpoint.json" else sums | {"checkpoint.json": ""})
+    assert "its files are not" in refusal(saved)
+
+
+def test_moments_of_no_weight(saved: Path) -> None:
+    def change(arrays: dict[str, np.ndarray]) -> None:
+        arrays["first/embedding"] = arrays["first/embedding"][:1]
+
+    change_arrays(saved / "optimizer.safetensors", change)
+    assert "first/embedding is no moment of a weight" in refusal(saved)
+
+
+def test_a_file_that_is_larger_than_its_model_is_not_read(saved: Path) -> None:
+    """It has no bytes, but as many zeros as a disk has not."""
+    with (saved / "weights.safetensors").open("r+b") as file:
+        file.truncate(1 << 40)
+    assert "weights.safetensors is larger than that of such a model" in refusal(saved)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_pipe_is_not_waited_for(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    os.mkfifo(saved / name)
+    assert "is no file" in refusal(saved.parent.parent)
 
 
 def test_tokenizer_of_another_size_does_not_fit_the_model(tmp_path: Path) -> None:
@@ -383,15 +447,96 @@ def test_the_one_before_a_damaged_one_is_taken(tmp_path: Path, capsys: pytest.Ca
 # --- the best one, and writing beside training -----------------------------------------------------------
 
 
-def test_the_best_is_kept_and_linked(tmp_path: Path) -> None:
+def test_the_best_is_kept_and_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a file: some file systems have no links."""
+
+    def no_links(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "symlink", no_links)
     losses = {1: 5.0, 2: 4.0, 3: 4.5, 4: None, 5: 6.0}
     best = None
     for step, loss in losses.items():
         best = loss if best is None or (loss is not None and loss < best) else best
         checkpoints.save(example(step, validation_loss=loss, best_validation_loss=best), tmp_path, keep=1)
     assert folders(tmp_path) == ["best", "step-00000002", "step-00000005"]
-    assert checkpoints.load(tmp_path / "checkpoints" / "best").step == 2
+    best_file = tmp_path / "checkpoints" / "best"
+    assert best_file.read_text() == "step-00000002\n"
+    assert checkpoints.load(best_file).step == 2
     assert checkpoints.load(tmp_path).step == 5
+
+
+def test_a_file_system_that_cannot_sync_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        whole(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    checkpoints.save(example(5), tmp_path, keep=1)
+    assert checkpoints.load(tmp_path).step == 5
+
+
+def test_the_link_of_an_earlier_version_is_read_kept_and_replaced(tmp_path: Path) -> None:
+    checkpoints.save(example(2, validation_loss=4.0, best_validation_loss=4.0), tmp_path, keep=1)
+    best = tmp_path / "checkpoints" / "best"
+    best.unlink()
+    best.symlink_to("step-00000002")
+    checkpoints.save(example(3, validation_loss=5.0, best_validation_loss=4.0), tmp_path, keep=1)
+    assert folders(tmp_path) == ["best", "step-00000002", "step-00000003"]
+    assert checkpoints.load(best).step == 2
+    checkpoints.save(example(4, validation_loss=3.0, best_validation_loss=3.0), tmp_path, keep=1)
+    assert folders(tmp_path) == ["best", "step-00000004"]
+    assert not best.is_symlink()
+    assert checkpoints.load(best).step == 4
+
+
+@pytest.mark.parametrize("content", [b"", b"../../elsewhere", b"/etc", b"step-00000009", b"\xff" * 300])
+def test_a_best_that_names_no_checkpoint(tmp_path: Path, content: bytes) -> None:
+    checkpoints.save(example(5), tmp_path, keep=1)
+    best = tmp_path / "checkpoints" / "best"
+    best.write_bytes(content)
+    assert "no checkpoint in" in refusal(best)
+    checkpoints.save(example(6), tmp_path, keep=1)
+    assert folders(tmp_path) == ["best", "step-00000006"]
+
+
+def test_a_best_that_was_discarded_is_forgotten(tmp_path: Path) -> None:
+    for step, loss in ((2, 5.0), (4, 4.0)):
+        checkpoints.save(example(step, validation_loss=loss, best_validation_loss=loss), tmp_path, keep=2)
+    checkpoints.discard_after(2, tmp_path, tmp_path / "aside")
+    assert folders(tmp_path) == ["step-00000002"]
+    assert folders(tmp_path / "aside") == ["step-00000004"]
+
+
+# --- names -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_may_have_a_name_that_begins_as_a_checkpoint(tmp_path: Path) -> None:
+    for name in ("step-decay", "step-00000020"):
+        checkpoints.save(example(7), tmp_path / name, keep=1)
+        assert checkpoints.load(tmp_path / name).step == 7
+
+
+def test_only_what_was_written_here_is_removed(tmp_path: Path) -> None:
+    mine = ["step-notes", "step-1", "step-00000001.bak", "step-0000000\N{FULLWIDTH DIGIT ONE}", ".step-mine.partial"]
+    for name in mine:
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-00000001").write_text("a file")
+    for step in (5, 6):
+        checkpoints.save(example(step), tmp_path, keep=1)
+    assert folders(tmp_path) == sorted([*mine, "step-00000001", "step-00000006"])
+    assert checkpoints.load(tmp_path).step == 6
+
+
+def test_steps_count_on_beyond_eight_digits(tmp_path: Path) -> None:
+    for step in (99_999_999, 100_000_000):
+        checkpoints.save(example(step), tmp_path, keep=2)
+    assert checkpoints.load(tmp_path).step == 100_000_000
+    checkpoints.discard_after(99_999_999, tmp_path, tmp_path / "aside")
+    assert checkpoints.load(tmp_path).step == 99_999_999
 
 
 def test_writer_has_all_on_the_disk_when_it_ends(tmp_path: Path) -> None:
