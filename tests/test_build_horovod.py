@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -332,11 +334,110 @@ def test_cache_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert cache_directory() == tmp_path / "own" / "horovod"
 
 
+def open_to_others(path: Path, _: pytest.MonkeyPatch) -> None:
+    path.chmod(0o777)
+
+
+def of_another_user(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status = os.stat_result((*path.stat()[:4], 4711, *path.stat()[5:]))
+    whole = Path.lstat
+    monkeypatch.setattr(Path, "lstat", lambda self: status if self == path else whole(self))
+
+
+@pytest.mark.parametrize("place", ["", "horovod", f"horovod/{KEY}"])
+@pytest.mark.parametrize(
+    ("change", "words"), [(open_to_others, "can be written by others"), (of_another_user, "belongs to another user")]
+)
+def test_a_wheel_that_another_user_could_have_written_is_refused(
+    place: str,
+    change: Callable[[Path, pytest.MonkeyPatch], None],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HVD_LM_CACHE", str(tmp_path / "cache"))
+    entry = cache_directory() / KEY
+    assert store(wheel_in(tmp_path / "dist"), entry) == cached_wheel(entry)
+    change(tmp_path / "cache" / place, monkeypatch)
+    for use in (cached_wheel, partial(store, wheel_in(tmp_path / "dist"))):
+        with pytest.raises(BuildError, match=words) as caught:
+            use(entry)
+        assert str(tmp_path / "cache" / place) in str(caught.value)
+
+
+def test_the_cache_is_made_for_one_user_whatever_the_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HVD_LM_CACHE", str(tmp_path / "below" / "cache"))
+    entry = cache_directory() / KEY
+    before = os.umask(0)
+    try:
+        store(wheel_in(tmp_path / "dist"), entry)
+    finally:
+        os.umask(before)
+    assert cached_wheel(entry)
+
+
+def test_without_a_home_the_cache_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobody)
+    with pytest.raises(BuildError, match="set HVD_LM_CACHE"):
+        cache_directory()
+
+
 @pytest.mark.parametrize("name", ["HVD_LM_CACHE", "XDG_CACHE_HOME"])
 def test_empty_variable_counts_as_unset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv(name, "")
     assert cache_directory() == tmp_path / ".cache" / "hvd_lm" / "horovod"
+
+
+# --- what comes from elsewhere ---------------------------------------------------------------------------
+
+
+def test_the_source_is_the_one_that_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its setup.py runs as this user, so that pip must compare the sum first."""
+    asked: list[tuple[str, ...]] = []
+
+    def download(*words: str, **_: object) -> str:
+        asked.append(words)
+        wanted = Path(words[words.index("-r") + 1]).read_text()
+        assert wanted == f"horovod=={HOROVOD_VERSION} --hash=sha256:{build_horovod.HOROVOD_SHA256}\n"
+        raise BuildError("THESE PACKAGES DO NOT MATCH THE HASHES")
+
+    monkeypatch.setattr(build_horovod, "pip", download)
+    with pytest.raises(BuildError, match="DO NOT MATCH"), build_horovod.unpacked_sdist():
+        pass
+    (words,) = asked
+    assert "--require-hashes" in words
+    assert re.fullmatch("[0-9a-f]{64}", build_horovod.HOROVOD_SHA256)
+
+
+@pytest.mark.parametrize("flags", [[], ["--check"], ["--check", "--install-system-packages"], ["--install-system-packages"]])
+def test_the_system_is_changed_only_if_asked_for_and_said_before(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: dict[str, str] = {}
+
+    def run(command: list[str], **_: object) -> str:
+        if command[0] == "apt-get":
+            said.setdefault("before", capsys.readouterr().out)
+        return "g++ 12"
+
+    monkeypatch.setattr(build_horovod, "installed_frameworks", lambda: FRAMEWORKS)
+    monkeypatch.setattr(build_horovod, "check_installed", lambda *_: None)
+    monkeypatch.setattr(build_horovod, "find_mpi", lambda: MPI)
+    monkeypatch.setattr(build_horovod, "can_use_apt", lambda: True)
+    monkeypatch.setattr(build_horovod, "run", run)
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    code = build_horovod.main(flags)
+    if flags == ["--install-system-packages"]:
+        assert code == 0
+        assert "apt-get install -y -qq --no-install-recommends g++ make" in said["before"]
+    else:
+        assert code == 2
+        assert said == {}
+        assert "--install-system-packages" in capsys.readouterr().err
 
 
 # --- what is installed -----------------------------------------------------------------------------------
@@ -415,7 +516,7 @@ def test_failed_command_is_told_with_the_end_of_its_output(tmp_path: Path) -> No
 
 def test_without_a_framework_nothing_is_built(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(build_horovod, "installed_frameworks", dict)
-    assert build_horovod.main(["--no-apt"]) == 2
+    assert build_horovod.main([]) == 2
     assert "install torch or TensorFlow first" in capsys.readouterr().err
 
 
