@@ -24,8 +24,6 @@ Cell = Literal["lstm", "mlstm"]
 CELLS: tuple[Cell, ...] = ("lstm", "mlstm")
 
 REFERENCE_VOCABULARY_SIZE = 10_000
-MOST_LAYERS = 1000
-"""A model is spelled out layer by layer before anything of it is allocated."""
 
 _Config = TypeVar("_Config")
 
@@ -75,6 +73,10 @@ def at_home(path: Path, flag: str) -> Path:
         return path.expanduser()
     except RuntimeError:
         raise ConfigError(f"{flag} {path}: nothing says where the home folder is: set HOME, or give the whole path") from None
+
+
+MOST_LAYERS = 1000
+"""A model is spelled out layer by layer before anything of it is allocated."""
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from errno import EINVAL, ENOSYS, ENOTSUP
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def checksum(description: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
-_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+_CANNOT_SYNC = (EINVAL, ENOTSUP, ENOSYS)
 """What file systems say that have no way to, as some of clouds for folders."""
 
 
