@@ -10,7 +10,9 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,10 +25,13 @@ from test_checkpoint import FILES, TEXT, example, reseal
 from test_report import ROWS, write
 
 from hvd_lm import checkpoint as checkpoints
-from hvd_lm.config import RunConfig
+from hvd_lm.config import DataConfig, RunConfig
+from hvd_lm.data.sources import Position
 from hvd_lm.errors import CheckpointError, ConfigError, DataError, HvdLmError
+from hvd_lm.job.topology import Topology
 from hvd_lm.report import page as report_page
 from hvd_lm.report.runs import read_runs
+from hvd_lm.training.cursor import go_on, text_cursor
 
 NUMBERS = st.sampled_from(
     [-1, 0, 1, 2, 3, 7, 10**6, 2**31, 2**63, 10**19, 10**400, -0.5, 1e-300, 1e300, float("nan"), float("inf")]
@@ -143,6 +148,39 @@ def test_bytes_of_a_checkpoint(whole: Path, place: Path, data: st.DataObject, na
     (folder / name).write_bytes(data.draw(damaged((folder / name).read_bytes())))
     seal(folder)
     check_checkpoint(folder)
+
+
+SMALL = st.integers(0, 50)
+SEGMENTS = st.lists(st.tuples(SMALL, SMALL).map(lambda ends: tuple(sorted(ends))), max_size=4).map(tuple)
+
+
+@settings(max_examples=200)
+@given(
+    segments=SEGMENTS,
+    streams=st.sampled_from([2, 1, 5]),
+    sequence_length=st.sampled_from([4, 1, 9]),
+    micro_batches=SMALL | st.just(2**60),
+)
+def test_position_in_a_text(segments: Any, streams: int, sequence_length: int, micro_batches: int) -> None:
+    """A run goes on within its text, or not at all."""
+    position = Position(segments, streams, sequence_length, micro_batches)
+    progress = replace(example().progress, position=position, lstm_state_2SU=np.zeros((2, streams, 9), np.float32))
+    texts: Any = SimpleNamespace(training=np.arange(40, dtype=np.int32), tokenizer=SimpleNamespace(end_of_line_id=1))
+    data, topology = DataConfig(batch_size=2, sequence_length=4), Topology(0, 1, 1)
+    cursor = text_cursor(texts, data, topology, lambda **_: [])
+    state, refusal = outcome(go_on, cursor, progress, texts, data, topology)
+    in_epoch = -(-sum(stop - start for start, stop in segments) // (2 * 4))
+    same_streams = (streams, sequence_length) == (2, 4)
+    if any(stop > 40 for _, stop in segments) or (same_streams and micro_batches > in_epoch):
+        assert isinstance(refusal, CheckpointError)
+        return
+    assert state.shape == (2, 2, 9)
+    while not cursor.at_end:
+        window = cursor.next_window(3)
+        for _ in range(window.start, window.stop):
+            assert cursor.read()[0].targets_TB.max() < 40
+        cursor.pass_window(window)
+    cursor.rest()
 
 
 @settings(max_examples=100)

@@ -233,7 +233,7 @@ def _check_moments(moments: Mapping[str, Array], weights: Weights) -> None:
 
 def count(value: Any) -> int:
     """`value`, if it can be a number of steps or the like. Raises CheckpointError."""
-    if type(value) is not int or not 0 <= value < 2**63:
+    if type(value) is not int or not 0 <= value < 10**18:
         raise CheckpointError(f"{shown(value)} where a count should be")
     return value
 
