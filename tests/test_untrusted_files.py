@@ -21,7 +21,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parsing import flags
-from test_checkpoint import FILES, TEXT, example, reseal
+from saved import FILES, TEXT, example, reseal
 from test_report import ROWS, write
 
 from hvd_lm import checkpoint as checkpoints
