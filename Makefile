@@ -2,11 +2,13 @@
 #   make train     the same language model learns real text on 2 ranks, in PyTorch and in TensorFlow
 #   make test      every test        make check     lint and types        make doctor    what works here
 # FRAMEWORKS=torch (or tensorflow) leaves the other one out. PYTHON and VENV choose interpreter and place.
+# As root on Debian or Ubuntu a compiler and OpenMPI come from apt-get if they are missing; SYSTEM_PACKAGES= leaves the system alone.
 
 PYTHON     ?= python3.11
 VENV       ?= .venv
 FRAMEWORKS ?= torch,tensorflow
 RANKS      ?= 2
+SYSTEM_PACKAGES ?= --install-system-packages
 
 BIN    := $(VENV)/bin
 comma  := ,
@@ -26,7 +28,7 @@ $(READY): setup.py pyproject.toml hvd_lm/job/build_horovod.py $(wildcard hvd_lm/
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "make: Debian and Ubuntu need python3-venv"; exit 1; }
 	@echo "installing hvd_lm with $(FRAMEWORKS) into $(VENV)"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[$(FRAMEWORKS),dev]'
-	@$(BIN)/python hvd_lm/job/build_horovod.py
+	@$(BIN)/python hvd_lm/job/build_horovod.py $(SYSTEM_PACKAGES)
 	@rm -f $(VENV)/.ready-* && touch $@
 
 train: setup

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import yaml
 
+from hvd_lm import plain_yaml
+from hvd_lm.conform import conform, kind, paths_of, shown
 from hvd_lm.errors import ConfigError
 
 Framework = Literal["torch", "tensorflow"]
@@ -40,13 +43,42 @@ def _require_positive(config: Any, *names: str) -> None:
 
 
 def make_paths(config: Any, *names: str) -> None:
-    """Let Python callers give strings where a Path, or a tuple of them, is meant."""
+    """Let Python callers give strings where a Path is meant, and one where several are; ``~`` is the home folder.
+
+    Raises ConfigError for what is no path, the empty string among it.
+    """
+    hints = get_type_hints(type(config))
     for name in names:
-        value = getattr(config, name)
-        if isinstance(value, str):
-            object.__setattr__(config, name, Path(value))
-        elif isinstance(value, (list, tuple)):
-            object.__setattr__(config, name, tuple(Path(item) for item in value))
+        object.__setattr__(config, name, _paths(hints[name], getattr(config, name), f"--{name.replace('_', '-')}"))
+
+
+def one_path(value: Path | str, flag: str) -> Path:
+    """As `make_paths`, of what is no field of a config."""
+    path: Path = _paths(Path, value, flag)
+    return path
+
+
+def _paths(hint: Any, value: Any, flag: str) -> Any:
+    try:
+        paths = paths_of(hint, value)
+    except ValueError:
+        raise ConfigError(f"{flag} must be {kind(hint)}, not {shown(value)}") from None
+    expand = partial(at_home, flag=flag)
+    return tuple(map(expand, paths)) if isinstance(paths, tuple) else paths and expand(paths)
+
+
+def at_home(path: Path, flag: str) -> Path:
+    """`path` with the home folder for a leading ``~``, which no shell replaces in YAML and behind ``=``."""
+    if path.parts[:1] != ("~",):
+        return path
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{flag} {path}: nothing says where the home folder is: set HOME, or give the whole path") from None
+
+
+MOST_LAYERS = 1000
+"""A model is spelled out layer by layer before anything of it is allocated."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +109,7 @@ class ModelConfig:
         require(all(size >= 1 for size in sizes), f"--hidden-size must be at least 1, not {' '.join(map(str, sizes))}")
         layers = self.layers if self.layers is not None else 2 if len(sizes) == 1 else len(sizes)
         require(layers >= 1, f"--layers must be at least 1, not {layers}")
+        require(layers <= MOST_LAYERS, f"--layers must be at most {MOST_LAYERS}, not {layers}")
         require(len(sizes) in (1, layers), f"--hidden-size has {len(sizes)} numbers for --layers {layers}: give one, or one each")
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "hidden_size", sizes[0] if len(set(sizes)) == 1 else tuple(sizes))
@@ -284,6 +317,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         make_paths(self, "out")
+        if self.resume is not None and self.resume.startswith("~"):
+            object.__setattr__(self, "resume", str(at_home(Path(self.resume), "--resume")))
         require(self.framework in FRAMEWORKS, f"--framework must be one of {', '.join(FRAMEWORKS)}, not {self.framework}")
         for name in ("steps", "epochs", "threads", "validation_every", "checkpoint_every", "keep_checkpoints"):
             value = getattr(self, name)
@@ -306,25 +341,21 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(config_type: type[_Config], values: Mapping[str, Any]) -> _Config:
-    """The inverse of `to_dict` for the configs that checkpoints hold (flat dataclasses).
+    """The inverse of `to_dict` for the flat dataclasses that checkpoints hold.
 
-    Raises ConfigError for a name that `config_type` does not have.
+    Raises ConfigError for a name that `config_type` does not have, or a value of another type.
     """
-    assert is_dataclass(config_type)
-    known = {f.name for f in fields(config_type)}
-    unknown = sorted(set(values) - known)
+    known = get_type_hints(config_type)
+    require(isinstance(values, Mapping), f"{config_type.__name__} is no mapping")
+    unknown = sorted(set(values) - set(known))
     require(not unknown, f"unknown setting {', '.join(unknown)} for {config_type.__name__}")
-    return config_type(**values)
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a mapping that names a key twice, where YAML would let the last one win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if twice := next((key for index, key in enumerate(keys) if key in keys[:index]), None):
-            raise yaml.constructor.ConstructorError(None, None, f"{twice} is named twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+    settings = {}
+    for name, value in values.items():
+        try:
+            settings[name] = conform(known[name], value)
+        except (ValueError, OverflowError):
+            raise ConfigError(f"{name} of {config_type.__name__} must be {kind(known[name])}, not {shown(value)}") from None
+    return config_type(**settings)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -332,13 +363,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Raises ConfigError if the file is missing, is no YAML mapping, or names a setting twice.
     """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read --config {path}: {getattr(error, 'strerror', None) or error}") from error
-    except (yaml.YAMLError, ValueError) as error:  # a date or a number beyond all limits is a ValueError
-        raise ConfigError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    require(content is None or isinstance(content, dict), f"--config {path} must hold `name: value` lines")
+    parsed = plain_yaml.load(path)
+    require(parsed is None or isinstance(parsed, dict), f"--config {path} must hold `name: value` lines")
     settings: dict[str, Any] = {}
 
     def flatten(mapping: Mapping[Any, Any]) -> None:
@@ -347,15 +373,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
                 flatten(value)
             else:
                 name = str(key).replace("-", "_")
-                require(name not in settings, f"--config {path} names {key} twice")
+                require(name not in settings, f"--config {path} names {shown(key)} twice")
                 settings[name] = value
 
-    flatten(content or {})
+    flatten(parsed or {})
     return settings
 
 
 def write_yaml(config: RunConfig, path: Path) -> None:
-    """Write `config` so that ``--config path`` repeats it."""
+    """Write `config` so that ``--config path`` repeats it, and goes on with that very run from any folder."""
+    config = replace(config, out=config.out.absolute())
     path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
 
 

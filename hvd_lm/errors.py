@@ -1,6 +1,15 @@
-"""The errors a user can cause. Each message is one line and says what to do; the command line prints it on one rank."""
+"""The errors a user can cause. Each message is one line and says what to do; the command line prints it on one rank.
+
+`why` is the end of every message about something that the operating system refused.
+"""
 
 from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
 
 
 class HvdLmError(Exception):
@@ -35,3 +44,55 @@ class LostWorkerError(HvdLmError):
     """Another rank went away, or a collective operation failed."""
 
     exit_code = 4
+
+
+# --- what the operating system refuses -------------------------------------------------------------------
+
+_ADVICE: Mapping[int, str] = {
+    errno.EACCES: "this user may not: change the permissions, or name another place",
+    errno.EPERM: "this user may not: change the owner or permissions, or name another place",
+    errno.EROFS: "nothing can be written on that file system: name another place",
+    errno.ENOSPC: "make room there, or name another place",
+    errno.EDQUOT: "this user's quota is used up: remove files there, or name another place",
+    errno.EFBIG: "that file system, or ulimit -f, allows no larger file: name another place",
+    errno.ENOENT: "check the name",
+    errno.ENOTDIR: "a part of that path is a file, not a folder: check the name",
+    errno.EISDIR: "that is a folder: name a file",
+    errno.EEXIST: "something is there already: remove it, or name another place",
+    errno.ENOTEMPTY: "something is there already: remove it, or name another place",
+    errno.ELOOP: "links lead in a circle there: check the name",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EILSEQ: "that file system does not take such a name: choose another one",
+    errno.EXDEV: "it cannot be moved to another file system: name a place on the same one",
+    errno.EBUSY: "something else uses it: end that, or name another place",
+    errno.ETXTBSY: "something else uses it: end that, or name another place",
+    errno.EMFILE: "too many files are open: raise ulimit -n",
+    errno.ENFILE: "too many files are open on this machine: end something",
+    errno.ENOMEM: "the memory is used up: end something, or ask for less",
+    errno.EIO: "the disk, or the way to it, fails: try another one",
+    errno.ESTALE: "the network file system has lost it: try again, or name another place",
+    errno.ENOTCONN: "the network file system is not mounted: mount it, or name another place",
+}
+
+
+def why(error: Exception, known: Path | None = None) -> str:
+    """What the system said, of which path unless the message names it already (`known`), and what to do: the end of a message."""
+    number = errno_of(error)
+    name = getattr(error, "filename", None)
+    about = f" ({os.fsdecode(name)})" if isinstance(name, (str, bytes, os.PathLike)) and os.fsdecode(name) != str(known) else ""
+    said = os.strerror(number) if number else " ".join(str(error).split()) or type(error).__name__
+    advice = f"; {_ADVICE[number]}" if number is not None and number in _ADVICE else ""
+    return f"{said}{about}{advice}"
+
+
+def is_refusal(error: OSError) -> bool:
+    """Whether `error` comes from where a program runs, and not from the program."""
+    return error.errno in _ADVICE
+
+
+def errno_of(error: Exception) -> int | None:
+    """Also of an error of the libraries written in Rust, which tell it in words."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None

@@ -10,6 +10,14 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 test $# -gt 0 -a -n "${HOSTS:-}" || { echo "usage: HOSTS=host:ranks,... [FRAMEWORK=torch] [OUT=runs/hosts] $0 TEXT..." >&2; exit 2; }
 
+refuse() { echo "$0: $1" >&2; exit 2; }
+# Names and numbers only: horovodrun hands them to ssh and to shells on the other hosts.
+[[ $HOSTS =~ ^[A-Za-z0-9][A-Za-z0-9._-]*:[1-9][0-9]{0,4}(,[A-Za-z0-9][A-Za-z0-9._-]*:[1-9][0-9]{0,4})*$ ]] ||
+    refuse "HOSTS must be host:ranks,..., not '$HOSTS'"
+[[ ${CONTROLLER:-gloo} =~ ^(gloo|mpi)$ ]] || refuse "CONTROLLER must be gloo or mpi, not '$CONTROLLER'"
+[[ ${NETWORK:-any} =~ ^[A-Za-z0-9][A-Za-z0-9.,:_-]*$ ]] || refuse "NETWORK must be the names of interfaces, not '$NETWORK'"
+[[ ${SSH_PORT:-22} =~ ^[1-9][0-9]{0,4}$ ]] || refuse "SSH_PORT must be a number, not '$SSH_PORT'"
+
 ranks=0
 for host in ${HOSTS//,/ }; do
     ranks=$((ranks + ${host##*:}))

@@ -1,11 +1,10 @@
-"""The build of Horovod: patches, the key of a build, the cache, the check of what is installed. Nothing is compiled here."""
+"""The build of Horovod: its key, what comes from elsewhere, the check of what is installed. Nothing is compiled here."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -17,23 +16,17 @@ from hvd_lm.job.build_horovod import (
     HOROVOD_VERSION,
     BuildError,
     Mpi,
-    apply_patches,
     build_environment,
     build_key,
-    cache_directory,
-    cached_wheel,
     check_installed,
     is_build_variable,
-    store,
 )
-from hvd_lm.job.horovod_patches import Hunk, PatchError, parse
 
 KEY = "0123456789ab"
 WANTED = f"{HOROVOD_VERSION}+hvdlm.{KEY}"
 FRAMEWORKS = {"torch": "2.13.0", "tensorflow": "2.21.0"}
 MPI = Mpi("mpirun (Open MPI) 4.1.8", "/usr/bin/mpicxx")
 PATCHES = horovod_patches.patches()
-HUNKS = [(patch.name, hunk) for patch in PATCHES for hunk in patch.hunks]
 COMPILER = "g++ (Debian 12.2.0-14) 12.2.0"
 
 
@@ -43,107 +36,6 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     steering = [name for name in os.environ if is_build_variable(name)]
     for name in [*steering, "HVD_LM_CACHE", "XDG_CACHE_HOME"]:
         monkeypatch.delenv(name, raising=False)
-
-
-# --- patches ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """A source tree that holds the text of every hunk once, between other lines."""
-    files: dict[str, str] = {"horovod/__init__.py": f"from a import b\n\n__version__ = '{HOROVOD_VERSION}'\n"}
-    for name, hunk in HUNKS:
-        files[hunk.file] = files.get(hunk.file, "# start\n") + f"# before {name}\n{hunk.old}\n# after\n"
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    return tmp_path
-
-
-def test_every_patch_is_applied(source: Path) -> None:
-    apply_patches(source, KEY)
-    for name, hunk in HUNKS:
-        assert (source / hunk.file).read_text().count(f"# before {name}\n{hunk.new}") == 1
-    assert f"__version__ = '{WANTED}'" in (source / "horovod" / "__init__.py").read_text()
-
-
-def test_what_is_between_patches_stays(source: Path) -> None:
-    expected = {path: path.read_text() for path in source.rglob("*") if path.is_file()}
-    for _, hunk in HUNKS:
-        expected[source / hunk.file] = expected[source / hunk.file].replace(hunk.old, hunk.new)
-    apply_patches(source, KEY)
-    del expected[source / "horovod" / "__init__.py"]
-    for path, text in expected.items():
-        assert path.read_text() == text
-
-
-def test_every_applied_patch_is_told_with_its_reason(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    apply_patches(source, KEY)
-    printed = capsys.readouterr().out
-    for patch in PATCHES:
-        assert patch.why
-        assert f"patch {patch.name}: {patch.why}\n" in printed
-
-
-def test_patched_tree_is_not_patched_again(source: Path) -> None:
-    apply_patches(source, KEY)
-    with pytest.raises(PatchError, match=PATCHES[0].name):
-        apply_patches(source, KEY)
-
-
-@pytest.mark.parametrize("case", HUNKS, ids=lambda case: f"{case[0]} {case[1].file}")
-@pytest.mark.parametrize("times", [0, 2])
-def test_text_of_a_patch_must_occur_once(source: Path, case: tuple[str, Hunk], times: int) -> None:
-    name, hunk = case
-    path = source / hunk.file
-    path.write_text(path.read_text().replace(hunk.old, (hunk.old + "\n") * times))
-    with pytest.raises(PatchError) as caught:
-        apply_patches(source, KEY)
-    assert str(caught.value) == f"patch {name}: its text occurs {times} times in {hunk.file}, not once"
-
-
-def test_patch_is_read_as_a_reason_and_a_unified_diff() -> None:
-    text = "why,\nin two lines\n--- a/x/y.h\n+++ b/x/y.h\n@@ -1,3 +1,3 @@\n one\n-two\n+2\n three\n@@ -9 +9,2 @@ f()\n nine\n+ten\n"
-    text += "--- a/z\n+++ b/z\n@@ -1,2 +1 @@\n \n--- gone\n"
-    patch = parse("name", text)
-    assert patch.why == "why, in two lines"
-    assert patch.hunks == (
-        Hunk("x/y.h", "one\ntwo\nthree\n", "one\n2\nthree\n"),
-        Hunk("x/y.h", "nine\n", "nine\nten\n"),
-        Hunk("z", "\n-- gone\n", "\n"),
-    )
-
-
-@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.name)
-def test_headers_of_hunks_count_their_lines(patch: horovod_patches.Patch) -> None:
-    """`git apply` and `patch` go by them."""
-    text = (horovod_patches.FOLDER / f"{patch.name}.patch").read_text()
-    headers = re.findall(r"^@@ -\d+,(\d+) \+\d+,(\d+) @@", text, flags=re.MULTILINE)
-    assert patch.hunks
-    assert [(int(old), int(new)) for old, new in headers] == [(hunk.old.count("\n"), hunk.new.count("\n")) for hunk in patch.hunks]
-
-
-def test_lines_end_as_before(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(b"one\ntwo\r\n")
-    horovod_patches.apply(horovod_patches.Patch("name", "why", (Hunk("x", "one\n", "1\n"),)), tmp_path)
-    assert (tmp_path / "x").read_bytes() == b"1\ntwo\r\n"
-
-
-def test_source_of_another_version_is_refused(source: Path) -> None:
-    (source / "horovod" / "__init__.py").write_text("__version__ = '0.29.0'\n")
-    with pytest.raises(PatchError, match="version-label"):
-        apply_patches(source, KEY)
-
-
-def test_a_copy_runs_by_its_path_without_any_package(tmp_path: Path) -> None:
-    """An image copies the recipe and its patches, and runs it before anything is installed."""
-    recipe = Path(build_horovod.__file__)
-    shutil.copy(recipe, tmp_path)
-    shutil.copytree(recipe.with_name("horovod_patches"), tmp_path / "horovod_patches")
-    command = [sys.executable, "-S", "-E", str(tmp_path / recipe.name), "--check"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert "install torch or TensorFlow first" in done.stderr
-    assert done.returncode == 2
 
 
 # --- the key ---------------------------------------------------------------------------------------------
@@ -271,72 +163,52 @@ def test_build_is_told_what_to_build(monkeypatch: pytest.MonkeyPatch) -> None:
     assert env["PATH"].split(":")[0] == sysconfig.get_path("scripts")
 
 
-# --- the cache -------------------------------------------------------------------------------------------
+# --- what comes from elsewhere ---------------------------------------------------------------------------
 
 
-def wheel_in(folder: Path, content: bytes = b"PK wheel") -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    wheel = folder / f"horovod-{WANTED}-cp311-cp311-linux_x86_64.whl"
-    wheel.write_bytes(content)
-    return wheel
+def test_the_source_is_the_one_that_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its setup.py runs as this user, so that pip must compare the sum first."""
+    asked: list[tuple[str, ...]] = []
+
+    def download(*words: str, **_: object) -> str:
+        asked.append(words)
+        wanted = Path(words[words.index("-r") + 1]).read_text()
+        assert wanted == f"horovod=={HOROVOD_VERSION} --hash=sha256:{build_horovod.HOROVOD_SHA256}\n"
+        raise BuildError("THESE PACKAGES DO NOT MATCH THE HASHES")
+
+    monkeypatch.setattr(build_horovod, "pip", download)
+    with pytest.raises(BuildError, match="DO NOT MATCH"), build_horovod.unpacked_sdist():
+        pass
+    (words,) = asked
+    assert "--require-hashes" in words
+    assert re.fullmatch("[0-9a-f]{64}", build_horovod.HOROVOD_SHA256)
 
 
-def test_stored_wheel_is_found(tmp_path: Path) -> None:
-    entry = tmp_path / "cache" / KEY
-    stored = store(wheel_in(tmp_path / "dist"), entry)
-    assert cached_wheel(entry) == stored
-    assert stored.parent == entry
-    assert stored.read_bytes() == b"PK wheel"
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [KEY], "nothing half-written is left"
+@pytest.mark.parametrize("flags", [[], ["--check"], ["--check", "--install-system-packages"], ["--install-system-packages"]])
+def test_the_system_is_changed_only_if_asked_for_and_said_before(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: dict[str, str] = {}
 
+    def run(command: list[str], **_: object) -> str:
+        if command[0] == "apt-get":
+            said.setdefault("before", capsys.readouterr().out)
+        return "g++ 12"
 
-def test_empty_cache_has_no_wheel(tmp_path: Path) -> None:
-    assert cached_wheel(tmp_path / "nowhere") is None
-
-
-def test_stored_wheel_replaces_the_older_one(tmp_path: Path) -> None:
-    entry = tmp_path / "cache" / KEY
-    store(wheel_in(tmp_path / "dist", b"old"), entry)
-    stored = store(wheel_in(tmp_path / "dist", b"new"), entry)
-    assert cached_wheel(entry) == stored
-    assert stored.read_bytes() == b"new"
-
-
-@pytest.mark.parametrize("damage", ["tampered", "truncated", "no checksum", "empty checksum", "second wheel"])
-def test_broken_entry_is_told_and_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
-    entry = tmp_path / "cache" / KEY
-    stored = store(wheel_in(tmp_path / "dist"), entry)
-    match damage:
-        case "tampered":
-            stored.write_bytes(b"PK wheeL")
-        case "truncated":
-            stored.write_bytes(b"PK")
-        case "no checksum":
-            (entry / "sha256").unlink()
-        case "empty checksum":
-            (entry / "sha256").write_text("")
-        case "second wheel":
-            (entry / "another.whl").write_bytes(b"PK")
-    assert cached_wheel(entry) is None
-    assert not entry.exists()
-    assert str(entry) in capsys.readouterr().out
-    assert store(wheel_in(tmp_path / "dist"), entry) == cached_wheel(entry)
-
-
-def test_cache_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cache_directory() == tmp_path / "home" / ".cache" / "hvd_lm" / "horovod"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_directory() == tmp_path / "xdg" / "hvd_lm" / "horovod"
-    monkeypatch.setenv("HVD_LM_CACHE", str(tmp_path / "own"))
-    assert cache_directory() == tmp_path / "own" / "horovod"
-
-
-@pytest.mark.parametrize("name", ["HVD_LM_CACHE", "XDG_CACHE_HOME"])
-def test_empty_variable_counts_as_unset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv(name, "")
-    assert cache_directory() == tmp_path / ".cache" / "hvd_lm" / "horovod"
+    monkeypatch.setattr(build_horovod, "installed_frameworks", lambda: FRAMEWORKS)
+    monkeypatch.setattr(build_horovod, "check_installed", lambda *_: None)
+    monkeypatch.setattr(build_horovod, "find_mpi", lambda: MPI)
+    monkeypatch.setattr(build_horovod, "can_use_apt", lambda: True)
+    monkeypatch.setattr(build_horovod, "run", run)
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    code = build_horovod.main(flags)
+    if flags == ["--install-system-packages"]:
+        assert code == 0
+        assert "apt-get install -y -qq --no-install-recommends g++ make" in said["before"]
+    else:
+        assert code == 2
+        assert said == {}
+        assert "--install-system-packages" in capsys.readouterr().err
 
 
 # --- what is installed -----------------------------------------------------------------------------------
@@ -415,7 +287,7 @@ def test_failed_command_is_told_with_the_end_of_its_output(tmp_path: Path) -> No
 
 def test_without_a_framework_nothing_is_built(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(build_horovod, "installed_frameworks", dict)
-    assert build_horovod.main(["--no-apt"]) == 2
+    assert build_horovod.main([]) == 2
     assert "install torch or TensorFlow first" in capsys.readouterr().err
 
 

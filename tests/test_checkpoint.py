@@ -1,72 +1,28 @@
-"""Checkpoints: what goes in comes out bit for bit, the newest is taken, damage is one line that names the folder."""
+"""Checkpoints: what goes in comes out bit for bit, the newest is taken, the best is kept."""
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import json
+import os
+import stat
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
+from saved import TEXT, example, folders, progress, refusal
 
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm.adapters.base import OptimizerState
-from hvd_lm.checkpoint import Checkpoint, CheckpointWriter, Progress
-from hvd_lm.checkpoint.files import checksum
+from hvd_lm.checkpoint import Checkpoint, CheckpointWriter
 from hvd_lm.config import ModelConfig, OptimizerConfig
-from hvd_lm.data.sources import Position
 from hvd_lm.data.tokenizer import train_word_level
 from hvd_lm.errors import CheckpointError
 from hvd_lm.model.weights import initial_weights
 from hvd_lm.training.loss_scale import LossScale
-
-FILES = ["weights.safetensors", "optimizer.safetensors", "state.safetensors", "checkpoint.json", "tokenizer.json"]
-TEXT = "the cat sat\non the mat\n"
-
-
-def progress(model: ModelConfig, **changes: Any) -> Progress:
-    """Of a run over 40 tokens in 3 streams, with values that rounding would change."""
-    lstm_state = np.random.default_rng(3).standard_normal((2, 3, sum(model.units))).astype(np.float32)
-    position = Position(segments=((3, 20), (25, 40)), streams=3, sequence_length=4, micro_batches=2)
-    made = Progress(1, position, micro_batches=7, tokens=2**40, seconds=0.1, text="ab12", lstm_state_2SU=lstm_state)
-    return replace(made, **changes)
-
-
-def example(step: int = 20, **changes: Any) -> Checkpoint:
-    """A small checkpoint with every kind of content; the moments are random, with values that rounding would change."""
-    tokenizer = train_word_level(TEXT, None)
-    model = ModelConfig(tokenizer.vocabulary_size, embedding_size=3, hidden_size=(4, 5), dropout=0.1)
-    weights = initial_weights(model, seed=step)
-    generator = np.random.default_rng(step)
-    moments = {
-        f"{moment}/{name}": generator.standard_normal(array.shape).astype(np.float32) * np.float32(1e-30)
-        for moment in ("first", "second")
-        for name, array in weights.items()
-    }
-    optimizer = OptimizerConfig(learning_rate=3e-4, clip=None, beta1=0.85, epsilon=1e-7)
-    state = OptimizerState(applied_steps=step - 1, moments=moments)
-    return Checkpoint(step, model, optimizer, weights, state, tokenizer, progress(model, **changes))
-
-
-def refusal(path: Path) -> str:
-    """The message of the CheckpointError that loading `path` gives: one line."""
-    with pytest.raises(CheckpointError) as caught:
-        checkpoints.load(path)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    return message
-
-
-def folders(run: Path) -> list[str]:
-    return sorted(path.name for path in (run / "checkpoints").iterdir())
-
 
 # --- there and back --------------------------------------------------------------------------------------
 
@@ -200,198 +156,102 @@ def test_failed_save_leaves_the_older_checkpoint(tmp_path: Path, monkeypatch: py
     assert checkpoints.load(tmp_path).step == 5
 
 
-# --- damage ----------------------------------------------------------------------------------------------
+# --- the best one ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    """The folder of a checkpoint."""
-    return checkpoints.save(example(), tmp_path, keep=1)
+def test_the_best_is_kept_and_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a file: some file systems have no links."""
 
+    def no_links(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
 
-def test_missing(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "nowhere"):
-        message = refusal(path)
-        assert str(path) in message
-        assert "no checkpoint" in message
-
-
-@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".safetensors")])
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
-def test_truncated_arrays(saved: Path, name: str, share: float) -> None:
-    content = (saved / name).read_bytes()
-    (saved / name).write_bytes(content[: int(share * len(content))])
-    assert str(saved) in refusal(saved)
-
-
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("content", [b"", b"\x00" * 64, b"\xff\xfe garbage", b"[1, 2]", b"{}", b"null", b'"text"'])
-def test_garbage(saved: Path, name: str, content: bytes) -> None:
-    (saved / name).write_bytes(content)
-    assert str(saved) in refusal(saved)
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_missing_file(saved: Path, name: str) -> None:
-    (saved / name).unlink()
-    # Asked for by the run, as a user does: without checkpoint.json the folder itself is no checkpoint.
-    message = refusal(saved.parent.parent)
-    assert saved.name in message
-
-
-def reseal(folder: Path, **changes: Any) -> None:
-    """Change the description, and make all checksums fit what is there: damage that only a look at the content finds."""
-    path = folder / "checkpoint.json"
-    description = json.loads(path.read_text(encoding="utf-8")) | changes
-    description.pop("checksum", None)
-    if "files" in description:
-        description["files"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in description["files"]}
-    description["checksum"] = checksum(description)
-    path.write_text(json.dumps(description), encoding="utf-8")
-
-
-def change_arrays(path: Path, change: Callable[[dict[str, np.ndarray]], None]) -> None:
-    arrays = load_file(path)
-    change(arrays)
-    save_file(arrays, path)
-    reseal(path.parent)
-
-
-def transpose(arrays: dict[str, np.ndarray]) -> None:
-    arrays["embedding"] = np.ascontiguousarray(arrays["embedding"].T)
-
-
-def drop(arrays: dict[str, np.ndarray]) -> None:
-    del arrays["embedding"]
-
-
-def add(arrays: dict[str, np.ndarray]) -> None:
-    arrays["embedding_2"] = arrays["embedding"]
-
-
-@pytest.mark.parametrize("change", [transpose, drop, add])
-def test_weights_that_do_not_fit_the_model(saved: Path, change: Callable[[dict[str, np.ndarray]], None]) -> None:
-    change_arrays(saved / "weights.safetensors", change)
-    message = refusal(saved)
-    assert "embedding" in message
-    assert str(saved) in message
-
-
-def halve(arrays: dict[str, np.ndarray]) -> None:
-    arrays["embedding"] = arrays["embedding"].astype(np.float16)
-
-
-def test_weights_of_another_number_format(saved: Path) -> None:
-    """The canonical weights are float32: halves would silently lose what training gained."""
-    change_arrays(saved / "weights.safetensors", halve)
-    assert "embedding" in refusal(saved)
-
-
-@pytest.mark.parametrize("version", [0, 3, "1", None])
-def test_other_format(saved: Path, version: object) -> None:
-    reseal(saved, format_version=version)
-    message = refusal(saved)
-    assert str(saved) in message
-    assert f"format {version}" in message
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"model": {"layers": 0}},
-        {"model": {"layers": "two"}},
-        {"model": {"depth": 2}},
-        {"model": {}},
-        {"model": None},
-        {"model": "lstm"},
-        {"optimizer": {"learning_rate": -1}},
-        {"optimizer": [1]},
-        {"model": {"vocabulary_size": None}},
-        {"progress": {}},
-        {"progress": None},
-    ],
-    ids=str,
-)
-def test_description_that_makes_no_sense(saved: Path, change: dict[str, Any]) -> None:
-    reseal(saved, **change)
-    assert str(saved) in refusal(saved)
-
-
-@pytest.mark.parametrize("name", ["step", "applied_steps", "model", "optimizer", "progress", "files", "checksum", "format_version"])
-def test_description_that_lacks_an_entry(saved: Path, name: str) -> None:
-    path = saved / "checkpoint.json"
-    description = json.loads(path.read_text(encoding="utf-8"))
-    del description[name]
-    path.write_text(json.dumps(description), encoding="utf-8")
-    if name != "checksum":
-        reseal(saved)
-    message = refusal(saved)
-    assert str(saved) in message
-    assert name in message
-
-
-def test_tokenizer_of_another_size_does_not_fit_the_model(tmp_path: Path) -> None:
-    """Its ids would lie beyond the embedding."""
-    good = example()
-    folder = checkpoints.save(replace(good, tokenizer=train_word_level(TEXT + "many more words\n", None)), tmp_path, keep=1)
-    assert str(folder) in refusal(folder)
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that each example copies from, and restores."""
-    return checkpoints.save(example(), tmp_path_factory.mktemp("pristine"), keep=1)
-
-
-def without_blanks(content: bytes) -> bytes:
-    return b"".join(content.split())
-
-
-@settings(max_examples=150)
-@given(name=st.sampled_from(FILES), place=st.floats(0, 1, exclude_max=True), change=st.integers(1, 255), truncate=st.booleans())
-def test_no_altered_byte_goes_unnoticed(pristine: Path, name: str, place: float, change: int, truncate: bool) -> None:
-    path = pristine / name
-    content = path.read_bytes()
-    index = int(place * len(content))
-    damaged = content[:index] if truncate else content[:index] + bytes([content[index] ^ change]) + content[index + 1 :]
-    try:
-        path.write_bytes(damaged)
-        # JSON may change in its blanks only.
-        if name == "checkpoint.json" and without_blanks(damaged) == without_blanks(content):
-            assert checkpoints.load(pristine).step == 20
-        else:
-            assert str(pristine) in refusal(pristine)
-    finally:
-        path.write_bytes(content)
-
-
-def test_the_one_before_a_damaged_one_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for step in (5, 6, 7):
-        newest = checkpoints.save(example(step), tmp_path, keep=3)
-    for folder in (newest, newest.with_name("step-00000006")):
-        with (folder / "weights.safetensors").open("r+b") as file:
-            file.seek(-1, 2)
-            file.truncate()
-    assert checkpoints.load(tmp_path).step == 5
-    said = capsys.readouterr().err
-    assert len(said.splitlines()) == 1
-    assert "step-00000007" in said
-    assert "weights.safetensors was altered or truncated" in said
-    assert str(newest) in refusal(newest)
-
-
-# --- the best one, and writing beside training -----------------------------------------------------------
-
-
-def test_the_best_is_kept_and_linked(tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "symlink", no_links)
     losses = {1: 5.0, 2: 4.0, 3: 4.5, 4: None, 5: 6.0}
     best = None
     for step, loss in losses.items():
         best = loss if best is None or (loss is not None and loss < best) else best
         checkpoints.save(example(step, validation_loss=loss, best_validation_loss=best), tmp_path, keep=1)
     assert folders(tmp_path) == ["best", "step-00000002", "step-00000005"]
-    assert checkpoints.load(tmp_path / "checkpoints" / "best").step == 2
+    best_file = tmp_path / "checkpoints" / "best"
+    assert best_file.read_text() == "step-00000002\n"
+    assert checkpoints.load(best_file).step == 2
     assert checkpoints.load(tmp_path).step == 5
+
+
+def test_a_file_system_that_cannot_sync_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        whole(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    checkpoints.save(example(5), tmp_path, keep=1)
+    assert checkpoints.load(tmp_path).step == 5
+
+
+def test_the_link_of_an_earlier_version_is_read_kept_and_replaced(tmp_path: Path) -> None:
+    checkpoints.save(example(2, validation_loss=4.0, best_validation_loss=4.0), tmp_path, keep=1)
+    best = tmp_path / "checkpoints" / "best"
+    best.unlink()
+    best.symlink_to("step-00000002")
+    checkpoints.save(example(3, validation_loss=5.0, best_validation_loss=4.0), tmp_path, keep=1)
+    assert folders(tmp_path) == ["best", "step-00000002", "step-00000003"]
+    assert checkpoints.load(best).step == 2
+    checkpoints.save(example(4, validation_loss=3.0, best_validation_loss=3.0), tmp_path, keep=1)
+    assert folders(tmp_path) == ["best", "step-00000004"]
+    assert not best.is_symlink()
+    assert checkpoints.load(best).step == 4
+
+
+@pytest.mark.parametrize("content", [b"", b"../../elsewhere", b"/etc", b"step-00000009", b"\xff" * 300])
+def test_a_best_that_names_no_checkpoint(tmp_path: Path, content: bytes) -> None:
+    checkpoints.save(example(5), tmp_path, keep=1)
+    best = tmp_path / "checkpoints" / "best"
+    best.write_bytes(content)
+    assert "no checkpoint in" in refusal(best)
+    checkpoints.save(example(6), tmp_path, keep=1)
+    assert folders(tmp_path) == ["best", "step-00000006"]
+
+
+def test_a_best_that_was_discarded_is_forgotten(tmp_path: Path) -> None:
+    for step, loss in ((2, 5.0), (4, 4.0)):
+        checkpoints.save(example(step, validation_loss=loss, best_validation_loss=loss), tmp_path, keep=2)
+    checkpoints.discard_after(2, tmp_path, tmp_path / "aside")
+    assert folders(tmp_path) == ["step-00000002"]
+    assert folders(tmp_path / "aside") == ["step-00000004"]
+
+
+# --- names -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_may_have_a_name_that_begins_as_a_checkpoint(tmp_path: Path) -> None:
+    for name in ("step-decay", "step-00000020"):
+        checkpoints.save(example(7), tmp_path / name, keep=1)
+        assert checkpoints.load(tmp_path / name).step == 7
+
+
+def test_only_what_was_written_here_is_removed(tmp_path: Path) -> None:
+    mine = ["step-notes", "step-1", "step-00000001.bak", "step-0000000\N{FULLWIDTH DIGIT ONE}", ".step-mine.partial"]
+    for name in mine:
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-00000001").write_text("a file")
+    for step in (5, 6):
+        checkpoints.save(example(step), tmp_path, keep=1)
+    assert folders(tmp_path) == sorted([*mine, "step-00000001", "step-00000006"])
+    assert checkpoints.load(tmp_path).step == 6
+
+
+def test_steps_count_on_beyond_eight_digits(tmp_path: Path) -> None:
+    for step in (99_999_999, 100_000_000):
+        checkpoints.save(example(step), tmp_path, keep=2)
+    assert checkpoints.load(tmp_path).step == 100_000_000
+    checkpoints.discard_after(99_999_999, tmp_path, tmp_path / "aside")
+    assert checkpoints.load(tmp_path).step == 99_999_999
+
+
+# --- writing beside training -----------------------------------------------------------------------------
 
 
 def test_writer_has_all_on_the_disk_when_it_ends(tmp_path: Path) -> None:

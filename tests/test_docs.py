@@ -272,7 +272,7 @@ def known_flags() -> frozenset[str]:
     configs = (RunConfig, PrepareConfig, EvaluateConfig, GenerateConfig, ExportConfig, ReportConfig)
     ours = {flag for config in configs for flag in flags_of(config)} | {"--config", "--help"}
     horovodrun = re.findall(FLAG, launcher.run("horovodrun", "--help").expect_success().output)
-    return frozenset([*ours, *horovodrun, "--check", "--oversubscribe"])
+    return frozenset([*ours, *horovodrun, "--check", "--install-system-packages", "--oversubscribe"])
 
 
 def named_flags(page: Path) -> set[str]:

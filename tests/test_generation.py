@@ -16,6 +16,7 @@ from conftest import INSTALLED
 from hypothesis import given
 from hypothesis import strategies as st
 
+import hvd_lm
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm.adapters.base import OptimizerState
 from hvd_lm.checkpoint import Checkpoint, Progress
@@ -103,6 +104,29 @@ def test_a_text_ends_before_a_stop_string(kind: TokenizerKind, tmp_path: Path) -
     assert "".join(writer.stream("the", length=120, stop=stop)) == writer.samples("the", length=120, stop=stop)[0]
 
 
+def test_one_stop_string_is_not_its_letters(tmp_path: Path) -> None:
+    writer = TextGenerator(save_random_model(tmp_path), threads=1)
+    whole = writer.samples("the", length=120)[0]
+    stop = whole[20:23]
+    assert writer.samples("the", length=120, stop=stop) == [whole[: whole.find(stop)]]
+    assert "".join(generate(tmp_path, "the", length=120, stop=stop, threads=1)) == whole[: whole.find(stop)]
+    assert writer.beam_search("the", 2, length=9, stop=" ") == writer.beam_search("the", 2, length=9, stop=[" "])
+    assert GenerateConfig(tmp_path, stop="\\nab").stop == ("\nab",)  # type: ignore[arg-type]
+    for empty in ("", ["a", ""]):
+        with pytest.raises(ConfigError, match="--stop needs a string that is not empty"):
+            writer.samples("the", stop=empty)
+    with pytest.raises(ConfigError, match="--checkpoint must be a path"):
+        TextGenerator("")
+
+
+def test_evaluate_takes_one_text(tmp_path: Path) -> None:
+    save_random_model(tmp_path)
+    (tmp_path / "e.txt").write_text(TEXT)
+    one = hvd_lm.evaluate(tmp_path, str(tmp_path / "e.txt"), threads=1)
+    assert one == hvd_lm.evaluate(tmp_path, [tmp_path / "e.txt"], threads=1)
+    assert one.text.lines == TEXT.count("\n")
+
+
 @given(pieces=st.lists(st.text("ab", max_size=3), max_size=20), stop=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
 def test_what_is_shown_is_never_taken_back(pieces: list[str], stop: list[str]) -> None:
     tokenizer = train_tokenizer(["ab\n"], "char")
@@ -142,14 +166,14 @@ def what_is_asked(writer: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> lis
 
 
 @pytest.mark.parametrize("words", [1, 300])
-def test_a_prompt_costs_the_logits_of_its_last_token_alone(
+def test_a_prompt_is_read_once_and_costs_the_logits_of_its_last_token_alone(
     framework: str, words: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = TextGenerator(save_random_model(tmp_path), framework=framework, threads=1)  # type: ignore[arg-type]
     vocabulary, prompt = writer.tokenizer.vocabulary_size, " ".join(["cat"] * words)
     asked = what_is_asked(writer, monkeypatch)
     writer.samples(prompt, 16, length=3)
-    assert asked == [((1 + words, 16), (16, vocabulary)), *[((1, 16), (16, vocabulary))] * 2]
+    assert asked == [((1 + words, 1), (1, vocabulary)), *[((1, 16), (16, vocabulary))] * 2]
     asked.clear()
     writer.beam_search(prompt, beams=5, length=3)
     assert asked == [((1 + words, 1), (1, vocabulary)), *[((1, 5), (5, vocabulary))] * 2]

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from errno import EINVAL, ENOSYS, ENOTSUP
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,18 @@ def checksum(description: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
+_CANNOT_SYNC = (EINVAL, ENOTSUP, ENOSYS)
+"""What file systems say that have no way to, as some of clouds for folders."""
+
+
 def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk. Raises OSError."""
+    """Wait until a file or folder is on the disk, where that can be asked for. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
     finally:
         os.close(descriptor)
 

@@ -6,17 +6,22 @@
         state.safetensors       lstm: h and c of every stream, all layers side by side, [2, S, U]
         checkpoint.json         format, step, model, optimizer, progress of the run, SHA-256 of every file and of itself
         tokenizer.json          HF tokenizers
-    <run>/checkpoints/best      link to the one with the lowest validation loss
+    <run>/checkpoints/best      names the one with the lowest validation loss (a link to it, from earlier versions)
 
 Format 1 had [L, 2, S, H] in state.safetensors, and models whose layers were all as wide; it is read too.
 
-A folder appears under its name only when it is complete (written beside it, synced, renamed). Nothing is pickled.
+A folder appears under its name only when it is complete (written beside it, synced, renamed). Nothing is pickled. A checkpoint may
+come from anywhere: no name in it is followed, and types and sizes are checked before any memory of that size is asked for.
 Generators need no state: dropout masks are functions of the seed and of the number of micro-batches read.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
+import re
+import stat
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,11 +36,13 @@ from safetensors.numpy import load_file
 from hvd_lm.adapters.base import OptimizerState
 from hvd_lm.checkpoint.files import checksum, sha256
 from hvd_lm.config import ModelConfig, OptimizerConfig, from_dict
+from hvd_lm.conform import shown
 from hvd_lm.data import tokenizer as tokenizers
 from hvd_lm.data.sources import Position
 from hvd_lm.data.tokenizer import Tokenizer
-from hvd_lm.errors import CheckpointError
+from hvd_lm.errors import CheckpointError, why
 from hvd_lm.job.messages import warn
+from hvd_lm.model.stages import parameters, state_size
 from hvd_lm.model.weights import Array, Weights, check_weights
 from hvd_lm.training.loss_scale import LossScale
 
@@ -43,6 +50,12 @@ FORMAT_VERSION = 2
 _READ = (1, 2)
 FOLDER = "checkpoints"
 BEST = "best"
+FILES = ("optimizer.safetensors", "state.safetensors", "tokenizer.json", "weights.safetensors")
+"""Of a checkpoint, beside its checkpoint.json."""
+_LARGEST_DESCRIPTION = 1 << 24
+"""Bytes of a checkpoint.json."""
+_SPARE = 1 << 28
+"""Bytes that a file may have beyond the moments of its model: states of many streams, long words."""
 
 
 @dataclass(frozen=True)
@@ -91,18 +104,18 @@ class Checkpoint:
 
 
 def exists(run: Path) -> bool:
-    """Whether the folder of a run holds a checkpoint, whole or damaged."""
+    """Whether the folder of a run holds a checkpoint, whole or damaged. Raises CheckpointError if it cannot be looked into."""
     return bool(folders(run))
 
 
 def discard_after(step: int, run: Path, aside: Path) -> None:
     """Move the checkpoints of `run` after `step` to `aside`: the run goes on another way from there."""
     for folder in folders(run):
-        if folder.name > f"step-{step:08d}":
+        if step_of(folder) > step:
             (aside / FOLDER).mkdir(parents=True, exist_ok=True)
             folder.rename(aside / FOLDER / folder.name)
     best = run / FOLDER / BEST
-    if best.is_symlink() and not best.exists():
+    if (named := _named_by(best)) and not named.exists():
         best.unlink()
 
 
@@ -123,7 +136,13 @@ _ReadMoments = Callable[[Path], dict[str, Array]]
 
 
 def _load(path: Path, read_moments: _ReadMoments) -> Checkpoint:
-    if path.name.startswith("step-") or (path / "checkpoint.json").is_file():
+    try:
+        if named := _named_by(path):
+            path = named
+        is_one = _is_name(path) or (path / "checkpoint.json").is_file()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {why(error, path)}") from error
+    if is_one:
         return _load_folder(path, read_moments)
     found = folders(path)
     if not found:
@@ -142,36 +161,81 @@ def _load(path: Path, read_moments: _ReadMoments) -> Checkpoint:
 
 def _load_folder(folder: Path, read_moments: _ReadMoments) -> Checkpoint:
     try:
-        description = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+        description = _description(folder / "checkpoint.json")
         version = description["format_version"]
-        if version not in _READ:
+        if type(version) is not int or version not in _READ:
             raise CheckpointError(f"it has format {version}, this hvd_lm reads {', '.join(map(str, _READ))}")
-        _check_sums(folder, description)
+        _check_own_sum(description)
         model = from_dict(ModelConfig, description["model"])
         optimizer = from_dict(OptimizerConfig, description["optimizer"])
+        _check_files(folder, description["files"], model)
         weights = load_file(folder / "weights.safetensors")
         check_weights(weights, model)
-        state = OptimizerState(description["applied_steps"], read_moments(folder / "optimizer.safetensors"))
+        state = OptimizerState(count(description["applied_steps"]), read_moments(folder / "optimizer.safetensors"))
+        _check_moments(state.moments, weights)
         lstm_state = load_file(folder / "state.safetensors")["lstm"]
-        progress = _progress(description["progress"], _side_by_side(lstm_state) if version == 1 else lstm_state)
+        progress = _progress(description["progress"], _side_by_side(lstm_state) if version == 1 else lstm_state, model)
         tokenizer = tokenizers.load(folder / "tokenizer.json")
         if tokenizer.vocabulary_size != model.vocabulary_size:
             raise CheckpointError(f"{tokenizer.vocabulary_size} words for a model of {model.vocabulary_size}")
-        return Checkpoint(description["step"], model, optimizer, weights, state, tokenizer, progress)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, CheckpointError, RecursionError) as error:
+        return Checkpoint(count(description["step"]), model, optimizer, weights, state, tokenizer, progress)
+    except OSError as error:
         if isinstance(error, FileNotFoundError) and not folder.exists():
             raise CheckpointError(f"no checkpoint in {folder}: it does not exist") from error
+        raise CheckpointError(f"the checkpoint {folder} cannot be read: {why(error)}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError, CheckpointError, RecursionError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise CheckpointError(f"the checkpoint {folder} cannot be used ({reason}): take another one") from error
 
 
-def _check_sums(folder: Path, description: dict[str, Any]) -> None:
-    """Raises CheckpointError naming the file that is not as it was written."""
+def _description(path: Path) -> dict[str, Any]:
+    if _size(path) > _LARGEST_DESCRIPTION:
+        raise CheckpointError(f"{path.name} is larger than any that was written")
+    description = json.loads(path.read_bytes())
+    if not isinstance(description, dict):
+        raise CheckpointError(f"{path.name} holds no object")
+    return description
+
+
+def _check_own_sum(description: dict[str, Any]) -> None:
     if description["checksum"] != checksum({key: value for key, value in description.items() if key != "checksum"}):
         raise CheckpointError("checkpoint.json was altered")
-    for name, expected in description["files"].items():
-        if sha256(folder / name) != expected:
+
+
+def _check_files(folder: Path, sums: dict[str, str], model: ModelConfig) -> None:
+    """Raises CheckpointError naming the file that is not as it was written. Exactly the files of a checkpoint count."""
+    if sorted(sums) != sorted(FILES):
+        raise CheckpointError(f"its files are not {', '.join(FILES)}")
+    bytes_of_weights = 4 * sum(math.prod(parameter.shape) for parameter in parameters(model).values())
+    for name in FILES:
+        path = folder / name
+        if _size(path) > _SPARE + 2 * bytes_of_weights:
+            raise CheckpointError(f"{name} is larger than that of such a model")
+        if sha256(path) != sums[name]:
             raise CheckpointError(f"{name} was altered or truncated")
+
+
+def _size(path: Path) -> int:
+    """Raises CheckpointError if it is no file, such as a pipe, which could be waited for without an end."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{path.name} is no file")
+    return status.st_size
+
+
+def _check_moments(moments: Mapping[str, Array], weights: Weights) -> None:
+    """Each is of a weight. Which ones an optimizer wants, it says itself."""
+    for name, moment in moments.items():
+        weight = weights.get(name.partition("/")[2])
+        if weight is None or moment.shape != weight.shape or moment.dtype != np.float32:
+            raise CheckpointError(f"{name} is no moment of a weight")
+
+
+def count(value: Any) -> int:
+    """`value`, if it can be a number of steps or the like. Raises CheckpointError."""
+    if type(value) is not int or not 0 <= value < 10**18:
+        raise CheckpointError(f"{shown(value)} where a count should be")
+    return value
 
 
 def _side_by_side(state_L2SH: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -179,21 +243,72 @@ def _side_by_side(state_L2SH: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.concatenate(state_L2SH, axis=2)
 
 
-def _progress(description: dict[str, Any], lstm_state_2SU: NDArray[np.float32]) -> Progress:
-    position = description["position"]
-    segments = tuple((int(start), int(stop)) for start, stop in position["segments"])
-    scale = description["loss_scale"]
-    return from_dict(
-        Progress,
-        description
-        | {
-            "position": from_dict(Position, position | {"segments": segments}),
-            "loss_scale": scale and from_dict(LossScale, scale),
-            "lstm_state_2SU": lstm_state_2SU,
-        },
-    )
+def _progress(description: dict[str, Any], lstm_state_2SU: Array, model: ModelConfig) -> Progress:
+    position = from_dict(Position, description["position"])
+    loss_scale = None if description["loss_scale"] is None else from_dict(LossScale, description["loss_scale"])
+    made = {"position": position, "loss_scale": loss_scale, "lstm_state_2SU": lstm_state_2SU}
+    progress = from_dict(Progress, description | made)
+    for number in (progress.epoch, progress.micro_batches, progress.tokens, position.micro_batches, *sum(position.segments, ())):
+        count(number)
+    if min(position.streams, position.sequence_length) < 1 or any(start > stop for start, stop in position.segments):
+        raise CheckpointError("its position is none in a text")
+    if loss_scale and not (0 < loss_scale.scale < math.inf and loss_scale.growth_steps >= 1):
+        raise CheckpointError(f"its loss scale is {loss_scale.scale}")
+    shape = (2, position.streams, state_size(model))
+    if lstm_state_2SU.shape != shape or lstm_state_2SU.dtype != np.float32:
+        raise CheckpointError(f"the state is {lstm_state_2SU.dtype} {list(lstm_state_2SU.shape)}, not float32 {list(shape)}")
+    return progress
+
+
+# --- names -----------------------------------------------------------------------------------------------
 
 
 def folders(run: Path) -> list[Path]:
-    """The complete checkpoints of `run`, oldest first."""
-    return sorted((run / FOLDER).glob("step-*"), key=lambda folder: (len(folder.name), folder.name))
+    """The complete checkpoints of `run`, oldest first. Raises CheckpointError if it cannot be looked into."""
+    try:
+        with os.scandir(run / FOLDER) as entries:
+            found = [run / FOLDER / entry.name for entry in entries if _NAME.fullmatch(entry.name) and entry.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise CheckpointError(f"cannot look for checkpoints in {run}: {why(error, run / FOLDER)}") from error
+    return sorted(found, key=step_of)
+
+
+def name_of(step: int) -> str:
+    """Of the folder of a checkpoint."""
+    return f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """The inverse of `name_of`."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def best_of(run: Path) -> Path | None:
+    """The checkpoint of `run` with the lowest validation loss, if one was noted."""
+    try:
+        return _named_by(run / FOLDER / BEST)
+    except OSError:
+        return None
+
+
+_NAME = re.compile(r"step-\d{8,18}", re.ASCII)
+
+
+def _is_name(path: Path) -> bool:
+    return bool(_NAME.fullmatch(path.name)) and path.absolute().parent.name == FOLDER
+
+
+def _named_by(best: Path) -> Path | None:
+    """The checkpoint beside `best` that this file, or link, names; None if it is neither. Raises OSError."""
+    if best.name != BEST:
+        return None
+    if best.is_symlink():
+        name = os.path.basename(os.readlink(best))
+    elif best.is_file():
+        with best.open("rb") as file:
+            name = file.read(100).decode("utf-8", "replace").strip()
+    else:
+        return None
+    return best.with_name(name) if _NAME.fullmatch(name) else None

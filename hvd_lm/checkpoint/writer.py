@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from hvd_lm.checkpoint.files import checksum, publish, sha256, sync
-from hvd_lm.checkpoint.format import BEST, FOLDER, FORMAT_VERSION, Checkpoint, folders
+from hvd_lm.checkpoint.format import BEST, FOLDER, FORMAT_VERSION, Checkpoint, best_of, folders, name_of
 from hvd_lm.config import to_dict
-from hvd_lm.errors import CheckpointError
+from hvd_lm.errors import CheckpointError, why
 from hvd_lm.model.weights import Array
 
 
@@ -61,10 +62,9 @@ def save(checkpoint: Checkpoint, run: Path, *, keep: int) -> Path:
 
 
 def _save(checkpoint: Checkpoint, arrays: _Arrays, run: Path, keep: int) -> Path:
-    folder = run / FOLDER / f"step-{checkpoint.step:08d}"
-    staging = folder.with_name(f".{folder.name}.partial")
-    for left in folder.parent.glob(".step-*.partial"):
-        shutil.rmtree(left, ignore_errors=True)
+    folder = run / FOLDER / name_of(checkpoint.step)
+    staging = _partial(folder)
+    _remove_partial(folder.parent)
     staging.mkdir(parents=True)
     progress = checkpoint.progress
     arrays.write(staging)
@@ -84,20 +84,34 @@ def _save(checkpoint: Checkpoint, arrays: _Arrays, run: Path, keep: int) -> Path
         shutil.rmtree(folder)
     publish(staging, folder)
     if progress.is_best:
-        _link_best(folder)
-    best = (folder.parent / BEST).resolve()
+        _note_best(folder)
+    best = best_of(run)
     for old in folders(run)[:-keep]:
-        if old.resolve() != best:
-            shutil.rmtree(old)
+        if old != best:
+            # Under this name first, so that none is ever seen in part.
+            old.rename(_partial(old))
+    _remove_partial(folder.parent)
     return folder
 
 
-def _link_best(folder: Path) -> None:
-    link = folder.with_name(f".{BEST}.partial")
-    link.unlink(missing_ok=True)
-    link.symlink_to(folder.name)
-    link.rename(folder.with_name(BEST))
+def _note_best(folder: Path) -> None:
+    """In a file: not every file system has links."""
+    note = folder.with_name(f".{BEST}.partial")
+    note.write_text(f"{folder.name}\n", encoding="ascii")
+    sync(note)
+    note.replace(folder.with_name(BEST))
     sync(folder.parent)
+
+
+def _partial(folder: Path) -> Path:
+    """Where a checkpoint is until it is complete, and from when on it is not."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def _remove_partial(parent: Path) -> None:
+    for left in parent.glob(".step-*.partial"):
+        if re.fullmatch(r"\.step-[0-9]{8,18}\.partial", left.name):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 class CheckpointWriter:
@@ -142,8 +156,7 @@ class CheckpointWriter:
             pending.result()
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
-                f"cannot write a checkpoint into {self._run}: {getattr(error, 'strerror', None) or error}; "
-                "make room there, then go on with --resume auto"
+                f"cannot write a checkpoint into {self._run}: {why(error)}; then go on with --resume auto"
             ) from error
 
 

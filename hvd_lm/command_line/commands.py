@@ -11,12 +11,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
+from hvd_lm.command_line import streams
 from hvd_lm.command_line.flags import PROGRAM, parse, parse_with_yaml
 from hvd_lm.config import RunConfig
 from hvd_lm.data.prepare import PrepareConfig, prepare
-from hvd_lm.errors import ConfigError, HvdLmError
+from hvd_lm.errors import ConfigError, HvdLmError, is_refusal, why
 from hvd_lm.evaluation import perplexity
 from hvd_lm.evaluation.perplexity import EvaluateConfig
 from hvd_lm.export import ExportConfig, export
@@ -31,31 +33,45 @@ SECONDS_FOR_RANK_0 = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (0 done, 1 crash, 2 bad input, 3 training failed, 4 worker lost)."""
+    """Run one command; returns the exit code (0 done, 1 crash, 2 bad input, 3 training failed, 4 worker lost, 141 reader gone)."""
+    streams.make_ready()
     try:
-        return run(sys.argv[1:] if argv is None else list(argv))
+        code = run(sys.argv[1:] if argv is None else list(argv))
+        sys.stdout.flush()
+        return code
+    except streams.ReaderGoneError as gone:
+        return fail("", gone.exit_code)
     except HvdLmError as error:
-        return fail(f"{PROGRAM}: error: {error}", error.exit_code)
+        return fail(f"{PROGRAM}: error: {one_line(str(error))}", error.exit_code)
     except KeyboardInterrupt:
         return fail(f"{PROGRAM}: interrupted", 130)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and is_refusal(error):
+            return fail(f"{PROGRAM}: error: {one_line(why(error))}", HvdLmError.exit_code)
         return fail(f"{traceback.format_exc()}{PROGRAM}: this is a bug in hvd_lm; the lines above tell where", 1)
 
 
+def one_line(message: str) -> str:
+    """`message` with an escape for whatever is not printed as it is, such as a line break in the name of a file."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in message)
+
+
 def fail(message: str, code: int) -> int:
-    """Report `message` once for the whole job, and end this process with `code`."""
-    if launcher.launched_size() == 1:
-        print(message, file=sys.stderr, flush=True)
-        return code
-    rank = launcher.launched_rank()
-    if rank != 0:
+    """Report `message`, if there is any, once for the whole job, and end this process with `code`."""
+    rank, size = launcher.launched_rank(), launcher.launched_size()
+    if message and size > 1 and rank != 0:
         # The launcher ends this rank as soon as rank 0 has gone; if it has not, only this rank knows what is wrong.
         time.sleep(SECONDS_FOR_RANK_0)
         message += f" (rank {rank})"
-    print(message, file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    # No clean-up: Horovod's would wait for ranks that are gone.
-    os._exit(code)
+    # What a stream does not take now is nobody's to hear.
+    with suppress(streams.StreamError):
+        sys.stdout.flush()
+    with suppress(streams.StreamError):
+        print(message, end="\n" if message else "", file=sys.stderr, flush=True)
+    if size > 1:
+        # No clean-up: Horovod's would wait for ranks that are gone.
+        os._exit(code)
+    return code
 
 
 @dataclass(frozen=True)
@@ -68,6 +84,13 @@ class Command:
 
 def run(argv: list[str]) -> int:
     """Run the command that `argv` names; errors are raised."""
+    try:
+        return _run(argv)
+    except SystemExit as ended:  # after the help
+        return int(ended.code or 0)
+
+
+def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
         lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]

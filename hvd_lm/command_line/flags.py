@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args
 
 import tyro
 from tyro import _errors as refusals
 from tyro._arguments import ArgumentDefinition
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from hvd_lm.command_line.yaml_defaults import kind, nearest, read_defaults, setting_types, shown
+from hvd_lm.command_line.yaml_defaults import nearest, read_defaults, setting_types
+from hvd_lm.config import at_home
+from hvd_lm.conform import kind, path_of, shown
 from hvd_lm.errors import ConfigError
 
 PROGRAM = "hvd-lm"
@@ -31,7 +35,7 @@ def parse(config_type: type[_Config], command: str, argv: Sequence[str]) -> _Con
 def parse_with_yaml(config_type: type[_Config], command: str, argv: Sequence[str]) -> _Config:
     """Like `parse`, where the YAML file of ``--config FILE``, anywhere among the flags, gives their defaults."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument("--config", type=Path, action="append", default=[])
+    finder.add_argument("--config", type=path_of, action="append", default=[])
     try:
         found, flags = finder.parse_known_args(argv)
     except argparse.ArgumentError:
@@ -39,14 +43,18 @@ def parse_with_yaml(config_type: type[_Config], command: str, argv: Sequence[str
     if len(found.config) > 1:
         raise ConfigError(f"--config takes one file, not {len(found.config)}")
     description = f"{config_type.__doc__} Settings may come from YAML too: --config FILE.yaml; flags win."
-    return _parse(config_type, command, flags, description=description, file=next(iter(found.config), None))
+    file = at_home(found.config[0], "--config") if found.config else None
+    return _parse(config_type, command, flags, description=description, file=file)
 
 
 def _parse(config_type: type[_Config], command: str, argv: Sequence[str], *, description: str | None, file: Path | None) -> _Config:
+    settings = setting_types(config_type)
+    argv = _joined(argv, settings)
+
     def refuse(event: refusals.ParseErrorEvent) -> NoReturn:
         is_combination = isinstance(event, refusals.InstantiationFailure) and event.argument is None
         where = f"with --config {file}; " if file and is_combination else ""
-        raise ConfigError(f"{_message(event, setting_types(config_type), argv)} ({where}see {event.prog} --help)")
+        raise ConfigError(f"{_message(event, settings, argv)} ({where}see {event.prog} --help)")
 
     with refusals.on_parse_error(refuse):
         return tyro.cli(
@@ -56,7 +64,51 @@ def _parse(config_type: type[_Config], command: str, argv: Sequence[str], *, des
             args=argv,
             default=tyro.MISSING_NONPROP if file is None else read_defaults(config_type, file),
             config=(tyro.conf.OmitArgPrefixes,),
+            registry=_PATHS,
         )
+
+
+_PATHS = ConstructorRegistry()
+"""How a path is made: as everywhere, so that the empty word, left by a variable that is not set, is none."""
+
+
+@_PATHS.primitive_rule
+def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+    if info.type is not Path:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: path_of(words[0]),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _joined(argv: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
+    """`argv` with ``--prompt=--he`` for ``--prompt --he``: behind a flag for one text or path, dashes begin its value.
+
+    Unless they begin a flag that there is: then a value is missing.
+    """
+    flags = {flag for name in settings for flag in (_flag(name), _flag(f"no_{name}"))}
+    single = {_flag(name) for name, hint in settings.items() if {hint, *_members(hint)} & {str, Path}}
+    joined: list[str] = []
+    for word in argv:
+        is_flag = word in ("-h", "--help") or _normal(word.partition("=")[0]) in flags
+        if joined and word.startswith("-") and not is_flag and _normal(joined[-1]) in single:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """Of a union."""
+    return get_args(hint) if isinstance(hint, types.UnionType) else ()
+
+
+def _normal(flag: str) -> str:
+    return flag.replace("_", "-")
 
 
 def _message(event: refusals.ParseErrorEvent, settings: dict[str, Any], argv: Sequence[str]) -> str:
@@ -81,13 +133,15 @@ def _message(event: refusals.ParseErrorEvent, settings: dict[str, Any], argv: Se
 
 
 def _flag(setting: str) -> str:
-    return f"--{setting.replace('_', '-')}"
+    return f"--{_normal(setting)}"
 
 
 def _given(argument: ArgumentDefinition, argv: Sequence[str]) -> str:
     """The words of `argv` that the last flag for `argument` takes."""
     flag, takes = argument.display_name(), argument.lowered.nargs
-    at = max(index for index, word in enumerate(argv) if word.partition("=")[0].replace("_", "-") == flag)
+    at = max((index for index, word in enumerate(argv) if _normal(word.partition("=")[0]) == flag), default=None)
+    if at is None:
+        return ""  # a word without a flag, of which only the empty one is refused
     _, equals, value = argv[at].partition("=")
     words = itertools.takewhile(lambda word: not word.startswith("--"), argv[at + 1 :])
     return value if equals else " ".join(itertools.islice(words, takes if isinstance(takes, int) else None))

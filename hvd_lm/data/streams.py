@@ -17,6 +17,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -63,7 +64,7 @@ class Streams:
         self.segments = [(start, stop) for start, stop in whole if start < stop]
         lengths = [stop - start for start, stop in self.segments]
         # Streams are cut from the segments joined; a segment begins at its offset there.
-        self._offsets = [sum(lengths[:index]) for index in range(len(lengths))]
+        self._offsets = list(accumulate(lengths, initial=0))[:-1]
         count, total = batch_size * data_size, sum(lengths)
         if whole_micro_batches:
             length = -(-total // (count * sequence_length)) * sequence_length

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from hvd_lm import adapters
 from hvd_lm import checkpoint as checkpoints
@@ -53,7 +54,7 @@ class EvaluateConfig:
 
 def evaluate(
     checkpoint: Path | str,
-    data: Sequence[Path | str] = (),
+    data: Path | str | Sequence[Path | str] = (),
     *,
     split: Split | None = None,
     framework: Framework = "torch",
@@ -67,10 +68,9 @@ def evaluate(
 
     Raises CheckpointError, DataError, ConfigError, FrameworkError or LostWorkerError, each with what to do.
     """
-    paths = tuple(map(Path, data))
     return run(
         EvaluateConfig(
-            Path(checkpoint), paths, split, framework, batch_size, sequence_length, threads,
+            cast(Path, checkpoint), cast(tuple[Path, ...], data), split, framework, batch_size, sequence_length, threads,
             dynamic or DynamicConfig(), cache or CacheConfig(),
         )
     )  # fmt: skip

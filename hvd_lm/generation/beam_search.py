@@ -69,7 +69,7 @@ def beam_search(
         growing, scores = grown, np.array(kept)
         if not growing:
             break
-        state = _select(adapter, state, parents)
+        state = select(adapter, state, parents)
         inputs_TB = np.array([[ids[-1] for ids in growing]], np.int32)
     cut_off = [Hypothesis("".join(tokenizer.pieces(ids, after)), ids, float(s)) for ids, s in zip(growing, scores, strict=True)]
     return sorted(ended + cut_off, key=lambda found: -found.score(length_penalty))[:beams]
@@ -89,5 +89,6 @@ def _largest(values: NDArray[np.float64], count: int) -> NDArray[np.intp]:
     return ordered[np.isfinite(values[ordered])]
 
 
-def _select(adapter: Adapter, state: State, columns: Sequence[int]) -> State:
+def select(adapter: Adapter, state: State, columns: Sequence[int]) -> State:
+    """The states of these sequences, in this order; one may come several times."""
     return adapter.state_from_numpy(adapter.state_to_numpy(state)[:, list(columns)])

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from hvd_lm import adapters
 from hvd_lm import checkpoint as checkpoints
-from hvd_lm.config import Framework, make_paths, require
+from hvd_lm.config import Framework, make_paths, one_path, require
 from hvd_lm.data.tokenizer import Tokenizer
-from hvd_lm.generation.beam_search import Hypothesis, beam_search
+from hvd_lm.generation.beam_search import Hypothesis, beam_search, select
 from hvd_lm.generation.prompt import read_prompt
 from hvd_lm.generation.sampling import SamplingConfig, draw, predict
 from hvd_lm.job.messages import warn
@@ -50,8 +50,7 @@ class GenerateConfig:
             require(value is None or value >= 1, f"--{name} must be at least 1, not {value}")
         require(self.beams >= 0, f"--beams must not be negative, not {self.beams}")
         require(not self.beams or self.samples <= self.beams, f"--samples {self.samples} needs as many --beams, not {self.beams}")
-        require(all(self.stop), "--stop needs a string that is not empty")
-        object.__setattr__(self, "stop", tuple(stop.replace("\\n", "\n") for stop in self.stop))
+        object.__setattr__(self, "stop", tuple(stop.replace("\\n", "\n") for stop in stops(self.stop)))
 
 
 class TextGenerator:
@@ -65,14 +64,14 @@ class TextGenerator:
 
     def __init__(self, checkpoint: Path | str, *, framework: Framework = "torch", threads: int | None = None) -> None:
         """Raises CheckpointError or FrameworkError, each with what to do."""
-        loaded = checkpoints.load_model(Path(checkpoint))
+        loaded = checkpoints.load_model(one_path(checkpoint, "--checkpoint"))
         self.tokenizer: Tokenizer = loaded.tokenizer
         self._adapter = adapters.adapter(framework, threads=threads)
         self._adapter.build(loaded.model)
         self._adapter.load_weights(loaded.weights)
 
     def stream(
-        self, prompt: str = "", *, length: int = 100, sampling: SamplingConfig | None = None, stop: Sequence[str] = ()
+        self, prompt: str = "", *, length: int = 100, sampling: SamplingConfig | None = None, stop: str | Sequence[str] = ()
     ) -> Iterator[str]:
         """Pieces of the text that follows `prompt`, as they are made; each brings the blank or line break before it."""
         for pieces in self._write(prompt, 1, length, sampling, stop):
@@ -85,7 +84,7 @@ class TextGenerator:
         *,
         length: int = 100,
         sampling: SamplingConfig | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
     ) -> list[str]:
         """`count` texts that follow `prompt`, made side by side. The first ones are the same for any `count`."""
         texts = [""] * count
@@ -94,12 +93,12 @@ class TextGenerator:
         return texts
 
     def beam_search(
-        self, prompt: str = "", beams: int = 4, *, length: int = 100, length_penalty: float = 1.0, stop: Sequence[str] = ()
+        self, prompt: str = "", beams: int = 4, *, length: int = 100, length_penalty: float = 1.0, stop: str | Sequence[str] = ()
     ) -> list[Hypothesis]:
         """The likeliest texts of `length` tokens, or up to a stop string, that a search of this width finds; the best first."""
-        ids = self._read(prompt)
+        ids, ends = self._read(prompt), stops(stop)
         return beam_search(
-            self._adapter, self.tokenizer, ids, beams=beams, length=length, length_penalty=length_penalty, stop=stop, after=prompt
+            self._adapter, self.tokenizer, ids, beams=beams, length=length, length_penalty=length_penalty, stop=ends, after=prompt
         )
 
     def _read(self, prompt: str) -> NDArray[np.int32]:
@@ -110,21 +109,30 @@ class TextGenerator:
         return np.concatenate(([self.tokenizer.end_of_line_id], read.ids)).astype(np.int32)
 
     def _write(
-        self, prompt: str, count: int, length: int, sampling: SamplingConfig | None, stop: Sequence[str]
+        self, prompt: str, count: int, length: int, sampling: SamplingConfig | None, stop: str | Sequence[str]
     ) -> Iterator[list[str]]:
         """What each of `count` texts gains, token by token."""
-        sampling = sampling or SamplingConfig()
+        sampling, stop = sampling or SamplingConfig(), stops(stop)
         generators = [np.random.default_rng([sampling.seed, index]) for index in range(count)]
         texts = [_GrowingText(self.tokenizer, prompt, stop) for _ in range(count)]
-        inputs_TB = np.repeat(self._read(prompt)[:, None], count, axis=1)
-        state = self._adapter.zero_state(count)
+        # The prompt is read once, whatever is drawn after it.
+        logits_BV, state = predict(self._adapter, self.tokenizer, self._read(prompt)[:, None], self._adapter.zero_state(1))
+        if count > 1:
+            logits_BV, state = logits_BV.repeat(count, axis=0), select(self._adapter, state, [0] * count)
         for step in range(length):
-            logits_BV, state = predict(self._adapter, self.tokenizer, inputs_TB, state)
             tokens = [draw(logits_V, sampling, generator) for logits_V, generator in zip(logits_BV, generators, strict=True)]
-            yield [text.add(token, last=step == length - 1) for text, token in zip(texts, tokens, strict=True)]
-            if all(text.ended for text in texts):
+            last = step == length - 1
+            yield [text.add(token, last=last) for text, token in zip(texts, tokens, strict=True)]
+            if last or all(text.ended for text in texts):
                 return
-            inputs_TB = np.array([tokens], np.int32)
+            logits_BV, state = predict(self._adapter, self.tokenizer, np.array([tokens], np.int32), state)
+
+
+def stops(given: str | Sequence[str]) -> tuple[str, ...]:
+    """What ends a text; one string is one, and not its letters. Raises ConfigError for an empty one, before which all ends."""
+    several = (given,) if isinstance(given, str) else tuple(given)
+    require(all(several), "--stop needs a string that is not empty")
+    return several
 
 
 class _GrowingText:
@@ -163,7 +171,7 @@ def generate(
     *,
     length: int = 100,
     sampling: SamplingConfig | None = None,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     framework: Framework = "torch",
     threads: int | None = None,
 ) -> Iterator[str]:

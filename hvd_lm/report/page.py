@@ -14,7 +14,7 @@ from pathlib import Path
 import tyro
 
 from hvd_lm.config import make_paths, require
-from hvd_lm.errors import ConfigError
+from hvd_lm.errors import ConfigError, why
 from hvd_lm.report.plots import DARK, LIGHT, PLOTS, colour_of, describe, line_style_of, png, shortened, smoothing_window
 from hvd_lm.report.runs import Run, read_runs
 from hvd_lm.report.tables import all_settings, differences, incomparable, summary
@@ -123,4 +123,4 @@ def _write(out: Path, files: Mapping[str, bytes]) -> None:
             partial.write_bytes(content)
             partial.replace(out / name)
     except OSError as error:
-        raise ConfigError(f"cannot write to --out {out}: {error.strerror or error}") from error
+        raise ConfigError(f"cannot write to --out {out}: {why(error, out)}") from error

@@ -14,10 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_lm.config import read_yaml
-from hvd_lm.errors import ConfigError, DataError
+from hvd_lm.conform import shown
+from hvd_lm.errors import ConfigError, DataError, why
 
 Values = NDArray[np.float64]
 """One value a step; NaN where there is none."""
+_LARGEST_STEP = 2**53
+"""Beyond it floats skip integers."""
 DRAWN_MAGNITUDE = 1e30
 """A larger value is not drawn: the run has diverged, and its picture should show the rest."""
 
@@ -59,8 +62,11 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def _require_metrics(folder: Path) -> None:
-    if (folder / "metrics.jsonl").is_file():
-        return
+    try:
+        if (folder / "metrics.jsonl").is_file():
+            return
+    except OSError as error:
+        raise DataError(f"cannot read {folder}: {why(error, folder)}") from error
     inside = sorted(path.parent for path in folder.glob("*/metrics.jsonl"))
     example = f", such as {inside[0]}" if inside else ""
     raise DataError(f"no metrics.jsonl in {folder}: give the --out folder of a training run{example}")
@@ -81,10 +87,10 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
 
 def _settings(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
-    if not path.exists():
-        return {}
     try:
-        return read_yaml(path)
+        return read_yaml(path) if path.exists() else {}
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {why(error, path)}") from error
     except ConfigError as error:
         raise DataError(str(error).replace("--config ", "")) from error
 
@@ -102,7 +108,7 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     try:
         *complete, rest = path.read_bytes().split(b"\n")
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        raise DataError(f"cannot read {path}: {why(error, path)}") from error
     rows = {row["step"]: row for row in (_row(line, f"{path}, line {n}") for n, line in enumerate(complete, 1) if line.strip())}
     # A run in progress is just writing it, or was killed while it did.
     with suppress(DataError):
@@ -119,15 +125,17 @@ def _row(line: bytes, where: str) -> dict[str, float]:
         content = json.loads(line)
     except (ValueError, RecursionError):
         raise DataError(f"{where} is not JSON: mend or remove that line") from None
-    if not isinstance(content, dict) or type(content.get("step")) is not int:
+    if not isinstance(content, dict) or type(content.get("step")) is not int or not 0 <= content["step"] <= _LARGEST_STEP:
         raise DataError(f"{where} is no object with a step: mend or remove that line")
     row = {}
     for name in COLUMNS:
         value = content.get(name)
         if not isinstance(value, int | float | None):
-            raise DataError(f"{where}: {name} is {value!r}, not a number: mend or remove that line")
+            raise DataError(f"{where}: {name} is {shown(value)}, not a number: mend or remove that line")
+        row[name] = math.nan
         with suppress(OverflowError):
-            row[name] = math.nan if value is None or not math.isfinite(value) else float(value)
+            if value is not None and math.isfinite(value):
+                row[name] = float(value)
     return row
 
 

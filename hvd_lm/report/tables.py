@@ -84,7 +84,7 @@ def ranks(run: Run) -> float | None:
     """Ranks of the job, if the tokens of its last full windows tell them: metrics and settings do not hold them."""
     names = ("batch_size", "sequence_length", "backward_passes_per_step", "model_parallel")
     sizes: list[Any] = [run.settings.get(name) for name in names]
-    if not all(type(size) is int and size > 0 for size in sizes):
+    if not all(type(size) is int and 0 < size < 2**31 for size in sizes):
         return None
     *window, model_parallel = sizes
     per_rank = math.prod(window)

@@ -17,7 +17,10 @@ from hvd_lm.data.read_ahead import read_ahead
 from hvd_lm.data.sources import MicroBatch, Position, Source, Window
 from hvd_lm.data.streams import Streams, continue_streams
 from hvd_lm.data.texts import Texts
+from hvd_lm.errors import CheckpointError
 from hvd_lm.job.topology import Topology
+
+_NOWHERE = "the checkpoint says to go on behind the end of the text: take another one"
 
 Masks = list[NDArray[np.bool_]]
 
@@ -116,7 +119,12 @@ def text_cursor(texts: Texts, data: DataConfig, topology: Topology, noise: Noise
 
 
 def go_on(cursor: Cursor, progress: Progress, texts: Texts, data: DataConfig, topology: Topology) -> NDArray[np.float32]:
-    """Bring a text's cursor to where `progress` was, on whatever ranks; the states that its B streams go on with, [2, B, U]."""
+    """Bring a text's cursor to where `progress` was, on whatever ranks; the states that its B streams go on with, [2, B, U].
+
+    Raises CheckpointError, on all ranks alike, if it was nowhere in this text.
+    """
+    if any(stop > len(texts.training) for _, stop in progress.position.segments):
+        raise CheckpointError(_NOWHERE)
     streams, micro_batch, continued = continue_streams(
         progress.position,
         texts.training,
@@ -126,6 +134,8 @@ def go_on(cursor: Cursor, progress: Progress, texts: Texts, data: DataConfig, to
         data_rank=topology.data_rank,
         data_size=topology.data_size,
     )
+    if micro_batch > streams.micro_batches:
+        raise CheckpointError(_NOWHERE)
     cursor.go_on(streams, micro_batch, epoch=progress.epoch, micro_batches_read=progress.micro_batches)
     before_2SU = progress.lstm_state_2SU
     state_2BU = np.zeros((2, data.batch_size, before_2SU.shape[2]), np.float32)
