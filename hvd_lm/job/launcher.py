@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 
+from hvd_lm.errors import ConfigError
+
 # In the order of trust: Horovod's Gloo launcher, OpenMPI, PMI (MPICH, Intel MPI), a step that srun started.
 _RANK = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 _SIZE = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -33,3 +35,13 @@ def launched_size() -> int:
 def launched_local_size() -> int:
     """Processes of the job on this machine."""
     return _first(_LOCAL_SIZE, 1)
+
+
+def refuse_unknown_launcher() -> None:
+    """Raises ConfigError if another launcher (torchrun, or an operator of Kubernetes) says that this process is one of several."""
+    said = [f"{name}={os.environ[name]}" for name, alone in (("WORLD_SIZE", 1), ("RANK", 0)) if _first((name,), alone) > alone]
+    if said and launched_size() == 1 and "HOROVOD_RANK" not in os.environ:
+        raise ConfigError(
+            f"{' '.join(said)} says that this is one of several processes, but none of Horovod's launchers started it: start them "
+            "with horovodrun, mpirun or srun, or unset that variable to run alone"
+        )
