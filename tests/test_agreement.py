@@ -64,6 +64,12 @@ def test_trouble_of_one_rank_is_raised_by_all_with_its_exit_code(error: HvdLmErr
         assert told.exit_code == error.exit_code
 
 
+def test_an_error_of_the_system_is_no_bug() -> None:
+    told, _ = verdicts({}, {}, errors={1: BrokenPipeError(32, "Broken pipe")})
+    assert isinstance(told, HvdLmError)
+    assert (str(told), told.exit_code) == ("[Errno 32] Broken pipe (rank 1 on one)", 2)
+
+
 def test_a_bug_on_one_rank_is_told_with_its_traceback() -> None:
     def broken() -> None:
         raise ZeroDivisionError("by zero")

@@ -10,6 +10,8 @@ import pytest
 from conftest import INSTALLED
 
 from hvd_lm.adapters import adapter_class
+from hvd_lm.adapters.job import check_devices
+from hvd_lm.errors import ConfigError
 
 pytestmark = pytest.mark.ranks
 
@@ -59,6 +61,12 @@ def test_one_rank_over_mpi_joins_twice(framework: str) -> None:
     )
     mpi = {"HOROVOD_CONTROLLER": "mpi", "HOROVOD_CPU_OPERATIONS": "mpi"}
     assert "['MPI', 'MPI']" in launcher.run("mpirun", "-np", "1", sys.executable, "-c", code, **mpi).expect_success().output
+
+
+def test_a_rank_without_a_device_is_told_how_many_there_are() -> None:
+    check_devices(1, 2)
+    with pytest.raises(ConfigError, match=r"no GPU is left for local rank 2: start at most 2 rank\(s\) on this host"):
+        check_devices(2, 2)
 
 
 def test_alone_nothing_travels(framework: str) -> None:

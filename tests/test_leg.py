@@ -18,8 +18,9 @@ from hvd_lm.adapters.base import Adapter, StepResult
 from hvd_lm.checkpoint import CheckpointWriter
 from hvd_lm.config import RunConfig, with_vocabulary_size
 from hvd_lm.data.sources import MicroBatch, Position, Window
+from hvd_lm.data.streams import Streams
 from hvd_lm.data.texts import Texts, read_texts
-from hvd_lm.errors import TrainingError
+from hvd_lm.errors import DataError, TrainingError
 from hvd_lm.training.cursor import Cursor
 from hvd_lm.training.leg import Leg
 from hvd_lm.training.loss_scale import SMALLEST, LossScale
@@ -134,6 +135,22 @@ def test_a_loss_scale_that_runs_out_keeps_the_weights_before(
     assert kept.progress.loss_scale == LossScale(SMALLEST, growth_steps=100, skipped_steps=7)
     for name, weight in adapter.weights().items():
         np.testing.assert_array_equal(kept.weights[name], weight, err_msg=name)
+
+
+def test_a_text_that_is_gone_keeps_the_weights(framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(framework, tmp_path)
+    texts = read_texts(config.data, 40)
+    config = with_vocabulary_size(config, texts.tokenizer.vocabulary_size)
+    leg, _, noted = leg_of(config, texts)
+    leg.run(until=3)
+
+    def gone(*_: object) -> MicroBatch:
+        raise FileNotFoundError(2, "No such file", "shard")
+
+    monkeypatch.setattr(Streams, "micro_batch", gone)
+    with CheckpointWriter(tmp_path, keep=1) as leg.outlets.writer, pytest.raises(DataError, match="cannot read the training text"):
+        leg.run()
+    assert (leg.step, len(noted.rows), checkpoints.load(tmp_path).step) == (3, 3, 3)
 
 
 class Examples:

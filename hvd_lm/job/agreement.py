@@ -67,6 +67,8 @@ class Trouble:
 def _told(error: Exception) -> dict[str, str]:
     if isinstance(error, HvdLmError):
         return {"kind": type(error).__name__, "message": str(error)}
+    if isinstance(error, OSError):
+        return {"kind": HvdLmError.__name__, "message": str(error)}
     return {"kind": "", "message": "".join(traceback.format_exception(error)).rstrip()}
 
 
