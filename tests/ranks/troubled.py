@@ -1,4 +1,4 @@
-"""Training and evaluation in which something goes wrong on one rank; what each rank has to raise, and when.
+"""Training and evaluation in which something goes wrong on one rank; what each rank has to raise.
 
 horovodrun -np 2 python troubled.py torch read 1 OUT
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -111,7 +110,6 @@ def broken(framework: str, case: str) -> Any:
 
 def main(framework: str, case: str, rank: str, out: str) -> dict[str, Any]:
     config, here = config_of(framework, Path(out)), launcher.launched_rank() == int(rank)
-    began = time.monotonic()
     found: dict[str, Any] = {"kind": None, "mended": []}
     mend = replicas.mend
 
@@ -134,7 +132,7 @@ def main(framework: str, case: str, rank: str, out: str) -> dict[str, Any]:
         except Exception as error:
             code = error.exit_code if isinstance(error, HvdLmError) else None
             found |= {"kind": type(error).__name__, "message": str(error), "code": code}
-    return {**found, "seconds": time.monotonic() - began}
+    return found
 
 
 def evaluated(framework: str, case: str, here: bool, out: Path) -> float:
