@@ -39,7 +39,7 @@ def require(condition: bool, message: str) -> None:
 def _require_positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        require(0 < value < math.inf, f"--{name.replace('_', '-')} must be above 0 and finite, not {value}")
+        require(value is None or 0 < value < math.inf, f"--{name.replace('_', '-')} must be above 0 and finite, not {value}")
 
 
 def make_paths(config: Any, *names: str) -> None:
@@ -220,8 +220,9 @@ class CommunicationConfig:
     reduction: Literal["sum", "adasum"] = "sum"
     """sum: exact mean gradient over the window. adasum: Horovod's adaptive summation (Maleki et al. 2020,
     arXiv:2006.02924), an algorithm of its own; needs MPI or NCCL, 2^k ranks, and --compression none."""
-    loss_scale: float = 8192.0
-    """fp16: initial factor on the loss that keeps small gradients from vanishing on the wire."""
+    loss_scale: float | None = None
+    """fp16: factor on the loss, to begin with, that keeps small gradients from vanishing on the wire. Unless given: 8192, or where
+    the run was that --resume goes on with."""
     loss_scale_growth_steps: int = 2000
     """fp16: steps without overflow after which the loss scale doubles; it halves at an overflow."""
     gradient_predivide_factor: float = 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 
 import numpy as np
 import pytest
@@ -246,6 +247,49 @@ def test_a_gradient_that_is_not_finite_is_dropped(make_adapter: MakeAdapter, poi
     # Nothing of the dropped window reaches the next one.
     adapter.accumulate(inputs, targets, adapter.zero_state(B), weight=1 / targets.size, last=True)
     assert adapter.step(learning_rate=0.01, clip=1.0, unscale=1.0).applied
+
+
+def test_a_loss_that_is_not_finite_is_not_learnt_from(make_adapter: MakeAdapter) -> None:
+    """Although its gradient is finite: that of a target which the model holds for impossible."""
+    adapter = ready(make_adapter, PLAIN)
+    inputs, targets = random_tokens(0)
+    impossible = adapter.weights()
+    impossible["output_bias"][targets[0, 0]] = -np.inf
+    adapter.load_weights(impossible)
+    adapter.accumulate(inputs, targets, adapter.zero_state(B), weight=1 / targets.size, last=True)
+    result = adapter.step(learning_rate=0.01, clip=1.0, unscale=1.0)
+    assert (result.loss_sum, result.applied) == (math.inf, False)
+    assert math.isfinite(result.gradient_norm)
+    for name, value in adapter.weights().items():
+        np.testing.assert_array_equal(value, impossible[name], err_msg=name)
+    assert adapter.optimizer_state().applied_steps == 0
+
+
+def test_a_window_with_trouble_is_not_learnt_from(make_adapter: MakeAdapter) -> None:
+    adapter = ready(make_adapter, PLAIN)
+    inputs, targets = random_tokens(0)
+    weights = adapter.weights()
+    adapter.job.trouble.note(ValueError("something"))
+    adapter.accumulate(inputs, targets, adapter.zero_state(B), weight=1 / targets.size, last=True)
+    result = adapter.step(learning_rate=0.01, clip=1.0, unscale=1.0)
+    assert (result.applied, result.ranks_in_trouble) == (False, 1)
+    for name, value in adapter.weights().items():
+        np.testing.assert_array_equal(value, weights[name], err_msg=name)
+
+
+def test_a_step_needs_a_whole_window(make_adapter: MakeAdapter) -> None:
+    """Without its last micro-batch nothing was reduced."""
+    adapter = ready(make_adapter, PLAIN)
+    inputs, targets = random_tokens(0)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=re.escape("step() needs an accumulate(..., last=True) before it")):
+            adapter.step(learning_rate=0.01, clip=1.0, unscale=1.0)
+        adapter.accumulate(inputs, targets, adapter.zero_state(B), weight=0.5, last=False)
+    adapter.accumulate(inputs, targets, adapter.zero_state(B), weight=0.5, last=True)
+    assert adapter.step(learning_rate=0.01, clip=1.0, unscale=1.0).applied
+    adapter.begin_dynamic_evaluation(*({name: np.float32(0.1) for name in adapter.weights()} for _ in range(2)))
+    with pytest.raises(RuntimeError, match=re.escape("dynamic_step() needs")):
+        adapter.dynamic_step()
 
 
 def test_evaluate_is_the_loss_of_the_reference(make_adapter: MakeAdapter) -> None:

@@ -10,6 +10,8 @@ import pytest
 from conftest import INSTALLED
 
 from hvd_lm.adapters import adapter_class
+from hvd_lm.adapters.job import check_devices
+from hvd_lm.errors import ConfigError
 
 pytestmark = pytest.mark.ranks
 
@@ -20,6 +22,8 @@ def test_collectives_of_every_group(framework: str) -> None:
     results = launcher.body("collectives", 4, framework)
     for joined in range(2):
         assert [rank[joined]["word"]["broadcast"] for rank in results] == [{"rank": 0, "text": "a\nb"}] * 4
+        (said,) = {rank[joined]["word"]["disagree"] for rank in results}
+        assert said.startswith("1 of 4 ranks read another text than rank 0 (odd instead of same: rank 3 on ")
         for name, groups in GROUPS.items():
             for ranks in groups:
                 check_group([results[rank][joined][name] for rank in ranks], ranks)
@@ -38,9 +42,7 @@ def check_group(found: list[dict], ranks: list[int]) -> None:
         before = sum(splits[:place])
         assert its["received"] == [before + row + 100 * rank for rank in ranks for row in range(splits[place])]
         assert its["counts"] == [splits[place]] * size
-        # The first rank of a group is the judge: where it is the odd one, all others differ.
-        assert its["differ"] == ([3] if 3 in ranks[1:] else [])
-        assert its["agree"] == []
+        assert its["told"] == [{"rank": rank, "text": "a\nb"} for rank in ranks]
     assert min(its["left"] for its in found) >= max(its["arrived"] for its in found)
 
 
@@ -61,6 +63,12 @@ def test_one_rank_over_mpi_joins_twice(framework: str) -> None:
     assert "['MPI', 'MPI']" in launcher.run("mpirun", "-np", "1", sys.executable, "-c", code, **mpi).expect_success().output
 
 
+def test_a_rank_without_a_device_is_told_how_many_there_are() -> None:
+    check_devices(1, 2)
+    with pytest.raises(ConfigError, match=r"no GPU is left for local rank 2: start at most 2 rank\(s\) on this host"):
+        check_devices(2, 2)
+
+
 def test_alone_nothing_travels(framework: str) -> None:
     job = adapter_class(framework).job_class(threads=1)
     assert [group.communicates for group in job.groups.values()] == [False] * 3
@@ -70,5 +78,6 @@ def test_alone_nothing_travels(framework: str) -> None:
     np.testing.assert_array_equal(job.scatter_sum(values), values)
     received, counts = job.exchange(values, [2])
     np.testing.assert_array_equal(received, values)
-    assert (counts, job.agree("text"), job.broadcast({"a": 1})) == ([2], [], {"a": 1})
+    assert (counts, job.tell("text"), job.broadcast({"a": 1})) == ([2], ["text"], {"a": 1})
+    job.agree({"read another text": "any"})
     job.barrier()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,17 @@ import pytest
 from numpy.typing import NDArray
 
 import hvd_lm
-from hvd_lm.adapters.base import Adapter
+from hvd_lm import checkpoint as checkpoints
+from hvd_lm.adapters.base import Adapter, StepResult
+from hvd_lm.checkpoint import CheckpointWriter
 from hvd_lm.config import RunConfig, with_vocabulary_size
 from hvd_lm.data.sources import MicroBatch, Position, Window
+from hvd_lm.data.streams import Streams
 from hvd_lm.data.texts import Texts, read_texts
+from hvd_lm.errors import DataError, TrainingError
 from hvd_lm.training.cursor import Cursor
 from hvd_lm.training.leg import Leg
+from hvd_lm.training.loss_scale import SMALLEST, LossScale
 from hvd_lm.training.metrics import Row
 from hvd_lm.training.snapshot import Snapshot, enter
 
@@ -108,6 +114,43 @@ def test_train_runs_twice_in_a_process(framework: str, tmp_path: Path) -> None:
         runs.append([json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()])
     assert runs[0] == runs[2]
     assert runs[0] != runs[1]
+
+
+def test_a_loss_scale_that_runs_out_keeps_the_weights_before(
+    framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step that was not applied is none: not in the counter, not in the checkpoint."""
+    config = config_of(framework, tmp_path)
+    texts = read_texts(config.data, 40)
+    config = with_vocabulary_size(config, texts.tokenizer.vocabulary_size)
+    leg, adapter, noted = leg_of(config, texts)
+    leg.run(until=2)
+    leg._loss_scale = LossScale(SMALLEST, growth_steps=100, skipped_steps=7)
+    monkeypatch.setattr(adapter, "step", lambda **_: StepResult(loss_sum=3.0, gradient_norm=math.inf, applied=False))
+    words = r"at any loss scale \(8 steps skipped\).*; the weights of step 2 are in "
+    with CheckpointWriter(tmp_path, keep=1) as leg.outlets.writer, pytest.raises(TrainingError, match=words):
+        leg.run()
+    kept = checkpoints.load(tmp_path)
+    assert (leg.step, len(noted.rows), kept.step) == (2, 2, 2)
+    assert kept.progress.loss_scale == LossScale(SMALLEST, growth_steps=100, skipped_steps=7)
+    for name, weight in adapter.weights().items():
+        np.testing.assert_array_equal(kept.weights[name], weight, err_msg=name)
+
+
+def test_a_text_that_is_gone_keeps_the_weights(framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(framework, tmp_path)
+    texts = read_texts(config.data, 40)
+    config = with_vocabulary_size(config, texts.tokenizer.vocabulary_size)
+    leg, _, noted = leg_of(config, texts)
+    leg.run(until=3)
+
+    def gone(*_: object) -> MicroBatch:
+        raise FileNotFoundError(2, "No such file", "shard")
+
+    monkeypatch.setattr(Streams, "micro_batch", gone)
+    with CheckpointWriter(tmp_path, keep=1) as leg.outlets.writer, pytest.raises(DataError, match="cannot read the training text"):
+        leg.run()
+    assert (leg.step, len(noted.rows), checkpoints.load(tmp_path).step) == (3, 3, 3)
 
 
 class Examples:

@@ -52,6 +52,7 @@ def test_overflow_at_the_smallest_scale_ends_training() -> None:
     assert "--learning-rate" in message
     assert "--compression none" in message
     assert "\n" not in message
+    assert loss_scale == LossScale(SMALLEST, growth_steps=1), "a checkpoint of it can be gone on with"
 
 
 def test_gradient_that_always_overflows_ends_training() -> None:

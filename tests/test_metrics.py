@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import resource
 import struct
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from hvd_lm.errors import ConfigError
 from hvd_lm.training.metrics import MetricsWriter, SilentMetrics
 
 
@@ -95,6 +97,30 @@ def test_row_stays_as_it_was(tmp_path: Path) -> None:
     with MetricsWriter(tmp_path, total_steps=1) as metrics:
         metrics.write(one)
     assert one == row(1, gradient_norm=math.inf)
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the metrics, and of TensorBoard's file, which is written now and then; nothing is written at the end any more."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write_many(out: Path) -> None:
+        out.mkdir()
+        with MetricsWriter(out, total_steps=9999) as metrics:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+            for step in range(1, 9999):
+                metrics.write(row(step))
+
+    for name in ("rows", "board"):
+        if name == "board":
+            monkeypatch.setattr("hvd_lm.training.metrics._write_whole", lambda *_: None)
+        try:
+            with pytest.raises(ConfigError, match=f"cannot write to --out {tmp_path / name}: File too large: make room there"):
+                write_many(tmp_path / name)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    whole = (tmp_path / "rows" / "metrics.jsonl").read_text().splitlines()[:-1]
+    assert [json.loads(line)["step"] for line in whole] == list(range(1, len(whole) + 1))
+    assert len(whole) > 40
 
 
 def test_file_is_closed_after_an_error(tmp_path: Path) -> None:

@@ -145,6 +145,29 @@ def test_what_does_not_fit_is_one_line(ended: Path, flags: list[str], words: str
     assert (ended / "metrics.jsonl").read_text() == before, "nothing is lost"
 
 
+def test_another_text_is_named_before_the_sizes_that_it_brings(ended: Path, tmp_path: Path) -> None:
+    text = tmp_path / "other.txt"
+    text.write_text(" ".join(f"w{k}" for k in range(40)) * 20)
+    words = cannot_resume(ended, "--data", str(text), "--vocabulary-size", "30", "--steps", "6").output
+    assert "another text" in words
+    assert words.index("another text") < words.index("--vocabulary-size 1000, this run 30")
+    assert "give the same --data" in words
+
+
+def test_a_given_loss_scale_wins_over_that_of_the_run(framework: str, tmp_path: Path) -> None:
+    """Which goes on where it was if none is given."""
+    flags = ["train", "--framework", framework, "--out", tmp_path, *launcher.SMALL, "--compression", "fp16"]
+    for steps, given in (
+        (2, ["--loss-scale", "64"]),
+        (4, []),
+        (6, ["--loss-scale", "16"]),
+        (8, ["--loss-scale-growth-steps", "1"]),
+    ):
+        pools.hvd_lm(2, *flags, *given, "--steps", str(steps), "--resume", "auto")
+    scales = [row["loss_scale"] for row in launcher.metrics(tmp_path)]
+    assert scales == [64, 64, 64, 64, 16, 16, 32, 64]
+
+
 def test_what_does_not_fit_ends_the_whole_job(ended: Path) -> None:
     done = cannot_resume(ended, "--hidden-size", "48", ranks=2)
     assert len([line for line in done.output.splitlines() if "hvd-lm: " in line]) == 1, done.output
@@ -154,7 +177,8 @@ def test_no_checkpoint_there(tmp_path: Path) -> None:
     done = cannot_resume(tmp_path / "new", "--steps", "2", source=tmp_path / "nowhere")
     assert done.code == 2
     assert "no checkpoint in" in done.output
-    resume(tmp_path / "new", "--steps", "2")  # auto begins
+    done = resume(tmp_path / "new", "--steps", "2")  # auto begins, and says where it looked
+    assert f"--resume auto: no checkpoint in {tmp_path / 'new'} yet, so the run begins" in done.output
     assert len(launcher.metrics(tmp_path / "new")) == 2
 
 

@@ -20,6 +20,8 @@ from hvd_lm.adapters.job import Job
 from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig
 from hvd_lm.model.weights import Array, Weights
 
+INCOMPLETE = "{} needs an accumulate(..., last=True) before it: the window is not complete"
+
 State: TypeAlias = Any
 """State (h, c of every layer) of the B sequences, in the framework's own tensors, detached from any graph."""
 
@@ -33,7 +35,9 @@ class StepResult:
     gradient_norm: float
     """Global norm of the gradient, reduced and unscaled, before clipping."""
     applied: bool
-    """False if the gradient was not finite: then weights and moments are unchanged."""
+    """False if the loss or the gradient was not finite, or a rank was in trouble: then weights and moments are unchanged."""
+    ranks_in_trouble: int = 0
+    """How many of them have something to tell (`Job.agree`)."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,8 @@ class Adapter(ABC):
         """Forward and backward of one micro-batch; adds ``weight * d(sum of cross-entropy)`` to the window's gradient.
 
         `defer`: for how many more micro-batches the backward waits. Those that have waited go backward together, layer by layer.
-        With `last` each gradient then starts its reduction over the data group as soon as it is complete (collective).
+        With `last` each gradient then starts its reduction over the data group as soon as it is complete (collective). The loss
+        travels too, and beside it whether this rank is in trouble (`job.trouble`).
         Targets of `streams.IGNORED` do not count. Returns the state after the last token.
         """
 
@@ -145,7 +150,8 @@ class Adapter(ABC):
     def step(self, *, learning_rate: float, clip: float | None, unscale: float) -> StepResult:
         """Finish the reduction, multiply the gradient by `unscale`, clip its global norm, apply it, begin a new window.
 
-        A gradient that is not finite is dropped instead of applied, on all ranks alike. Collective.
+        A gradient is dropped instead of applied, on all ranks alike, if it or the loss is not finite, or if a rank is in trouble.
+        Raises RuntimeError if the window has had no last micro-batch. Collective.
         """
 
     @abstractmethod
@@ -160,7 +166,7 @@ class Adapter(ABC):
     def dynamic_step(self) -> float:
         """``weight += decay * (remembered weight - weight) - rate * gradient``, element by element, and a new window.
 
-        The gradient is that of the window so far; returns its sum of cross-entropy (nats).
+        The gradient is that of the window; returns its sum of cross-entropy (nats). Raises RuntimeError as `step` does.
         """
 
     @abstractmethod

@@ -6,8 +6,10 @@ Arrays cross this border as NumPy; gradients travel as the framework's own tenso
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
+import json
+import socket
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,13 +22,24 @@ from numpy.typing import NDArray
 from hvd_lm.config import CommunicationConfig, TopologyConfig
 from hvd_lm.errors import ConfigError, LostWorkerError
 from hvd_lm.job import launcher
+from hvd_lm.job.agreement import Trouble, source_digest
 from hvd_lm.job.levers import horovod_environment
 from hvd_lm.job.memory import keep_freed_memory
+from hvd_lm.job.messages import warn
 from hvd_lm.job.threads import default_threads
 from hvd_lm.job.topology import Topology, arrange
 from hvd_lm.model.parameters import Parameter
 
 GroupName = Literal["all", "data", "model"]
+_LEVERS = (
+    "fusion_threshold_mb",
+    "cycle_time_ms",
+    "autotune",
+    "timeline_filename",
+    "hierarchical_allreduce",
+    "stall_shutdown_seconds",
+)
+"""What Horovod reads once, when it starts."""
 _Number = TypeVar("_Number", bound=np.generic)
 
 
@@ -61,6 +74,8 @@ class Job(ABC):
     """Horovod's module for the framework."""
     communication_errors: ClassVar[tuple[type[BaseException], ...]]
     """What the framework raises when a collective operation fails because another rank is gone."""
+    _levers: ClassVar[Mapping[str, Any] | None] = None
+    """What Horovod read when it started, where it runs on in this process."""
 
     def __init__(
         self,
@@ -72,8 +87,10 @@ class Job(ABC):
     ) -> None:
         """Initialise framework and Horovod for this rank. Collective over all ranks.
 
-        Raises ConfigError if the topology does not fit the number of ranks, or the launcher is not one that Horovod knows.
+        Raises ConfigError if the topology does not fit the number of ranks, the launcher is not one that Horovod knows, the ranks
+        run different versions, or one of them has no device.
         """
+        launcher.refuse_unknown_launcher()
         communication = communication or CommunicationConfig()
         if deterministic and communication.fusion_threshold_mb is None:
             # What is fused, and with it the order of a sum over three ranks or more, depends on timing.
@@ -94,9 +111,17 @@ class Job(ABC):
                 f"the launcher started {expected.size} processes, but Horovod sees {hvd.size()}: launch with horovodrun, "
                 "or with the mpirun or srun of the MPI that Horovod was built with"
             )
-        self._choose_device(hvd.local_rank())
+        self._note_levers(communication)
         self.topology: Topology = arrange(topology, hvd.rank(), hvd.size())
         self.groups: Mapping[GroupName, Group] = {name: self._group(ranks, sets) for name, ranks in self.topology.groups().items()}
+        self.trouble = Trouble(self.communication_errors)
+        """What this rank has to tell when the ranks agree."""
+        with self.trouble.noted():
+            self._choose_device(hvd.local_rank())
+        with lost_workers_reported(self):
+            self.places = [f"rank {rank} on {host}" for rank, host in enumerate(self.tell(socket.gethostname()))]
+            """How messages name the ranks."""
+            self.agree(self._versions())
         if communication.reduction == "adasum" and self.groups["data"].communicates:
             self._check_adasum()
 
@@ -119,6 +144,27 @@ class Job(ABC):
         except KeyError as error:
             raise ConfigError(f"this process has joined a job without the group {error}: use one topology in a process") from error
         return {**sets, tuple(range(expected.size)): hvd.global_process_set}
+
+    def _note_levers(self, config: CommunicationConfig) -> None:
+        """Warn where Horovod, which reads its levers when it starts, goes on with those of an earlier job of this process."""
+        levers = {name: getattr(config, name) for name in _LEVERS}
+        if not config.autotune:
+            levers["fusion_threshold_mb"] = config.fusion_threshold_mb or 0
+        if self._levers is None or launcher.launched_size() == 1:
+            Job._levers = levers
+        elif other := [f"--{name.replace('_', '-')}" for name in _LEVERS if levers[name] != self._levers[name]]:
+            warn(f"{', '.join(other)} stay as they were for the first job of this process: start another one for other levers")
+
+    def _versions(self) -> dict[str, str]:
+        """Of all that must be the same on all ranks."""
+        if not self.groups["all"].communicates:
+            return {}
+        framework = self.horovod.__name__.rpartition(".")[2]
+        return {
+            "run another hvd_lm": f"{importlib.metadata.version('hvd_lm')} ({source_digest()})",
+            f"run another {framework}": sys.modules[framework].__version__,
+            "run another Horovod": importlib.metadata.version("horovod"),
+        }
 
     def _group(self, ranks: Sequence[int], sets: Mapping[tuple[int, ...], Any]) -> Group:
         return Group(tuple(ranks), ranks.index(self.topology.rank), sets[tuple(ranks)] if len(ranks) > 1 else None)
@@ -212,12 +258,26 @@ class Job(ABC):
         )
         return self._to_numpy(received), [int(count) for count in self._to_numpy(counts)]
 
-    def agree(self, value: str, group: GroupName = "all") -> list[int]:
-        """The ranks of the group whose `value` is not that of its first rank; all of them learn of it. Collective."""
-        digest = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)
-        digests = self.gather(digest, group)
-        others = (digests != digests[0]).any(axis=1)
-        return [rank for rank, other in zip(self.groups[group].ranks, others, strict=True) if other]
+    def tell(self, word: Any, group: GroupName = "all") -> list[Any]:
+        """`word`, plain values as JSON has them, of every rank of the group, in the order of its ranks. Collective."""
+        its = self.groups[group]
+        if not its.communicates:
+            return [word]
+        line = self._to_tensor(np.frombuffer(json.dumps(word).encode() + b"\n", np.uint8))
+        lines = self._to_numpy(self.horovod.allgather(line, name=f"tell.{group}", process_set=its.process_set))
+        return [json.loads(line) for line in lines.tobytes().splitlines()]
+
+    def common_error(self, values: Mapping[str, Any] | None = None) -> Exception | None:
+        """What all ranks have to raise: trouble of one of them, or a ConfigError where `values` differ. Collective.
+
+        `values` are plain; their names go on "1 of 2 ranks ... than rank 0", as "read another text" does.
+        """
+        return self.trouble.verdict(self.tell(self.trouble.word(values or {})), self.places)
+
+    def agree(self, values: Mapping[str, Any] | None = None) -> None:
+        """Raises `common_error`, on all ranks alike. Collective."""
+        if error := self.common_error(values):
+            raise error
 
     def broadcast(self, value: Any) -> Any:
         """`value` of rank 0 on every rank of the job. Collective."""
@@ -227,6 +287,15 @@ class Job(ABC):
         """Returns when all ranks of the group have called it. Collective."""
         # horovod.tensorflow has no barrier.
         self.sum(np.zeros(1), group)
+
+
+def check_devices(local_rank: int, devices: int) -> None:
+    """Raises ConfigError if there is none for this rank."""
+    if local_rank >= devices:
+        raise ConfigError(
+            f"no GPU is left for local rank {local_rank}: start at most {devices} rank(s) on this host, or hide its GPUs with "
+            "CUDA_VISIBLE_DEVICES="
+        )
 
 
 @contextlib.contextmanager

@@ -119,8 +119,9 @@ def run_prepare(argv: list[str]) -> int:
 def run_train(argv: list[str]) -> int:
     """Train; rank 0 prints where the run is."""
     result = train(parse_with_yaml(RunConfig, "train", argv))
-    if launcher.launched_rank() == 0 and result.validation:
-        print(f"validation perplexity {result.validation.perplexity:.2f} after {result.steps} steps; the run is in {result.out}")
+    if launcher.launched_rank() == 0:
+        judged = f"validation perplexity {result.validation.perplexity:.2f} after " if result.validation else ""
+        print(f"{judged}{result.steps} steps; the run is in {result.out}")
     return 0
 
 

@@ -43,7 +43,10 @@ def evaluation_streams(adapter: Adapter, tokens: Tokens, first_input: int, batch
 
 
 def exact_loss(adapter: Adapter, streams: Streams) -> float:
-    """Sum of the cross-entropy (nats) over `evaluation_streams`, as if one stream had been read from end to end. Collective."""
+    """Sum of the cross-entropy (nats) over `evaluation_streams`, as if one stream had been read from end to end. Collective.
+
+    A rank that cannot read its streams notes it (`job.trouble`) and makes the sum NaN: the caller lets the ranks agree.
+    """
     reading = _Reading(adapter, streams)
     stream_count, mine = len(streams.lengths_S), slice(streams.stream_ids.start, streams.stream_ids.stop)
     starts_2BU = np.zeros_like(reading.ends_2BU)
@@ -53,14 +56,14 @@ def exact_loss(adapter: Adapter, streams: Streams) -> float:
         # Stream 0 begins the text; the others begin where the one before ended.
         ends_2SU[:, -1] = 0
         before_2BU, starts_2BU = starts_2BU, np.roll(ends_2SU, 1, axis=1)[:, mine]
-        wrong_B = ~reading.settled(before_2BU, starts_2BU, 0) & (streams.lengths_S[mine] > 0)
+        wrong_B = ~reading.settled(before_2BU, starts_2BU, 0) & (streams.lengths_S[mine] > 0) & (not reading.failed)
         # All ranks must go on as long as one has something to read: it may change what the others begin with.
         if not adapter.job.sum(np.array([float(wrong_B.any())]))[0]:
             break
         # Where the difference means nothing, what was read stays what it was read from.
         starts_2BU = np.where(wrong_B[:, None], starts_2BU, before_2BU)
         reading.read(starts_2BU, np.flatnonzero(wrong_B))
-    return float(adapter.job.sum(np.array([reading.losses_CB.sum()]))[0])
+    return float(adapter.job.sum(np.array([np.nan if reading.failed else reading.losses_CB.sum()]))[0])
 
 
 class _Reading:
@@ -79,8 +82,18 @@ class _Reading:
         self._lowest_BU: Array = np.full(state_shape[1:], np.inf, np.float32)
         self._was_read = False
 
+    @property
+    def failed(self) -> bool:
+        """Then the others go on alone, and every call of this rank only keeps step with them."""
+        return self._adapter.job.trouble.error is not None
+
     def read(self, starts_2BU: Array, columns: Sequence[int] | NDArray[np.intp]) -> None:
         """Read the streams in `columns` from `starts_2BU`, each until its states are those of the reading before."""
+        with self._adapter.job.trouble.noted():
+            if not self.failed:
+                self._read(starts_2BU, columns)
+
+    def _read(self, starts_2BU: Array, columns: Sequence[int] | NDArray[np.intp]) -> None:
         columns = np.asarray(columns, np.intp)
         state_2BU = starts_2BU[:, columns]
         for index in range(self._streams.micro_batches):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,14 +11,20 @@ from typing import cast
 from hvd_lm import adapters
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm.adapters.job import lost_workers_reported
+from hvd_lm.checkpoint import Checkpoint
 from hvd_lm.config import Framework, make_paths, require
-from hvd_lm.data.shards import Split
+from hvd_lm.data.shards import ShardedTokens, Split
+from hvd_lm.data.streams import Tokens
 from hvd_lm.data.texts import read_tokens
 from hvd_lm.errors import ConfigError, DataError
 from hvd_lm.evaluation.cache import CacheConfig, evaluate_with_cache
 from hvd_lm.evaluation.dynamic import DynamicConfig, evaluate_dynamically
 from hvd_lm.evaluation.exact_loss import evaluation_streams, exact_loss
 from hvd_lm.evaluation.figures import Evaluation
+from hvd_lm.job.agreement import settings
+
+OF_A_RANK = ("checkpoint", "data", "threads")
+"""Settings that may differ between ranks; model and text may not."""
 
 
 @dataclass(frozen=True)
@@ -85,18 +92,32 @@ def run(config: EvaluateConfig) -> Evaluation:
     if not len(tokens):
         raise DataError("the text holds no token")
     adapter = adapters.adapter(config.framework, threads=config.threads)
-    first_input = loaded.tokenizer.end_of_line_id
-    in_one_stream = config.dynamic.dynamic != "none" or config.cache.cache_size
-    if in_one_stream and adapter.job.topology.size > 1:
-        raise ConfigError("--dynamic and --cache-size read the text in one stream: run them on one rank")
-    with lost_workers_reported(adapter.job):
+    job, first_input = adapter.job, loaded.tokenizer.end_of_line_id
+    with lost_workers_reported(job):
+        if job.topology.size > 1:
+            job.agree({**_shared(loaded, tokens), **settings(config, without=OF_A_RANK)})
+        in_one_stream = config.dynamic.dynamic != "none" or config.cache.cache_size
+        if in_one_stream and job.topology.size > 1:
+            raise ConfigError("--dynamic and --cache-size read the text in one stream: run them on one rank")
         if config.dynamic.dynamic != "none":
             total = evaluate_dynamically(adapter, loaded, tokens, first_input, config.dynamic)
             return Evaluation(total / len(tokens), len(tokens), counts)
-        adapter.build(loaded.model)
-        adapter.load_weights(loaded.weights)
+        with job.trouble.noted():
+            adapter.build(loaded.model)
+            adapter.load_weights(loaded.weights)
+        job.agree()
         if config.cache.cache_size:
             total = evaluate_with_cache(adapter, tokens, first_input, config.cache, config.sequence_length)
         else:
             total = exact_loss(adapter, evaluation_streams(adapter, tokens, first_input, config.batch_size, config.sequence_length))
+            job.agree()
         return Evaluation(total / len(tokens), len(tokens), counts)
+
+
+def _shared(checkpoint: Checkpoint, tokens: Tokens) -> dict[str, str]:
+    """What all ranks must have read alike."""
+    weights = hashlib.sha256(checkpoint.tokenizer.to_json().encode())
+    for array in checkpoint.weights.values():
+        weights.update(array.ravel().data)
+    text = tokens.digest() if isinstance(tokens, ShardedTokens) else hashlib.sha256(tokens[:].ravel().data).digest()
+    return {"read another text": f"{len(tokens)} tokens: {text.hex()}", "have another model": weights.hexdigest()}

@@ -122,3 +122,13 @@ def _is_gone(launcher: _Launcher) -> bool:
         folder = os.environ.get("PMIX_SERVER_TMPDIR")
         return folder is not None and not Path(folder).is_dir()
     return False
+
+
+def refuse_unknown_launcher() -> None:
+    """Raises ConfigError if another launcher (torchrun, or an operator of Kubernetes) says that this process is one of several."""
+    said = [f"{name}={os.environ[name]}" for name, alone in (("WORLD_SIZE", 1), ("RANK", 0)) if (_number(name) or 0) > alone]
+    if said and _launcher() is None:
+        raise ConfigError(
+            f"{' '.join(said)} says that this is one of several processes, but none of Horovod's launchers started it: start them "
+            "with horovodrun, mpirun or srun, or unset that variable to run alone"
+        )

@@ -18,15 +18,17 @@ import numpy as np
 from hvd_lm.adapters.base import Adapter, State, StepResult
 from hvd_lm.checkpoint import FOLDER, CheckpointWriter, Progress
 from hvd_lm.config import RunConfig, to_dict
-from hvd_lm.data.sources import Window
+from hvd_lm.data.sources import IGNORED, MicroBatch, Window
 from hvd_lm.data.streams import Streams
 from hvd_lm.data.texts import Texts
-from hvd_lm.errors import TrainingError
+from hvd_lm.errors import CheckpointError, DataError, TrainingError
 from hvd_lm.evaluation.exact_loss import evaluation_streams, exact_loss
 from hvd_lm.evaluation.figures import Evaluation
+from hvd_lm.job.agreement import Trouble
 from hvd_lm.model.noise import dropout_masks, dropout_widths
-from hvd_lm.training.cursor import go_on, text_cursor
-from hvd_lm.training.loss_scale import LossScale
+from hvd_lm.training import replicas
+from hvd_lm.training.cursor import Masks, go_on, text_cursor
+from hvd_lm.training.loss_scale import INITIAL, LossScale
 from hvd_lm.training.metrics import Metrics, Row, SilentMetrics
 from hvd_lm.training.schedule import learning_rate
 from hvd_lm.training.snapshot import Snapshot, owned
@@ -59,15 +61,15 @@ class Leg:
             self._validation = evaluation_streams(adapter, texts.validation, first_input, data.batch_size, data.sequence_length)
         self._loss_scale: LossScale | None = None
         if communication.compression == "fp16" and adapter.job.groups["data"].communicates:
-            self._loss_scale = LossScale(communication.loss_scale, communication.loss_scale_growth_steps)
-        noise = partial(
+            self._loss_scale = LossScale(communication.loss_scale or INITIAL, communication.loss_scale_growth_steps)
+        self._noise = partial(
             dropout_masks,
             config.model.dropout,
             widths=dropout_widths(config.model),
             sequence_length=data.sequence_length,
             seed=config.seed,
         )
-        self._cursor = text_cursor(texts, data, topology, noise)
+        self._cursor = text_cursor(texts, data, topology, self._noise)
         self._state: State = adapter.zero_state(data.batch_size)
         self.step = step
         self.tokens = 0
@@ -93,7 +95,10 @@ class Leg:
         self._best_validation_loss = progress.best_validation_loss
         self._saved_step = self.step
         if self._loss_scale and progress.loss_scale:
-            self._loss_scale = replace(progress.loss_scale)
+            asked = self._config.communication.loss_scale
+            good_steps = progress.loss_scale.good_steps if asked is None else 0
+            self._loss_scale.scale, self._loss_scale.good_steps = asked or progress.loss_scale.scale, good_steps
+            self._loss_scale.skipped_steps = progress.loss_scale.skipped_steps
 
     @property
     def skipped_steps(self) -> int:
@@ -116,13 +121,20 @@ class Leg:
     # --- the loop ----------------------------------------------------------------------------------------
 
     def run(self, until: int | None = None) -> tuple[float, Evaluation | None]:
-        """Train until the run is done, or step `until` is; the loss of the last window, and what was validated after it."""
+        """Train until the run is done, or step `until` is; the loss of the last window, and what was validated after it.
+
+        Raises, on all ranks alike, TrainingError, or what went wrong on one of them; the weights are written before. Collective.
+        """
         last: tuple[float, Evaluation | None] = (math.nan, None)
         try:
             while self.step < min(self.total_steps, until or self.total_steps):
                 last = self._step()
         finally:
             self._cursor.rest()
+        with self._trouble.noted():
+            if self.outlets.writer:
+                self.outlets.writer.wait()
+        self._agree()
         return last
 
     def _step(self) -> tuple[float, Evaluation | None]:
@@ -131,10 +143,15 @@ class Leg:
             self._cursor.begin_epoch()
             self._state = self._adapter.zero_state(self._config.data.batch_size)
         row = self._window(self._cursor.next_window(self._passes))
-        validation = self._validate() if self._due(self._config.validation_every) else None
+        validation = None
+        if self._due(self._config.validation_every):
+            validation = self._validate()
+            self._agree()
+            self._mend_replicas()
         if validation:
             row |= {"validation_loss": validation.loss, "perplexity": validation.perplexity}
-        self.outlets.metrics.write(row)
+        with self._trouble.noted():
+            self.outlets.metrics.write(row)
         improved = self._note_best(validation)
         if improved or self._due(self._config.checkpoint_every):
             self._checkpoint(validation)
@@ -158,7 +175,9 @@ class Leg:
         self._release_checkpoint()
         outcome = self._adapter.step(learning_rate=rate, clip=self._config.optimizer.clip, unscale=unscale)
         loss = outcome.loss_sum / window.target_count
-        self._check(loss, outcome)
+        if outcome.ranks_in_trouble:
+            self._agree()
+        self._judge(loss, outcome)
         self.step += 1
         self._state = state
         self._cursor.pass_window(window)
@@ -179,7 +198,6 @@ class Leg:
         }
         self._checkpoint_seconds = 0.0
         if self._loss_scale:
-            self._loss_scale.update(overflow=not outcome.applied)
             row |= {
                 "skipped": not outcome.applied,
                 "skipped_steps": self._loss_scale.skipped_steps,
@@ -192,7 +210,7 @@ class Leg:
         state, waited = self._state, 0.0
         for index in range(window.start, window.stop):
             asked = time.perf_counter()
-            batch, masks = self._cursor.read()
+            batch, masks = self._read()
             waited += time.perf_counter() - asked
             left = window.stop - 1 - index
             state = self._adapter.accumulate(
@@ -206,21 +224,69 @@ class Leg:
             )
         return state, waited
 
+    def _read(self) -> tuple[MicroBatch, Masks]:
+        """The next micro-batch; one without targets if this rank is in trouble: the others wait for its part of the window."""
+        if self._trouble.error is None:
+            try:
+                return self._cursor.read()
+            except OSError as error:
+                self._trouble.note(
+                    DataError(f"cannot read the training text: {error}: bring it back, then go on with --resume auto")
+                )
+            except Exception as error:
+                self._trouble.note(error)
+        shape = (self._config.data.sequence_length, self._config.data.batch_size)
+        nothing = MicroBatch(np.zeros(shape, np.int32), np.full(shape, IGNORED, np.int32))
+        return nothing, self._noise(stream_ids=self._cursor.source.stream_ids, micro_batch=0)
+
     def _learning_rate(self) -> float:
         """Of the next step."""
         sequences = self._adapter.job.topology.data_size * self._config.data.batch_size * self._passes
         return learning_rate(self._config.optimizer, step=self.step + 1, total_steps=self.total_steps, sequences_per_step=sequences)
 
-    def _check(self, loss: float, outcome: StepResult) -> None:
-        """Raises TrainingError, on all ranks alike, if the step cannot be trusted; the weights are still those before it."""
-        if math.isfinite(loss) and (outcome.applied or self._loss_scale):
+    # --- when it cannot go on ----------------------------------------------------------------------------
+
+    @property
+    def _trouble(self) -> Trouble:
+        return self._adapter.job.trouble
+
+    def _agree(self) -> None:
+        """Raises what any rank has noted, on all ranks alike. Collective."""
+        if error := self._adapter.job.common_error():
+            if isinstance(error, CheckpointError):
+                self._saved_step = None  # what was to be written after it has not begun
+            self._keep_weights()
+            raise error
+
+    def _judge(self, loss: float, outcome: StepResult) -> None:
+        """Raises TrainingError, on all ranks alike, if the step was neither applied nor skipped for a smaller loss scale."""
+        try:
+            if not math.isfinite(loss) or not (outcome.applied or self._loss_scale):
+                what = f"the gradient norm is {outcome.gradient_norm}" if math.isfinite(loss) else f"the loss is {loss}"
+                advice = "lower --learning-rate, set --clip, or add --warmup-steps"
+                raise TrainingError(f"{what} at step {self.step + 1}, which was not applied: {advice}")
+            if self._loss_scale:
+                self._loss_scale.update(overflow=not outcome.applied)
+        except TrainingError as error:
+            raise TrainingError(f"{error}{self._keep_weights()}") from None
+
+    def _mend_replicas(self) -> None:
+        """Raises TrainingError, on all ranks alike, if the weights of a rank were far from those of rank 0. Collective."""
+        if not (distances := replicas.mend(self._adapter)):
             return
-        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {outcome.gradient_norm}"
-        advice = "lower --learning-rate, set --clip, or add --warmup-steps"
-        if self.step:
-            self._checkpoint(None)
-            advice += f"; the weights before that step are in {self._config.out / FOLDER}"
-        raise TrainingError(f"{what} at step {self.step + 1}, which was not applied: {advice}")
+        whose = ", ".join(self._adapter.job.places[rank] for rank in distances)
+        largest = max(distances.values())
+        what = f"after step {self.step} the weights of {whose} were not those of rank 0 (relative difference {largest:.1e})"
+        if largest > replicas.ROUNDING:
+            raise TrainingError(f"{what}: look after that machine, then go on with --resume auto{self._keep_weights()}")
+        self.outlets.metrics.say(f"{what}, as rounding on unlike processors makes them: they were given those of rank 0")
+
+    def _keep_weights(self) -> str:
+        """Write them, if there has been a step, and say so. Collective."""
+        if not self.step:
+            return ""
+        self._checkpoint(None)
+        return f"; the weights of step {self.step} are in {self._config.out / FOLDER}"
 
     # --- validation and checkpoints ----------------------------------------------------------------------
 
@@ -276,8 +342,9 @@ class Leg:
         self._saved_step = self.step
         began = time.perf_counter()
         snapshot = self._snapshot(validation)
-        if self.outlets.writer:
-            self.outlets.writer.write(snapshot)
+        with self._trouble.noted():
+            if self.outlets.writer:
+                self.outlets.writer.write(snapshot)
         self._checkpoint_seconds += time.perf_counter() - began
 
     def _release_checkpoint(self) -> None:

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvd_lm.adapters import adapter as make_adapter
-from hvd_lm.adapters.base import Adapter
 from hvd_lm.adapters.job import lost_workers_reported
 from hvd_lm.checkpoint import CheckpointWriter
 from hvd_lm.config import RunConfig, with_vocabulary_size, write_yaml
 from hvd_lm.data.texts import read_texts
-from hvd_lm.errors import ConfigError, DataError
+from hvd_lm.errors import ConfigError
 from hvd_lm.evaluation.figures import Evaluation
 from hvd_lm.job import launcher
+from hvd_lm.job.agreement import settings
+from hvd_lm.job.topology import arrange
+from hvd_lm.training.folder import claimed, writing
 from hvd_lm.training.leg import Leg, Outlets
 from hvd_lm.training.metrics import MetricsWriter
 from hvd_lm.training.resume import begin
@@ -33,33 +35,50 @@ class TrainingResult:
     out: Path
 
 
+OF_A_RANK = ("out", "resume", "threads", "data", "validation_data", "timeline_filename")
+"""Settings that may differ between ranks; their texts may not."""
+
+
 def train(config: RunConfig) -> TrainingResult:
     """Train as `config` says, alone or as one rank of a job; rank 0 writes into `config.out`. Collective.
 
     Raises a HvdLmError (ConfigError, DataError, CheckpointError, FrameworkError, TrainingError, LostWorkerError) that says
-    what to do.
+    what to do; once Horovod has started, on all ranks alike.
     """
-    # Everything that can be refused is refused before Horovod starts, on all ranks alike.
-    data_ranks = max(1, launcher.launched_size() // config.topology.model_parallel)
-    texts = read_texts(config.data, config.model.vocabulary_size, data_ranks)
+    # What can be refused before Horovod starts is.
+    launcher.refuse_unknown_launcher()
+    topology = arrange(config.topology, launcher.launched_rank(), launcher.launched_size())
+    if topology.model_size > 1:
+        raise ConfigError("--model-parallel above 1 is not built yet: leave it at 1")
+    texts = read_texts(config.data, config.model.vocabulary_size, topology.data_size)
     config = with_vocabulary_size(config, texts.tokenizer.vocabulary_size)
-    earlier = begin(config, texts.fingerprint) if launcher.launched_rank() == 0 else None
-
-    adapter = make_adapter(
-        config.framework, config.communication, config.topology, config.threads, deterministic=config.deterministic
-    )
-    with lost_workers_reported(adapter.job), ExitStack() as outlets:
-        _check_job(adapter, texts.fingerprint)
-        adapter.build(config.model, config.optimizer)
+    with ExitStack() as held:
+        earlier = None
+        if topology.is_writer:
+            held.enter_context(claimed(config.out))
+            earlier = begin(config, texts.fingerprint)
+        adapter = make_adapter(
+            config.framework, config.communication, config.topology, config.threads, deterministic=config.deterministic
+        )
+        job = adapter.job
+        held.enter_context(lost_workers_reported(job))
+        with job.trouble.noted():
+            adapter.build(config.model, config.optimizer)
+        job.agree({"read another text": texts.fingerprint, **settings(config, without=OF_A_RANK)})
         step, progress = enter(adapter, earlier, config.seed)
         del earlier  # as large as weights and moments together
-        leg = Leg(config, texts, adapter, step, progress)
-        if adapter.job.topology.is_writer:
-            write_yaml(config, config.out / "config.yaml")
-            texts.tokenizer.save(config.out / "tokenizer.json")
-            metrics = outlets.enter_context(MetricsWriter(config.out, leg.total_steps, goes_on_after=step))
-            leg.outlets = Outlets(metrics, outlets.enter_context(CheckpointWriter(config.out, config.keep_checkpoints)))
-        leg.outlets.metrics.say(f"{adapter.job.headline()}\n{leg.headline()}")
+        with job.trouble.noted():
+            leg = Leg(config, texts, adapter, step, progress)
+            if topology.is_writer:
+                with writing(config.out):
+                    write_yaml(config, config.out / "config.yaml")
+                    texts.tokenizer.save(config.out / "tokenizer.json")
+                metrics = held.enter_context(MetricsWriter(config.out, leg.total_steps, goes_on_after=step))
+                leg.outlets = Outlets(metrics, held.enter_context(CheckpointWriter(config.out, config.keep_checkpoints)))
+        job.agree()
+        leg.outlets.metrics.say(f"{job.headline()}\n{leg.headline()}")
+        if config.resume and not leg.step:
+            leg.outlets.metrics.say(f"--resume {config.resume}: no checkpoint in {config.out.resolve()} yet, so the run begins")
         if leg.step >= leg.total_steps:
             leg.outlets.metrics.say(f"the run has its {leg.total_steps} steps already: raise --steps or --epochs to go on")
         loss, validation = leg.run()
@@ -67,12 +86,3 @@ def train(config: RunConfig) -> TrainingResult:
             say = f"{leg.skipped_steps} of {leg.step} steps were skipped because a gradient overflowed in fp16"
             leg.outlets.metrics.say(say)
     return TrainingResult(leg.step, loss, validation, leg.skipped_steps, config.out)
-
-
-def _check_job(adapter: Adapter, fingerprint: str) -> None:
-    """Raises ConfigError or DataError, on all ranks alike. Collective."""
-    job = adapter.job
-    if job.topology.model_size > 1:
-        raise ConfigError("--model-parallel above 1 is not built yet: leave it at 1")
-    if others := job.agree(fingerprint):
-        raise DataError(f"{len(others)} of {job.topology.size} ranks read another text than rank 0: give every host the same files")

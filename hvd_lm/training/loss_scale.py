@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from hvd_lm.errors import TrainingError
 
+INITIAL = 8192.0
+"""Unless --loss-scale says otherwise."""
 LARGEST = 2.0**24
 SMALLEST = 2.0**-24
 
@@ -26,18 +28,18 @@ class LossScale:
     def update(self, overflow: bool) -> None:
         """Take note of one optimizer step.
 
-        Raises TrainingError once the gradient overflows at the smallest scale too.
+        Raises TrainingError once the gradient overflows at the smallest scale too; then nothing has changed.
         """
         if not overflow:
             self.good_steps += 1
             if self.good_steps >= self.growth_steps:
                 self.scale, self.good_steps = min(self.scale * 2, LARGEST), 0
             return
+        if self.scale / 2 < SMALLEST:
+            raise TrainingError(
+                f"the gradient is not finite at any loss scale ({self.skipped_steps + 1} steps skipped): "
+                "lower --learning-rate, or train with --compression none"
+            )
         self.skipped_steps += 1
         self.good_steps = 0
         self.scale /= 2
-        if self.scale < SMALLEST:
-            raise TrainingError(
-                f"the gradient is not finite at any loss scale ({self.skipped_steps} steps skipped): "
-                "lower --learning-rate, or train with --compression none"
-            )

@@ -6,12 +6,17 @@ import json
 import math
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from tqdm import tqdm
+
+from hvd_lm.errors import ConfigError
+from hvd_lm.training.folder import writing
 
 Row = dict[str, Any]
 
@@ -40,11 +45,17 @@ class MetricsWriter:
     _SECONDS_BETWEEN_LINES = 1.0
 
     def __init__(self, out: Path, total_steps: int, goes_on_after: int = 0) -> None:
-        """A run that goes on keeps its rows up to step `goes_on_after`; later ones will come again."""
+        """A run that goes on keeps its rows up to step `goes_on_after`; later ones will come again.
+
+        Raises ConfigError, as `write` does, if something cannot be written.
+        """
+        self._out = out
         path = out / "metrics.jsonl"
-        _cut_rows(path, goes_on_after)
-        self._file = path.open("a", encoding="utf-8")
-        self._board = _tensorboard(out / "tensorboard", goes_on_after)
+        with writing(out):
+            _cut_rows(path, goes_on_after)
+            # Unbuffered: what could not be written does not come again when the file is closed.
+            self._file = path.open("ab", buffering=0)
+            self._board = TensorBoard(out / "tensorboard", goes_on_after)
         self._total = total_steps
         interactive = sys.stderr.isatty()
         self._bar = tqdm(total=total_steps, initial=goes_on_after, unit="step", dynamic_ncols=True) if interactive else None
@@ -56,16 +67,18 @@ class MetricsWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.close()
-        self._board.close()
-        self._file.close()
+        try:
+            with writing(self._out), self._file:
+                self._board.close()
+        except ConfigError:
+            if error is None:  # which may be the same, in the words of the row that met it
+                raise
 
     def write(self, row: Row) -> None:
         plain = finite(row)
-        self._file.write(json.dumps(plain) + "\n")
-        self._file.flush()
-        for name, value in plain.items():
-            if name not in ("step", "seconds") and isinstance(value, (int, float)):
-                self._board.add_scalar(name, value, row["step"])
+        with writing(self._out):
+            _write_whole(self._file, (json.dumps(plain) + "\n").encode())
+            self._board.write(row["step"], plain)
         self._show(row)
 
     def say(self, message: str) -> None:
@@ -110,15 +123,49 @@ def _cut_rows(path: Path, last_step: int) -> None:
     partial.rename(path)
 
 
-def _tensorboard(folder: Path, last_step: int) -> Any:
-    """A TensorBoard writer. tensorboardX imports torch wherever it finds it; a TensorFlow run should not pay for that."""
-    hide = "torch" not in sys.modules
-    if hide:
-        sys.modules["torch"] = None  # type: ignore[assignment]
-    try:
-        from tensorboardX import SummaryWriter
-    finally:
+def _write_whole(file: FileIO, content: bytes) -> None:
+    """A full disk takes a part of what it is given, and raises OSError for the rest."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+class TensorBoard:
+    """The scalars of rows, as a file for TensorBoard. Written by the caller: a thread of tensorboardX's would die of an error."""
+
+    _SECONDS_BETWEEN_FLUSHES = 120.0
+
+    def __init__(self, folder: Path, last_step: int) -> None:
+        """What came after `last_step` is hidden by TensorBoard, and comes again."""
+        # tensorboardX imports torch wherever it finds it; a TensorFlow run should not pay for that.
+        hide = "torch" not in sys.modules
         if hide:
-            del sys.modules["torch"]
-    # What came after this step is hidden by TensorBoard, and comes again.
-    return SummaryWriter(str(folder), purge_step=last_step + 1 if last_step else None)
+            sys.modules["torch"] = None  # type: ignore[assignment]
+        try:
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
+        finally:
+            if hide:
+                del sys.modules["torch"]
+        self._event = Event
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"))
+        if last_step:
+            self._writer.write_event(Event(step=last_step + 1, file_version="brain.Event:2"))
+            self._writer.write_event(Event(step=last_step + 1, session_log=SessionLog(status=SessionLog.START)))
+        self._flushed = -math.inf
+
+    def write(self, step: int, row: Mapping[str, Any]) -> None:
+        """Raises OSError, here or when it is closed."""
+        event = self._event(wall_time=time.time(), step=step)
+        for name, value in row.items():
+            if name not in ("step", "seconds") and isinstance(value, (int, float)):
+                event.summary.value.add(tag=name, simple_value=float(value))
+        self._writer.write_event(event)
+        if time.monotonic() - self._flushed >= self._SECONDS_BETWEEN_FLUSHES:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Raises OSError."""
+        self._writer.close()

@@ -1,17 +1,16 @@
-"""How a run begins in its folder: from which checkpoint, does it fit, and what an earlier run left there."""
+"""How a run begins: from which checkpoint, and whether that fits."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm.checkpoint import Checkpoint
 from hvd_lm.config import ModelConfig, OptimizerConfig, RunConfig
-from hvd_lm.errors import CheckpointError, ConfigError, DataError
+from hvd_lm.errors import CheckpointError, DataError
+from hvd_lm.training.folder import prepare_folder
 
 AUTO = "auto"
-_RUN_FILES = ("config.yaml", "metrics.jsonl", "tensorboard", "tokenizer.json", checkpoints.FOLDER)
 
 
 def begin(config: RunConfig, fingerprint: str) -> Checkpoint | None:
@@ -23,8 +22,7 @@ def begin(config: RunConfig, fingerprint: str) -> Checkpoint | None:
     earlier = find_checkpoint(config.resume, config.out)
     goes_on_after = None
     if earlier:
-        _check_model(earlier, config.model, config.optimizer, config.resume)
-        _check_text(earlier, fingerprint, config.resume)
+        _check_fit(earlier, config.model, config.optimizer, fingerprint, config.resume)
         if config.resume == AUTO or Path(config.resume or "").resolve().is_relative_to(config.out.resolve()):
             goes_on_after = earlier.step
     prepare_folder(config.out, goes_on_after=goes_on_after)
@@ -41,44 +39,24 @@ def find_checkpoint(resume: str | None, out: Path) -> Checkpoint | None:
     return checkpoints.load(source)
 
 
-def _check_model(checkpoint: Checkpoint, model: ModelConfig, optimizer: OptimizerConfig, resume: str | None) -> None:
+def _check_fit(checkpoint: Checkpoint, model: ModelConfig, optimizer: OptimizerConfig, text: str, resume: str | None) -> None:
+    """Of the model, and of the text: positions in another one would mean nothing. Sizes may differ because the text does."""
     pairs = {
         name: (getattr(checkpoint.model, name), getattr(model, name))
         for name in ("vocabulary_size", "embedding_size", "hidden_size", "layers", "cell", "tie_embedding")
     }
     pairs["optimizer"] = (checkpoint.optimizer.optimizer, optimizer.optimizer)
-    for name, (has, wants) in pairs.items():
-        if has != wants:
-            flag = name.replace("_", "-")
-            raise CheckpointError(f"--resume {resume}: the checkpoint has --{flag} {has}, this run {wants}: make them equal")
-
-
-def _check_text(checkpoint: Checkpoint, fingerprint: str, resume: str | None) -> None:
-    """The positions of another text would mean nothing."""
-    if checkpoint.progress.text != fingerprint:
+    differing = [
+        f"the checkpoint has --{name.replace('_', '-')} {has}, this run {wants}"
+        for name, (has, wants) in pairs.items()
+        if has != wants
+    ]
+    if checkpoint.progress.text != text:
+        also = f" ({', '.join(differing)})" if differing else ""
         raise DataError(
             f"--resume {resume}: the checkpoint was made on another text, or another cut of it into training and "
-            "validation: give the same --data (with --validation-cut tokens if an older hvd_lm began the run), or begin a new run"
+            f"validation{also}: give the same --data (with --validation-cut tokens if an older hvd_lm began the run), or begin a "
+            "new run"
         )
-
-
-def prepare_folder(out: Path, *, goes_on_after: int | None = None) -> None:
-    """Make `out`, and move what an earlier run left in it aside, so that nothing is lost.
-
-    With `goes_on_after` that run goes on, and only its checkpoints after this step are moved.
-    Raises ConfigError if it cannot be written.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-        aside = out / f"earlier-{1 + sum(1 for _ in out.glob('earlier-*'))}"
-        if goes_on_after is not None:
-            checkpoints.discard_after(goes_on_after, out, aside)
-        elif earlier := [path for name in _RUN_FILES if (path := out / name).exists()]:
-            aside.mkdir()
-            for path in earlier:
-                path.rename(aside / path.name)
-    except OSError as error:
-        raise ConfigError(f"cannot write to --out {out}: {error.strerror or error}") from error
+    if differing:
+        raise CheckpointError(f"--resume {resume}: {', '.join(differing)}: make them equal")

@@ -20,12 +20,14 @@ Snapshot = Checkpoint
 def enter(adapter: Adapter, snapshot: Snapshot | None, seed: int) -> tuple[int, Progress | None]:
     """Bring all ranks to where `snapshot` of rank 0 was, or to initial weights; how many steps that was, and the progress.
 
-    Only rank 0 needs to give one. Collective.
+    Only rank 0 needs to give one. Raises, on all ranks alike, CheckpointError if it does not fit. Collective.
     """
-    if adapter.job.topology.is_writer:
-        adapter.load_weights(snapshot.weights if snapshot else InitialWeights(adapter.model, seed))
-    if snapshot:
-        adapter.load_optimizer_state(snapshot.optimizer_state)
+    with adapter.job.trouble.noted():
+        if adapter.job.topology.is_writer:
+            adapter.load_weights(snapshot.weights if snapshot else InitialWeights(adapter.model, seed))
+        if snapshot:
+            adapter.load_optimizer_state(snapshot.optimizer_state)
+    adapter.job.agree()
     adapter.broadcast_state()
     step, progress = adapter.job.broadcast((snapshot.step, snapshot.progress) if snapshot else (0, None))
     return_freed_memory()

@@ -37,8 +37,7 @@ def in_group(job: Job, group: GroupName) -> dict[str, Any]:
         "scatter_sum": job.scatter_sum(rows, group)[:, 0].tolist(),
         "received": received[:, 0].tolist(),
         "counts": counts,
-        "differ": job.agree("odd" if rank == 3 else "same", group),
-        "agree": job.agree("all the same", group),
+        "told": job.tell({"rank": rank, "text": "a\nb"}, group),
         "arrived": arrived,
         "left": time.time(),
     }
@@ -58,7 +57,10 @@ def main(framework: str, first: str = "grid") -> Any:
     for _ in range(2):
         job = join(topology=grid)
         results.append({group: in_group(job, group) for group in job.groups})
-        results[-1]["word"] = {"broadcast": job.broadcast({"rank": job.topology.rank, "text": "a\nb"})}
+        job.agree({"read another text": "the same"})
+        different = {"read another text": "odd" if job.topology.rank == 3 else "same"}
+        broadcast = job.broadcast({"rank": job.topology.rank, "text": "a\nb"})
+        results[-1]["word"] = {"broadcast": broadcast, "disagree": str(job.common_error(different))}
     job.barrier()
     job.leave()
     return results

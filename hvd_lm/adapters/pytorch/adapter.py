@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hvd_lm.adapters.base import Adapter, Evaluated, OptimizerState, State, StepResult
+from hvd_lm.adapters.base import INCOMPLETE, Adapter, Evaluated, OptimizerState, State, StepResult
 from hvd_lm.adapters.pytorch.job import PyTorchJob
 from hvd_lm.adapters.pytorch.memory import Weight, to_numpy
 from hvd_lm.adapters.pytorch.reducer import GradientReducer
@@ -48,7 +48,10 @@ class PyTorchAdapter(Adapter):
         self._reducer: GradientReducer | None = None
         if update and self.job.groups["data"].communicates:
             self._reducer = GradientReducer(self._declared, self._weights, self.job, self.communication)
-        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._sums = torch.zeros(2, dtype=torch.float64, device=self._device)
+        """Of the window: its loss, and ranks in trouble."""
+        self._complete = False
+        """Whether the window has had its last micro-batch."""
 
     # --- weights, moments, states ------------------------------------------------------------------------
 
@@ -163,9 +166,12 @@ class PyTorchAdapter(Adapter):
         complete = reducer.start if reducer else _ignore
         self._weights_changed()  # what the forwards derived from them leaves room for logits
         loss, gradients = self._output.backward()
-        self._loss_sum += loss
+        self._sums[0] += loss
+        if last:
+            self._sums[1] = self.job.trouble.error is not None
+            self._complete = True
         if reducer:
-            reducer.start_loss(self._loss_sum)
+            reducer.start_sums(self._sums)
         if not self.model.tie_embedding:
             complete(self._output.kernel)
         complete(self._output.bias)
@@ -178,22 +184,27 @@ class PyTorchAdapter(Adapter):
 
     def step(self, *, learning_rate: float, clip: float | None, unscale: float) -> StepResult:
         update = self._trained
+        self._check_complete("step()")
         if self._reducer:
-            self._reducer.finish_loss()
+            self._reducer.finish_sums()
         norm = float(global_norm(self._complete_gradients())) * unscale
-        applied = bool(np.isfinite(norm))
+        loss_sum, in_trouble = self._sums.tolist()
+        applied = bool(np.isfinite(norm) and np.isfinite(loss_sum) and not in_trouble)
         if applied:
             self._weights_changed()
             update.apply(learning_rate, unscale if clip is None or norm <= clip else unscale * clip / norm)
-        return StepResult(self._begin_window(), norm, applied)
+        self._begin_window()
+        return StepResult(loss_sum, norm, applied, int(in_trouble))
 
-    def _begin_window(self) -> float:
-        """The loss of the one that ends."""
+    def _check_complete(self, caller: str) -> None:
+        if not self._complete:
+            raise RuntimeError(INCOMPLETE.format(caller))
+
+    def _begin_window(self) -> None:
         for weight in self._weights.values():
             weight.grad = None
-        loss_sum = float(self._loss_sum)
-        self._loss_sum = torch.zeros_like(self._loss_sum)
-        return loss_sum
+        self._sums = torch.zeros_like(self._sums)
+        self._complete = False
 
     def _complete_gradients(self) -> Iterator[Tensor]:
         """Of the window, each as soon as it is reduced; all at once where they are already."""
@@ -221,12 +232,15 @@ class PyTorchAdapter(Adapter):
 
     @torch.no_grad()
     def dynamic_step(self) -> float:
+        self._check_complete("dynamic_step()")
         self._weights_changed()
         for weight, remembered, rate, decay in self._dynamic:
             assert weight.grad is not None
             pull = (remembered - weight).mul_(decay)
             weight.add_(pull.addcmul_(rate, weight.grad, value=-1))
-        return self._begin_window()
+        loss_sum = float(self._sums[0])
+        self._begin_window()
+        return loss_sum
 
     # --- reading -----------------------------------------------------------------------------------------
 

@@ -87,8 +87,8 @@ class GradientReducer:
         self._groups = {name: job.holders(parameter) for name, parameter in declared.items()}
         self._op = hvd.Adasum if communication.reduction == "adasum" else hvd.Sum
         self._fp16 = communication.compression == "fp16"
-        self._loss_group = job.groups["data"]
-        self._loss_handle: int | None = None
+        self._data_group = job.groups["data"]
+        self._sums_handle: int | None = None
         self._touched = {
             name: TouchedRows(len(weights[name]), weights[name].device, self._groups[name])
             for name, parameter in declared.items()
@@ -107,10 +107,10 @@ class GradientReducer:
         for touched in self._touched.values():
             touched.start_union()
 
-    def start_loss(self, loss_sum: Tensor) -> None:
-        """Sum it over the data group, in place. Collective."""
-        process_set = self._loss_group.process_set
-        self._loss_handle = hvd.allreduce_async_(loss_sum, name="loss", op=hvd.Sum, process_set=process_set)
+    def start_sums(self, sums: Tensor) -> None:
+        """Sum the loss, and what travels beside it, over the data group, in place. Collective."""
+        process_set = self._data_group.process_set
+        self._sums_handle = hvd.allreduce_async_(sums, name="loss", op=hvd.Sum, process_set=process_set)
 
     def start(self, weight: nn.Parameter) -> None:
         """Its gradient of the window is complete. Collective."""
@@ -127,11 +127,11 @@ class GradientReducer:
         handle = hvd.allreduce_async_(wire, name=f"gradient.{name}", op=self._op, process_set=process_set)
         self.pending.append(_Reduction(gradient, handle, wire, rows))
 
-    def finish_loss(self) -> None:
-        """The loss is there; nothing if it did not leave."""
-        if self._loss_handle is not None:
-            hvd.synchronize(self._loss_handle)
-            self._loss_handle = None
+    def finish_sums(self) -> None:
+        """They are there; nothing if they did not leave."""
+        if self._sums_handle is not None:
+            hvd.synchronize(self._sums_handle)
+            self._sums_handle = None
 
     def finish(self) -> Iterator[Tensor]:
         """The gradients that are on their way, one by one as they come in; what is done with one hides what the next one takes."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_lm.adapters.base import Adapter, Evaluated, OptimizerState, State, StepResult
+from hvd_lm.adapters.base import INCOMPLETE, Adapter, Evaluated, OptimizerState, State, StepResult
 from hvd_lm.adapters.tensorflow.job import TensorFlowJob
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.reducer import GradientReducer
@@ -69,15 +69,15 @@ class TensorFlowAdapter(Adapter):
         self._forward = tf.function(self._forward_graph, input_signature=(indices, indices, state, scalar, noise))
         outputs = tf.TensorSpec((None, None, self._output.units), tf.float32)
         self._deferred_specs = Deferred(indices, indices, scalar, [stage.tape_specs for stage in self._stages], outputs)
-        self._backward: dict[tuple[int, bool, bool], Callable[[list[Deferred]], tf.Tensor]] = {}
+        self._backward: dict[tuple[int, bool, bool], Callable[[list[Deferred], float], tf.Tensor]] = {}
         self._evaluate = tf.function(self._evaluate_graph, input_signature=(indices, indices, state))
         self._logits = tf.function(self._logits_graph, input_signature=(indices, state))
         self._next_logits = tf.function(self._next_logits_graph, input_signature=(indices, state))
 
     def _begin_window(self) -> None:
         self._first_backward = True
-        self._window_loss: tf.Tensor | None = None
-        """Of a window that is complete."""
+        self._window_sums: tf.Tensor | None = None
+        """Of a window that is complete: its loss, and ranks in trouble."""
 
     # --- graphs ------------------------------------------------------------------------------------------
 
@@ -91,10 +91,10 @@ class TensorFlowAdapter(Adapter):
             after.append(stage_after)
         return after, Deferred(inputs_TB, targets_TB, weight, tapes, activations)
 
-    def _backward_graph(self, deferred: list[Deferred], *, first: bool, last: bool) -> tf.Tensor:
+    def _backward_graph(self, deferred: list[Deferred], in_trouble: tf.Tensor, *, first: bool, last: bool) -> tf.Tensor:
         """Stage by stage from above: with `last`, what is complete travels while the stages below are at work.
 
-        Returns the loss of the window so far; with `last`, of all ranks.
+        Returns the loss of the window so far, and whether this rank is in trouble, [2]; with `last`, their sums over all ranks.
         """
         self._reducer.note_inputs(tf.concat([micro_batch.inputs_TB for micro_batch in deferred], 1), first=first)
         send = partial(self._reducer.start, touched=self._reducer.inputs_complete()) if last else _keep
@@ -103,14 +103,15 @@ class TensorFlowAdapter(Adapter):
         judged = [Judged(m.outputs_TBH, m.targets_TB, tf.fill(tf.shape(m.inputs_TB), m.weight)) for m in deferred]
         gradient, loss = self._output.backward(judged, accumulation)
         loss = self._loss_sum.assign(loss if first else self._loss_sum + loss)
+        sums = tf.stack([loss, in_trouble])
         if last:
-            loss = self._reducer.loss(loss)
+            sums = self._reducer.sums(sums)
         accumulation.complete(*self._output.weights)
         for index, stage in reversed(list(enumerate(self._stages))):
             # Reductions leave in this order, before the processor is taken, and no stage takes memory before its turn.
             with tf.control_dependencies([*accumulation.sent, gradient]):
                 gradient = stage.backward([micro_batch.tapes[index] for micro_batch in deferred], gradient, accumulation)
-        return loss
+        return sums
 
     def _infer(self, inputs_TB: tf.Tensor, state: list[Tensors]) -> tuple[tf.Tensor, list[Tensors]]:
         """Outputs of the last layer [T, B, H], and the state after."""
@@ -220,23 +221,26 @@ class TensorFlowAdapter(Adapter):
         if key not in self._backward:
             count, first, _ = key
             graph = partial(self._backward_graph, first=first, last=last)
-            self._backward[key] = tf.function(graph, input_signature=([self._deferred_specs] * count,))
-        loss = self._backward[key](self._deferred)
+            signature = ([self._deferred_specs] * count, tf.TensorSpec((), tf.float64))
+            self._backward[key] = tf.function(graph, input_signature=signature)
+        sums = self._backward[key](self._deferred, float(self.job.trouble.error is not None))
         self._deferred.clear()
         self._first_backward = False
         if last:
-            self._window_loss = loss
+            self._window_sums = sums
 
     def step(self, *, learning_rate: float, clip: float | None, unscale: float) -> StepResult:
-        loss_sum = self._complete_loss("step")
-        norm, applied = self._trained.apply(learning_rate=learning_rate, clip=clip, unscale=unscale)
+        loss_sum, in_trouble = self._complete_sums("step()")
+        trusted = bool(np.isfinite(loss_sum) and not in_trouble)
+        norm, applied = self._trained.apply(learning_rate=learning_rate, clip=clip, unscale=unscale, trusted=trusted)
         self._begin_window()
-        return StepResult(float(loss_sum), norm, applied)
+        return StepResult(loss_sum, norm, applied, int(in_trouble))
 
-    def _complete_loss(self, caller: str) -> tf.Tensor:
-        if self._window_loss is None:
-            raise RuntimeError(f"{caller}() needs an accumulate(..., last=True) before it: the window is not complete")
-        return self._window_loss
+    def _complete_sums(self, caller: str) -> tuple[float, float]:
+        if self._window_sums is None:
+            raise RuntimeError(INCOMPLETE.format(caller))
+        loss_sum, in_trouble = self._window_sums.numpy().tolist()
+        return loss_sum, in_trouble
 
     def gradients(self) -> Weights:
         if self._deferred:
@@ -248,10 +252,10 @@ class TensorFlowAdapter(Adapter):
         self._dynamic_update = DynamicUpdate(self._weights, rates, decays)
 
     def dynamic_step(self) -> float:
-        loss_sum = self._complete_loss("dynamic_step")
+        loss_sum, _ = self._complete_sums("dynamic_step()")
         self._dynamic_update.apply()
         self._begin_window()
-        return float(loss_sum)
+        return loss_sum
 
     # --- reading -----------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ class GradientReducer:
 
     def __init__(self, weights: Mapping[str, Weight], job: Job, communication: CommunicationConfig) -> None:
         self._groups = {name: job.holders(weight.parameter) for name, weight in weights.items()}
-        self._loss_group = job.groups["data"]
+        self._data_group = job.groups["data"]
         self._compression = hvd.Compression.fp16 if communication.compression == "fp16" else hvd.Compression.none
         self._op = hvd.Adasum if communication.reduction == "adasum" else hvd.Sum
         # Halves are the smallest numbers that Horovod reduces in both frameworks; any number above 0 means touched.
@@ -50,11 +50,11 @@ class GradientReducer:
             for name, touched_V in self._touched.items()
         }
 
-    def loss(self, loss_sum: tf.Tensor) -> tf.Tensor:
-        """Its sum over the data group. Collective."""
-        if not self._loss_group.communicates:
-            return loss_sum
-        return hvd.allreduce(loss_sum, name="loss", op=hvd.Sum, process_set=self._loss_group.process_set)
+    def sums(self, sums: tf.Tensor) -> tf.Tensor:
+        """Of the loss, and of what travels beside it, over the data group. Collective."""
+        if not self._data_group.communicates:
+            return sums
+        return hvd.allreduce(sums, name="loss", op=hvd.Sum, process_set=self._data_group.process_set)
 
     def start(self, weight: Weight, touched: Mapping[str, tf.Tensor]) -> Sequence[tf.Tensor]:
         """Sum its gradient, which is complete; `touched` is what `inputs_complete` gave. Returns what is sent. Collective."""

@@ -30,7 +30,7 @@ class Update:
             for kind in kinds
             for name, weight in weights.items()
         }
-        self.function = tf.function(self._graph, input_signature=[tf.TensorSpec((), tf.float32)] * 4)
+        self.function = tf.function(self._graph, input_signature=[*[tf.TensorSpec((), tf.float32)] * 4, tf.TensorSpec((), tf.bool)])
 
     def state(self, *, copy: bool) -> OptimizerState:
         return OptimizerState(self.applied_steps, to_numpy(self.moments, copy=copy))
@@ -43,32 +43,35 @@ class Update:
             variable.assign(state.moments[name])
         self.applied_steps = state.applied_steps
 
-    def apply(self, *, learning_rate: float, clip: float | None, unscale: float) -> tuple[float, bool]:
-        """Of the gradients times `unscale`, clipped; their norm before that, and whether it is finite: else nothing changes."""
+    def apply(self, *, learning_rate: float, clip: float | None, unscale: float, trusted: bool) -> tuple[float, bool]:
+        """Of the gradients times `unscale`, clipped; their norm before that, and whether it was made.
+
+        It is not, and nothing changes, if the norm is not finite or the window not `trusted`.
+        """
         epsilon = self._config.epsilon
         if self._config.optimizer == "adam":
             t = self.applied_steps + 1
             correction = math.sqrt(1.0 - self._config.beta2**t)
             learning_rate *= correction / (1.0 - self._config.beta1**t)
             epsilon *= correction
-        norm, finite = self.function(learning_rate, epsilon, math.inf if clip is None else clip, unscale)
-        applied = bool(finite)
+        norm, made = self.function(learning_rate, epsilon, math.inf if clip is None else clip, unscale, trusted)
+        applied = bool(made)
         self.applied_steps += applied
         return float(norm), applied
 
     def _graph(
-        self, learning_rate: tf.Tensor, epsilon: tf.Tensor, clip: tf.Tensor, unscale: tf.Tensor
+        self, learning_rate: tf.Tensor, epsilon: tf.Tensor, clip: tf.Tensor, unscale: tf.Tensor, trusted: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         norm = tf.linalg.global_norm([weight.gradient for weight in self._weights.values()]) * unscale
-        finite = tf.math.is_finite(norm)
-        if finite:
+        made = tf.math.is_finite(norm) & trusted
+        if made:
             factor = unscale * tf.minimum(1.0, clip / norm)
             updated: list[tf.Operation] = []
             for weight in self._weights.values():
                 # One after the other: a product that cannot take the gradient's memory is the only one then.
                 with tf.control_dependencies(updated):
                     updated = [self._update(weight, weight.take_gradient() * factor, learning_rate, epsilon)]
-        return norm, finite
+        return norm, made
 
     def _update(self, weight: Weight, gradient: tf.Tensor, learning_rate: tf.Tensor, epsilon: tf.Tensor) -> tf.Operation:
         handle = weight.value.handle

@@ -1,0 +1,47 @@
+"""Replicas: every rank updates its own copy of the model, and nothing that it does would show that a copy has come apart."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+
+from hvd_lm.adapters.base import Adapter
+from hvd_lm.model.weights import Weights
+
+ROUNDING = 1e-3
+"""Largest relative difference that unlike processors, or numbers of threads, make in a run."""
+
+
+def mend(adapter: Adapter) -> dict[int, float]:
+    """Where the weights of any two ranks are not the same bits, give all ranks those of rank 0, and its moments.
+
+    Returns how far each rank was off, for those that were: the largest ``|weight - rank 0's| / |rank 0's|`` (norms) of its weights.
+    Collective.
+    """
+    job = adapter.job
+    if not job.groups["data"].communicates:
+        return {}
+    if len(set(job.tell(checksum(adapter.weights(copy=False))))) == 1:
+        return {}
+    before = adapter.weights()
+    adapter.broadcast_state()
+    distances = job.tell(distance(before, adapter.weights(copy=False)))
+    return {rank: found for rank, found in enumerate(distances) if found}
+
+
+def checksum(weights: Weights) -> int:
+    """CRC-32 of all bits."""
+    found = 0
+    for array in weights.values():
+        found = zlib.crc32(np.ascontiguousarray(array).data, found)
+    return found
+
+
+def distance(weights: Weights, reference: Weights) -> float:
+    """The largest over the names; infinite where it is not a number."""
+    tiny = np.finfo(np.float32).tiny
+    found = [
+        np.linalg.norm(array - reference[name]) / max(np.linalg.norm(reference[name]), tiny) for name, array in weights.items()
+    ]
+    return float(np.nan_to_num(np.max(found), nan=np.inf))
