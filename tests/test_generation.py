@@ -278,3 +278,12 @@ def test_what_a_person_sees(tmp_path: Path) -> None:
     refused = launcher.hvd_lm(1, "generate", "--checkpoint", tmp_path, "--length", "0")
     assert refused.code == 2
     assert refused.output == "hvd-lm: error: --length must be at least 1, not 0 (see hvd-lm generate --help)\n"
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("controller", ["gloo", "mpi"])
+def test_one_rank_of_a_job_writes_and_waits_for_no_other(tmp_path: Path, controller: str) -> None:
+    save_random_model(tmp_path)
+    command = ["generate", "--checkpoint", tmp_path, "--prompt", "The cat", "--length", "9"]
+    output = launcher.hvd_lm(2, *command, controller=controller, timeout=100).expect_success().output
+    assert output.count("The cat") == 1

@@ -10,8 +10,10 @@ import pytest
 from conftest import INSTALLED
 
 from hvd_lm.adapters import adapter_class
-from hvd_lm.adapters.job import check_devices
+from hvd_lm.adapters.job import Group, device_of
+from hvd_lm.config import ModelConfig
 from hvd_lm.errors import ConfigError
+from hvd_lm.model.stages import parameters
 
 pytestmark = pytest.mark.ranks
 
@@ -63,10 +65,24 @@ def test_one_rank_over_mpi_joins_twice(framework: str) -> None:
     assert "['MPI', 'MPI']" in launcher.run("mpirun", "-np", "1", sys.executable, "-c", code, **mpi).expect_success().output
 
 
-def test_a_rank_without_a_device_is_told_how_many_there_are() -> None:
-    check_devices(1, 2)
+def test_a_rank_takes_the_device_of_its_place() -> None:
+    assert [device_of(local_rank, 2) for local_rank in range(2)] == [0, 1]
     with pytest.raises(ConfigError, match=r"no GPU is left for local rank 2: start at most 2 rank\(s\) on this host"):
-        check_devices(2, 2)
+        device_of(2, 2)
+
+
+def test_a_rank_that_is_shown_one_device_takes_it() -> None:
+    """Schedulers hide those of the other ranks: each then sees device 0."""
+    assert device_of(3, 1) == 0
+
+
+def test_a_tensor_that_horovod_cannot_count_is_refused(framework: str) -> None:
+    job = adapter_class(framework).job_class(threads=1)
+    large = next(iter(parameters(ModelConfig(vocabulary_size=2**22, embedding_size=2**9)).values()))
+    assert job.holders(large).size == 1
+    job.groups = {**job.groups, "data": Group((0, 1), 0, None)}
+    with pytest.raises(ConfigError, match=r"2,147,483,648 values.*--vocabulary-size"):
+        job.holders(large)
 
 
 def test_alone_nothing_travels(framework: str) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from hvd_lm.errors import ConfigError
-from hvd_lm.job.launcher import check_launch, is_bound, launched_local_size, launched_rank, launched_size
+from hvd_lm.job.launcher import alone, check_launch, is_bound, launched_local_size, launched_rank, launched_size
 
 _PREFIXES = ("HOROVOD_", "OMPI_", "PMI", "SLURM_", "MPI_")
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith(_PREFIXES)]:
         monkeypatch.delenv(name)
 
@@ -81,6 +81,14 @@ def test_what_mpirun_left_in_the_environment_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setenv("PMIX_SERVER_TMPDIR", str(tmp_path / "gone"))
     with pytest.raises(ConfigError, match="no longer there"):
         check_launch()
+
+
+def test_a_rank_that_works_alone_is_one_again_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched(monkeypatch, HOROVOD_RANK="1", HOROVOD_SIZE="2", HOROVOD_LOCAL_SIZE="2", HOROVOD_CYCLE_TIME="3")
+    with alone():
+        assert (launched_rank(), launched_size(), launched_local_size()) == (0, 1, 1)
+        assert os.environ["HOROVOD_CYCLE_TIME"] == "3"
+    assert (launched_rank(), launched_size(), launched_local_size()) == (1, 2, 2)
 
 
 @pytest.mark.parametrize(

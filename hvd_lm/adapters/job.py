@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import math
 import socket
 import sys
 from abc import ABC, abstractmethod
@@ -31,6 +32,8 @@ from hvd_lm.job.topology import Topology, arrange
 from hvd_lm.model.parameters import Parameter
 
 GroupName = Literal["all", "data", "model"]
+MOST_VALUES = 2**31 - 1
+"""Of a tensor that Horovod sends: it counts them in a 32-bit integer, and would cut a larger one."""
 _LEVERS = (
     "fusion_threshold_mb",
     "cycle_time_ms",
@@ -212,9 +215,18 @@ class Job(ABC):
         """End Horovod in this process. Collective over all ranks."""
         self.horovod.shutdown()
 
-    def holders(self, parameter: Parameter) -> Group:  # noqa: ARG002 - a split will decide by it
-        """The ranks that hold `parameter`, over which its gradient is summed."""
-        return self.groups["data"]
+    def holders(self, parameter: Parameter) -> Group:
+        """The ranks that hold `parameter`, over which its gradient is summed.
+
+        Raises ConfigError if it has more values than Horovod can count.
+        """
+        group, values = self.groups["data"], math.prod(parameter.shape)
+        if group.communicates and values > MOST_VALUES:
+            raise ConfigError(
+                f"{parameter.name} has {values:,} values, and Horovod sends at most {MOST_VALUES:,} at once: take a smaller "
+                "--vocabulary-size or narrower layers, or train on one rank"
+            )
+        return group
 
     # --- what a group does together ----------------------------------------------------------------------
 
@@ -289,13 +301,19 @@ class Job(ABC):
         self.sum(np.zeros(1), group)
 
 
-def check_devices(local_rank: int, devices: int) -> None:
-    """Raises ConfigError if there is none for this rank."""
+def device_of(local_rank: int, devices: int) -> int:
+    """Which of the `devices` that this process sees is this rank's: the only one, where a scheduler shows each rank its own.
+
+    Raises ConfigError if there is none for it.
+    """
+    if devices == 1:
+        return 0
     if local_rank >= devices:
         raise ConfigError(
             f"no GPU is left for local rank {local_rank}: start at most {devices} rank(s) on this host, or hide its GPUs with "
             "CUDA_VISIBLE_DEVICES="
         )
+    return local_rank
 
 
 @contextlib.contextmanager

@@ -154,22 +154,24 @@ def run_generate(argv: list[str]) -> int:
     config = parse(GenerateConfig, "generate", argv)
     if launcher.launched_rank() != 0:
         return 0
-    writer = TextGenerator(config.checkpoint, framework=config.framework, threads=config.threads)
-    if config.beams:
-        found = writer.beam_search(
-            config.prompt, config.beams, length=config.length, length_penalty=config.length_penalty, stop=config.stop
-        )
-        _print_texts(config.prompt, [beam.text for beam in found[: config.samples]])
-    elif config.samples == 1:
-        print(config.prompt, end="", flush=True)
-        for piece in writer.stream(config.prompt, length=config.length, sampling=config.sampling, stop=config.stop):
-            print(piece, end="", flush=True)
-        print()
-    else:
-        _print_texts(
-            config.prompt,
-            writer.samples(config.prompt, config.samples, length=config.length, sampling=config.sampling, stop=config.stop),
-        )
+    # The other ranks have gone.
+    with launcher.alone():
+        writer = TextGenerator(config.checkpoint, framework=config.framework, threads=config.threads)
+        if config.beams:
+            found = writer.beam_search(
+                config.prompt, config.beams, length=config.length, length_penalty=config.length_penalty, stop=config.stop
+            )
+            _print_texts(config.prompt, [beam.text for beam in found[: config.samples]])
+        elif config.samples == 1:
+            print(config.prompt, end="", flush=True)
+            for piece in writer.stream(config.prompt, length=config.length, sampling=config.sampling, stop=config.stop):
+                print(piece, end="", flush=True)
+            print()
+        else:
+            _print_texts(
+                config.prompt,
+                writer.samples(config.prompt, config.samples, length=config.length, sampling=config.sampling, stop=config.stop),
+            )
     return 0
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +34,14 @@ _LAUNCHERS = (
     _Launcher("mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),  # MPICH, Intel MPI
     _Launcher("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 )
+
+_OF_A_JOB = (
+    "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_", "HOROVOD_CROSS_", "HOROVOD_HOSTNAME", "HOROVOD_GLOO_RENDEZVOUS_",
+    "HOROVOD_CONTROLLER", "HOROVOD_CPU_OPERATIONS",
+    "OMPI_COMM_WORLD_", "OMPI_MCA_orte_", "OMPI_MCA_ess_", "PMI_", "PMIX_", "MPI_LOCAL",
+    "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_",
+)  # fmt: skip
+"""How the variables begin that make a process a rank."""
 
 
 def launched_rank() -> int:
@@ -66,6 +76,18 @@ def is_bound() -> bool:
     """Whether the launcher gave each rank of this machine cores of its own."""
     by_openmpi = os.environ.get("OMPI_MCA_orte_bound_at_launch") == "1"  # noqa: SIM112 - its own spelling
     return by_openmpi or os.environ.get("SLURM_CPU_BIND_TYPE", "").startswith(("mask_cpu", "map_cpu"))
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within, this process runs by itself, although it is a rank of a job: it does what needs no other rank."""
+    hidden = {name: value for name, value in os.environ.items() if name.startswith(_OF_A_JOB)}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def check_launch() -> None:

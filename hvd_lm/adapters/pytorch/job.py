@@ -10,7 +10,7 @@ import torch
 from horovod.common.exceptions import HorovodInternalError
 from numpy.typing import NDArray
 
-from hvd_lm.adapters.job import Job, check_devices
+from hvd_lm.adapters.job import Job, device_of
 
 
 class PyTorchJob(Job):
@@ -29,8 +29,7 @@ class PyTorchJob(Job):
     def _choose_device(self, local_rank: int) -> None:
         self.device = torch.device("cpu")
         if torch.cuda.is_available():
-            check_devices(local_rank, torch.cuda.device_count())
-            self.device = torch.device("cuda", local_rank)
+            self.device = torch.device("cuda", device_of(local_rank, torch.cuda.device_count()))
             torch.cuda.set_device(self.device)
 
     def _framework_summary(self) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from horovod.common.exceptions import HorovodInternalError
 from numpy.typing import NDArray
 
-from hvd_lm.adapters.job import Job, check_devices
+from hvd_lm.adapters.job import Job, device_of
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 
 with native_stderr_closed():
@@ -35,10 +35,10 @@ class TensorFlowJob(Job):
 
     def _choose_device(self, local_rank: int) -> None:
         if gpus := tf.config.list_physical_devices("GPU"):
-            check_devices(local_rank, len(gpus))
+            own = gpus[device_of(local_rank, len(gpus))]
             for gpu in gpus:
                 tf.config.experimental.set_memory_growth(gpu, True)
-            tf.config.set_visible_devices(gpus[local_rank], "GPU")
+            tf.config.set_visible_devices(own, "GPU")
 
     def _framework_summary(self) -> str:
         devices = ", ".join(device.device_type for device in tf.config.get_visible_devices())
