@@ -65,16 +65,17 @@ def _limit(folder: Path) -> float | None:
 
 
 @contextmanager
-def sleeping_when_idle() -> Iterator[None]:
-    """A library that brings GNU's OpenMP, imported within, lets threads that wait sleep at once.
+def brief_spinning() -> Iterator[None]:
+    """A library that brings GNU's OpenMP, imported within, lets threads that wait go to sleep after a moment.
 
     Otherwise they turn on their cores for milliseconds, and beside other processes hold up the thread that they wait for: two
-    threads are then slower than one, up to twenty times (`python -m benchmarks busy`). The environment's own settings win.
+    threads are then slower than one, up to twenty times. The moment is what a small model needs to find them awake
+    (`python -m benchmarks busy`). The environment's own settings win.
     """
     if any(name in os.environ for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")):
         yield
         return
-    os.environ["GOMP_SPINCOUNT"] = "0"
+    os.environ["GOMP_SPINCOUNT"] = "100"
     try:
         yield
     finally:

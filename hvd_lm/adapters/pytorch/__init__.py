@@ -1,6 +1,6 @@
 """The PyTorch adapter."""
 
-from hvd_lm.job.threads import sleeping_when_idle
+from hvd_lm.job.threads import brief_spinning
 
-with sleeping_when_idle():
+with brief_spinning():
     import torch  # noqa: F401 - before anything else of it is
