@@ -136,11 +136,11 @@ def test_the_first_free_number_is_taken(tmp_path: Path) -> None:
         assert (tmp_path / name / "metrics.jsonl").read_text() == content
 
 
-@pytest.mark.parametrize(("number", "room"), [(errno.ENOSPC, True), (errno.EFBIG, True), (errno.EACCES, False)])
-def test_what_cannot_be_written_is_one_line(number: int, room: bool) -> None:
-    with pytest.raises(ConfigError, match=f"cannot write to --out run: {os.strerror(number)}") as caught, writing(Path("run")):
+@pytest.mark.parametrize(("number", "advice"), [(errno.ENOSPC, "make room there"), (errno.EACCES, "change the permissions")])
+def test_what_cannot_be_written_is_one_line(number: int, advice: str) -> None:
+    words = f"cannot write to --out run: {os.strerror(number)}; .*{advice}"
+    with pytest.raises(ConfigError, match=words), writing(Path("run")):
         raise OSError(number, os.strerror(number))
-    assert ("make room there" in str(caught.value)) == room
 
 
 @pytest.mark.parametrize("variables", [{"WORLD_SIZE": "2", "RANK": "0"}, {"RANK": "1"}])

@@ -114,7 +114,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         if name == "board":
             monkeypatch.setattr("hvd_lm.training.metrics._write_whole", lambda *_: None)
         try:
-            with pytest.raises(ConfigError, match=f"cannot write to --out {tmp_path / name}: File too large: make room there"):
+            with pytest.raises(ConfigError, match=f"cannot write to --out {tmp_path / name}: File too large; .*name another place"):
                 write_many(tmp_path / name)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)

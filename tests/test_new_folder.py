@@ -103,7 +103,10 @@ def test_what_cannot_be_moved_leaves_nothing(tmp_path: Path) -> None:
         return rename(path, target)
 
     with patch.object(Path, "rename", fails_at_the_header):
-        assert refusal(ConfigError, out) == f"cannot write to --out {out}: No space left on device"
+        assert (
+            refusal(ConfigError, out)
+            == f"cannot write to --out {out}: No space left on device; make room there, or name another place"
+        )
     assert names(out) == []
 
 

@@ -29,7 +29,7 @@ AT_START = [
     ("device", 1, "ConfigError", 2, "no GPU is left for local rank 1"),
     ("build", 1, "HvdLmError", 1, "MemoryError: no room for the model"),
     ("weights", 0, "CheckpointError", 2, "it has other weights"),
-    ("outlets", 0, "ConfigError", 2, "No space left on device: make room there"),
+    ("outlets", 0, "ConfigError", 2, "No space left on device; make room there"),
     ("settings", 1, "ConfigError", 2, "1 of 2 ranks have another --batch-size than rank 0 (5 instead of 2: rank 1 on "),
 ]
 """Case, the rank in trouble, and what the other one raises."""
@@ -37,7 +37,7 @@ AT_START = [
 LATER = [
     ("read", 1, "DataError", 2, "cannot read the training text", 4),
     ("bug", 1, "HvdLmError", 1, "ZeroDivisionError: by zero", 4),
-    ("metrics", 0, "ConfigError", 2, "No space left on device: make room there", 5),
+    ("metrics", 0, "ConfigError", 2, "No space left on device; make room there", 5),
     ("validation", 1, "ConfigError", 2, "cannot read it again", 6),
     ("checkpoint", 0, "CheckpointError", 2, "No space left on device", None),
     ("last checkpoint", 0, "CheckpointError", 2, "No space left on device", 6),
@@ -146,7 +146,7 @@ def test_a_full_disk_under_the_metrics_ends_the_job_with_one_line(tmp_path: Path
     assert ended.code != 0
     lines = [line for line in ended.output.splitlines() if "hvd-lm: " in line]
     assert len(lines) == 1, ended.output
-    assert f"cannot write to --out {tmp_path}: File too large: make room there" in lines[0]
+    assert f"cannot write to --out {tmp_path}: File too large" in lines[0]
     assert "Traceback" not in ended.output
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from hvd_lm.errors import ConfigError, DataError
+from hvd_lm.errors import ConfigError, DataError, why
 
 
 def sha256(path: Path) -> str:
@@ -70,7 +70,7 @@ def new_folder(out: Path, header: str) -> Iterator[Path]:
         fills = folder.is_dir()
         taken = _is_taken(folder)
     except (OSError, RuntimeError) as error:  # Path.resolve: a loop of links
-        raise ConfigError(f"cannot use --out {out}: {getattr(error, 'strerror', None) or error}") from error
+        raise ConfigError(f"cannot use --out {out}: {why(error, out)}") from error
     if taken:
         raise ConfigError(f"--out {out} exists already: give another folder, or remove it first")
     staging = folder / _STAGING if fills else folder.with_name(f".{folder.name}{_STAGING}")
@@ -82,10 +82,10 @@ def new_folder(out: Path, header: str) -> Iterator[Path]:
             else:
                 publish(staging, folder)
     except (OSError, SafetensorError) as error:
-        name, reason = getattr(error, "filename", None), getattr(error, "strerror", None) or error
+        name = getattr(error, "filename", None)
         if isinstance(name, str) and not (Path(name).is_relative_to(staging) or staging.is_relative_to(name)):
-            raise DataError(f"cannot read {name}: {reason}") from error
-        raise ConfigError(f"cannot write to --out {out}: {reason}") from error
+            raise DataError(f"cannot read {name}: {why(error, Path(name))}") from error
+        raise ConfigError(f"cannot write to --out {out}: {why(error)}") from error
 
 
 _STAGING = ".partial"

@@ -22,7 +22,7 @@ from hvd_lm.data.blanks import last_place_between_words
 from hvd_lm.data.recognize import binary, not_text
 from hvd_lm.data.walk import STANDARD_INPUT, TextFile, find_files
 from hvd_lm.data.zstd import open_zstandard
-from hvd_lm.errors import DataError
+from hvd_lm.errors import DataError, why
 
 BLOCK = 1 << 20
 """Bytes read at once, and characters without any blank after which a text is cut wherever it is."""
@@ -105,7 +105,7 @@ def _decode(file: TextFile) -> Iterator[str]:
     except _DAMAGE as error:
         raise DataError(f"{file} is damaged ({' '.join(str(error).split())}): copy or download it again") from error
     except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror or error}") from error
+        raise DataError(f"cannot read {file}: {why(error, file.path)}") from error
 
 
 def _refuse_what_is_no_text(file: TextFile, block: bytes, offset: int) -> None:

@@ -20,7 +20,7 @@ from typing import IO, Any, Literal, get_args
 from tqdm import tqdm
 
 from hvd_lm.data.shards import Split
-from hvd_lm.errors import ConfigError, DataError
+from hvd_lm.errors import ConfigError, DataError, why
 
 CorpusName = Literal["wikitext-2", "wikitext-103", "ptb", "enwik8", "text8", "one-billion-word"]
 CORPORA: tuple[CorpusName, ...] = get_args(CorpusName)
@@ -172,7 +172,7 @@ def _fetch_file(file: RemoteFile, folder: Path, mirror: str | None) -> list[Path
         except requests.RequestException as error:
             reason = f"{url}: {_reason(error)}"
         except OSError as error:
-            raise DataError(f"cannot use {error.filename or folder}: {error.strerror or error}") from error
+            raise DataError(f"cannot use {error.filename or folder}: {why(error, Path(error.filename or folder))}") from error
     raise _UnavailableError(reason)
 
 

@@ -28,7 +28,7 @@ from hvd_lm.config import from_dict
 from hvd_lm.data import tokenizer as tokenizers
 from hvd_lm.data.counts import TextCounts
 from hvd_lm.data.tokenizer import Tokenizer
-from hvd_lm.errors import CheckpointError, DataError, HvdLmError
+from hvd_lm.errors import CheckpointError, DataError, HvdLmError, why
 from hvd_lm.job.launcher import launched_local_rank
 
 Split = Literal["training", "validation", "test"]
@@ -167,7 +167,7 @@ def is_prepared(path: Path) -> bool:
     try:
         return (path / HEADER).is_file()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        raise DataError(f"cannot read {path}: {why(error, path / HEADER)}") from error
 
 
 def load(folder: Path) -> Prepared:

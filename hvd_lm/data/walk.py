@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from hvd_lm.data.recognize import may_be_own, own_folder
-from hvd_lm.errors import DataError
+from hvd_lm.errors import DataError, why
 
 STANDARD_INPUT = Path("-")
 
@@ -33,7 +33,7 @@ class TextFile:
         try:
             return self.path == STANDARD_INPUT or not stat.S_ISREG(os.stat(self.path).st_mode)
         except OSError as error:
-            raise DataError(f"cannot read {self}: {error.strerror or error}") from error
+            raise DataError(f"cannot read {self}: {why(error, self.path)}") from error
 
     def __str__(self) -> str:
         return "standard input" if self.path == STANDARD_INPUT else str(self.path)
@@ -57,7 +57,7 @@ def find_files(paths: Iterable[Path]) -> list[TextFile]:
             for file in found:
                 _refuse_own(file.path)
         except OSError as error:
-            raise DataError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
+            raise DataError(f"cannot read {error.filename or path}: {why(error, Path(error.filename or path))}") from error
         if not found:
             raise DataError(f"{path} names no file: give a text, a folder that holds texts, or a glob that finds some")
         files += found

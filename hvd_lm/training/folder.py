@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import itertools
 import json
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from hvd_lm import checkpoint as checkpoints
-from hvd_lm.errors import ConfigError
+from hvd_lm.errors import ConfigError, why
 from hvd_lm.job.messages import warn
 
 LOCK = ".lock"
@@ -26,7 +25,6 @@ SECONDS_BETWEEN_SIGNS = 10.0
 SECONDS_OF_SILENCE = 60.0
 """After so long without a sign the holder on another host is taken for dead."""
 _RUN_FILES = ("config.yaml", "metrics.jsonl", "tensorboard", "tokenizer.json", checkpoints.FOLDER)
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -35,8 +33,7 @@ def writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        room = ": make room there" if error.errno in _NO_ROOM else ""
-        raise ConfigError(f"cannot write to --out {out}: {error.strerror or error}{room}") from error
+        raise ConfigError(f"cannot write to --out {out}: {why(error, out)}") from error
 
 
 def prepare_folder(out: Path, *, goes_on_after: int | None = None) -> None:
