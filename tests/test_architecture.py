@@ -165,7 +165,7 @@ def test_few_are_given_the_whole_config() -> None:
         "training/loop.py": ["train"],
         "training/resume.py": ["begin"],
     }
-    assert set(takers) <= {"config.py", "training/leg.py", "training/loop.py", "training/resume.py"}
+    assert set(takers) <= {"config.py", "idle_settings.py", "training/leg.py", "training/loop.py", "training/resume.py"}
 
 
 def test_the_story_of_a_run_fits_a_page() -> None:

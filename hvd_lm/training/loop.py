@@ -13,8 +13,10 @@ from hvd_lm.config import RunConfig, with_vocabulary_size, write_yaml
 from hvd_lm.data.texts import read_texts
 from hvd_lm.errors import ConfigError
 from hvd_lm.evaluation.figures import Evaluation
+from hvd_lm.idle_settings import idle_settings
 from hvd_lm.job import launcher
 from hvd_lm.job.agreement import settings
+from hvd_lm.job.messages import warn
 from hvd_lm.job.topology import arrange
 from hvd_lm.training.folder import claimed, writing
 from hvd_lm.training.leg import Leg, Outlets
@@ -50,6 +52,8 @@ def train(config: RunConfig) -> TrainingResult:
     topology = arrange(config.topology, launcher.launched_rank(), launcher.launched_size())
     if topology.model_size > 1:
         raise ConfigError("--model-parallel above 1 is not built yet: leave it at 1")
+    for said in idle_settings(config):
+        warn(said)
     texts = read_texts(config.data, config.model.vocabulary_size, topology.data_size)
     config = with_vocabulary_size(config, texts.tokenizer.vocabulary_size)
     with ExitStack() as held:

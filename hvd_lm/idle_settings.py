@@ -1,0 +1,40 @@
+"""Settings that a run was given and that change nothing in it: more often a misunderstanding than a wish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from hvd_lm.config import CommunicationConfig, OptimizerConfig, RunConfig
+
+
+class _Needs(NamedTuple):
+    """What a setting needs to act."""
+
+    words: str
+    hold: Callable[[RunConfig], bool]
+
+
+_ADAM = _Needs("--optimizer adam", lambda config: config.optimizer.optimizer == "adam")
+_SGD = _Needs("--optimizer sgd", lambda config: config.optimizer.optimizer == "sgd")
+_HALVES = _Needs("--compression fp16", lambda config: config.communication.compression == "fp16")
+_NEEDS: Mapping[str, _Needs] = {
+    "beta1": _ADAM,
+    "beta2": _ADAM,
+    "epsilon": _ADAM,
+    "momentum": _SGD,
+    "base_batch_size": _Needs("--learning-rate-scaling", lambda config: config.optimizer.learning_rate_scaling != "none"),
+    "final_learning_rate_fraction": _Needs("a --decay", lambda config: config.optimizer.decay != "constant"),
+    "loss_scale": _HALVES,
+    "loss_scale_growth_steps": _HALVES,
+}
+
+
+def idle_settings(config: RunConfig) -> list[str]:
+    """One sentence for each setting that is not at its default and has no effect beside the others."""
+    found = []
+    for section, default in ((config.optimizer, OptimizerConfig()), (config.communication, CommunicationConfig())):
+        for name, needs in _NEEDS.items():
+            if hasattr(section, name) and getattr(section, name) != getattr(default, name) and not needs.hold(config):
+                found.append(f"--{name.replace('_', '-')} has no effect without {needs.words}")
+    return found

@@ -1,0 +1,30 @@
+"""Settings without an effect are told, and those with one are not."""
+
+from __future__ import annotations
+
+import pytest
+
+from hvd_lm.config import CommunicationConfig, OptimizerConfig, RunConfig
+from hvd_lm.idle_settings import idle_settings
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "communication", "flags"),
+    [
+        ({}, {}, []),
+        ({"momentum": 0.9}, {}, ["--momentum"]),
+        ({"momentum": 0.9, "optimizer": "sgd"}, {}, []),
+        ({"beta1": 0.8, "epsilon": 1e-6, "optimizer": "sgd"}, {}, ["--beta1", "--epsilon"]),
+        ({"base_batch_size": 8}, {}, ["--base-batch-size"]),
+        ({"base_batch_size": 8, "learning_rate_scaling": "linear"}, {}, []),
+        ({"final_learning_rate_fraction": 0.5}, {}, ["--final-learning-rate-fraction"]),
+        ({"final_learning_rate_fraction": 0.5, "decay": "cosine"}, {}, []),
+        ({}, {"loss_scale": 4.0}, ["--loss-scale"]),
+        ({}, {"loss_scale": 4.0, "compression": "fp16"}, []),
+    ],
+)
+def test_what_has_no_effect(optimizer: dict[str, object], communication: dict[str, object], flags: list[str]) -> None:
+    config = RunConfig(optimizer=OptimizerConfig(**optimizer), communication=CommunicationConfig(**communication))  # type: ignore[arg-type]
+    found = idle_settings(config)
+    assert [said.split()[0] for said in found] == flags
+    assert all(" has no effect without " in said for said in found)
