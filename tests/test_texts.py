@@ -134,6 +134,7 @@ def test_words_in_a_text_without_blanks(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_pipe_is_not_for_several_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each would read a part of it, or wait for a writer that has gone."""
     os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setenv("HOROVOD_RANK", "0")
     monkeypatch.setenv("HOROVOD_SIZE", "2")
     with pytest.raises(DataError, match="pipe cannot be shared by ranks: hvd-lm prepare reads it"):
         read_texts(DataConfig(data=(tmp_path / "pipe",)), None)
