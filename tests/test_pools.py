@@ -7,6 +7,7 @@ from pathlib import Path
 import launcher
 import psutil
 import pytest
+from conftest import INSTALLED
 from pools import PoolError, body, hvd_lm
 
 FLAGS = [
@@ -44,7 +45,7 @@ def test_what_goes_wrong_is_told_and_ends_the_ranks(how: str, words: list[str]) 
     assert set(body("misbehaving", 2, "torch", "does nothing")).isdisjoint(before)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("framework", "ranks"), [(INSTALLED[0], 1), (INSTALLED[-1], 2)])
 def test_a_started_rank_trains_like_a_fresh_one(framework: str, ranks: int, tmp_path: Path) -> None:
     """Bit for bit, whatever it did before."""
     flags = ["train", "--framework", framework, *FLAGS, "--batch-size", "4"]

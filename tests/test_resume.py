@@ -44,7 +44,7 @@ def start_and_kill(ranks: int, out: Path, *flags: str, after_step: int) -> None:
         assert job.wait(timeout=60) != 0
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("framework", "ranks"), [(INSTALLED[0], 1), *((name, 2) for name in INSTALLED)])
 def test_a_killed_run_goes_on_bit_for_bit(framework: str, ranks: int, tmp_path: Path) -> None:
     flags = ["--framework", framework, *RECIPE, *FOUR, "--deterministic"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
