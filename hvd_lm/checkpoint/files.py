@@ -1,4 +1,4 @@
-"""Files that must be whole or absent: checksums, and folders that appear under their name only when they are complete."""
+"""Files that must be whole or absent: checksums, locks, and what appears under its name only when it is complete."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from errno import EINVAL, ENOSYS, ENOTSUP
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 
@@ -46,6 +46,29 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Give the file at `path` another content: whoever reads it sees the one before, or all of this. Raises OSError."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    sync(partial)
+    partial.replace(path)
+    sync(path.parent)
+
+
+def lock(descriptor: int) -> Literal["taken", "held", "unknown"]:
+    """Try to be the only process that has an open file or folder, until it is closed; the system lets go when a process dies.
+
+    Some network file systems have no locks, some only those of one host.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "held"
+    except OSError:
+        return "unknown"
+    return "taken"
 
 
 def publish(staging: Path, folder: Path) -> None:
@@ -106,12 +129,8 @@ def _claimed(staging: Path, out: Path) -> Iterator[None]:
     # Not through a link: what it leads to is not ours to empty.
     descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"another process is making --out {out}: wait for it, or give another folder") from error
-        except OSError:
-            pass  # a file system without locks
+        if lock(descriptor) == "held":
+            raise ConfigError(f"another process is making --out {out}: wait for it, or give another folder")
         try:
             # A dead process holds no lock; what it left is removed.
             for path in staging.iterdir():

@@ -139,7 +139,7 @@ def _load(path: Path, read_moments: _ReadMoments) -> Checkpoint:
     try:
         if named := _named_by(path):
             path = named
-        is_one = _is_name(path) or (path / "checkpoint.json").is_file()
+        is_one = _is_place(path) or (path / "checkpoint.json").is_file()
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {why(error, path)}") from error
     if is_one:
@@ -267,7 +267,7 @@ def folders(run: Path) -> list[Path]:
     """The complete checkpoints of `run`, oldest first. Raises CheckpointError if it cannot be looked into."""
     try:
         with os.scandir(run / FOLDER) as entries:
-            found = [run / FOLDER / entry.name for entry in entries if _NAME.fullmatch(entry.name) and entry.is_dir()]
+            found = [run / FOLDER / entry.name for entry in entries if is_name(entry.name) and entry.is_dir()]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
@@ -296,8 +296,13 @@ def best_of(run: Path) -> Path | None:
 _NAME = re.compile(r"step-\d{8,18}", re.ASCII)
 
 
-def _is_name(path: Path) -> bool:
-    return bool(_NAME.fullmatch(path.name)) and path.absolute().parent.name == FOLDER
+def is_name(name: str) -> bool:
+    """Whether `name_of` gives it to the checkpoint of a step."""
+    return bool(_NAME.fullmatch(name))
+
+
+def _is_place(path: Path) -> bool:
+    return is_name(path.name) and path.absolute().parent.name == FOLDER
 
 
 def _named_by(best: Path) -> Path | None:
@@ -311,4 +316,4 @@ def _named_by(best: Path) -> Path | None:
             name = file.read(100).decode("utf-8", "replace").strip()
     else:
         return None
-    return best.with_name(name) if _NAME.fullmatch(name) else None
+    return best.with_name(name) if is_name(name) else None

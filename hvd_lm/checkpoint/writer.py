@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,8 +15,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from hvd_lm.checkpoint.files import checksum, publish, sha256, sync
-from hvd_lm.checkpoint.format import BEST, FOLDER, FORMAT_VERSION, Checkpoint, best_of, folders, name_of
+from hvd_lm.checkpoint.files import checksum, publish, replace_file, sha256
+from hvd_lm.checkpoint.format import BEST, FOLDER, FORMAT_VERSION, Checkpoint, best_of, folders, is_name, name_of
 from hvd_lm.config import to_dict
 from hvd_lm.errors import CheckpointError, why
 from hvd_lm.model.weights import Array
@@ -96,11 +95,7 @@ def _save(checkpoint: Checkpoint, arrays: _Arrays, run: Path, keep: int) -> Path
 
 def _note_best(folder: Path) -> None:
     """In a file: not every file system has links."""
-    note = folder.with_name(f".{BEST}.partial")
-    note.write_text(f"{folder.name}\n", encoding="ascii")
-    sync(note)
-    note.replace(folder.with_name(BEST))
-    sync(folder.parent)
+    replace_file(folder.with_name(BEST), f"{folder.name}\n")
 
 
 def _partial(folder: Path) -> Path:
@@ -110,7 +105,7 @@ def _partial(folder: Path) -> Path:
 
 def _remove_partial(parent: Path) -> None:
     for left in parent.glob(".step-*.partial"):
-        if re.fullmatch(r"\.step-[0-9]{8,18}\.partial", left.name):
+        if is_name(left.name[1:].removesuffix(".partial")):
             shutil.rmtree(left, ignore_errors=True)
 
 

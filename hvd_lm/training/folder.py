@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import os
@@ -13,9 +12,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 from hvd_lm import checkpoint as checkpoints
+from hvd_lm.checkpoint.files import lock
 from hvd_lm.errors import ConfigError, why
 from hvd_lm.job.messages import warn
 
@@ -131,10 +130,10 @@ def _take(path: Path) -> int:
 
 
 def _refuse_if_held(path: Path, descriptor: int) -> None:
-    lock, holder = _lock(descriptor), _holder(descriptor)
-    if lock == "held":
+    found, holder = lock(descriptor), _holder(descriptor)
+    if found == "held":
         raise ConfigError(f"--out {path.parent} is that of a run in progress ({holder or 'which just begins'}): {_ADVICE}")
-    if holder is None or (lock == "taken" and holder.kernel == _this_process().kernel):
+    if holder is None or (found == "taken" and holder.kernel == _this_process().kernel):
         return
     silent = _seconds_since_a_sign(path, descriptor)
     if silent < SECONDS_OF_SILENCE:
@@ -146,17 +145,6 @@ def _refuse_if_held(path: Path, descriptor: int) -> None:
 
 
 _ADVICE = "wait for its end, or give another --out"
-
-
-def _lock(descriptor: int) -> Literal["taken", "held", "unknown"]:
-    """The system lets go of it when a process dies. Some network file systems have no locks, some only those of one host."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return "held"
-    except OSError:
-        return "unknown"
-    return "taken"
 
 
 def _holder(descriptor: int) -> Holder | None:

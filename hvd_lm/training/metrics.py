@@ -15,6 +15,7 @@ from typing import Any, Protocol, Self
 
 from tqdm import tqdm
 
+from hvd_lm.checkpoint.files import replace_file
 from hvd_lm.errors import ConfigError
 from hvd_lm.training.folder import writing
 
@@ -118,9 +119,7 @@ def _cut_rows(path: Path, last_step: int) -> None:
         with suppress(ValueError, TypeError, KeyError):
             if json.loads(line)["step"] <= last_step:
                 kept.append(line)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.rename(path)
+    replace_file(path, "".join(kept))
 
 
 def _write_whole(file: FileIO, content: bytes) -> None:
