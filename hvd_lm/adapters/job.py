@@ -24,7 +24,7 @@ from hvd_lm.config import CommunicationConfig, TopologyConfig
 from hvd_lm.errors import ConfigError, LostWorkerError
 from hvd_lm.job import launcher
 from hvd_lm.job.agreement import Trouble, source_digest
-from hvd_lm.job.levers import horovod_environment
+from hvd_lm.job.levers import horovod_environment, levers
 from hvd_lm.job.memory import keep_freed_memory
 from hvd_lm.job.messages import warn
 from hvd_lm.job.threads import default_threads
@@ -34,15 +34,6 @@ from hvd_lm.model.parameters import Parameter
 GroupName = Literal["all", "data", "model"]
 MOST_VALUES = 2**31 - 1
 """Of a tensor that Horovod sends: it counts them in a 32-bit integer, and would cut a larger one."""
-_LEVERS = (
-    "fusion_threshold_mb",
-    "cycle_time_ms",
-    "autotune",
-    "timeline_filename",
-    "hierarchical_allreduce",
-    "stall_shutdown_seconds",
-)
-"""What Horovod reads once, when it starts."""
 _Number = TypeVar("_Number", bound=np.generic)
 
 
@@ -150,12 +141,10 @@ class Job(ABC):
 
     def _note_levers(self, config: CommunicationConfig) -> None:
         """Warn where Horovod, which reads its levers when it starts, goes on with those of an earlier job of this process."""
-        levers = {name: getattr(config, name) for name in _LEVERS}
-        if not config.autotune:
-            levers["fusion_threshold_mb"] = config.fusion_threshold_mb or 0
-        if self._levers is None or launcher.launched_size() == 1:
-            Job._levers = levers
-        elif other := [f"--{name.replace('_', '-')}" for name in _LEVERS if levers[name] != self._levers[name]]:
+        wanted, has = levers(config), self._levers
+        if has is None or launcher.launched_size() == 1:
+            Job._levers = wanted
+        elif other := [f"--{name.replace('_', '-')}" for name, value in wanted.items() if value != has[name]]:
             warn(f"{', '.join(other)} stay as they were for the first job of this process: start another one for other levers")
 
     def _versions(self) -> dict[str, str]:

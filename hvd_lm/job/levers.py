@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from hvd_lm.config import CommunicationConfig
 from hvd_lm.job.launcher import launched_size
@@ -20,6 +21,25 @@ _OPENMPI = {
 }
 
 
+def levers(config: CommunicationConfig) -> dict[str, Any]:
+    """What Horovod reads of `config`, once, when it starts; by the names of the settings."""
+    found = {
+        name: getattr(config, name)
+        for name in (
+            "fusion_threshold_mb",
+            "cycle_time_ms",
+            "autotune",
+            "timeline_filename",
+            "hierarchical_allreduce",
+            "stall_shutdown_seconds",
+        )
+    }
+    if config.fusion_threshold_mb is None and not config.autotune:
+        # Few and large as the tensors are, a message for each costs less than copies into a buffer and out of it.
+        found["fusion_threshold_mb"] = 0
+    return found
+
+
 @contextlib.contextmanager
 def horovod_environment(config: CommunicationConfig) -> Iterator[None]:
     """The environment for `hvd.init()`, when Horovod reads the levers of `config` from it, once.
@@ -28,9 +48,8 @@ def horovod_environment(config: CommunicationConfig) -> Iterator[None]:
     launched from this process does not inherit what was meant for it alone.
     """
     settings = {"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": str(config.stall_shutdown_seconds), **_OPENMPI}
-    if config.fusion_threshold_mb is not None or not config.autotune:
-        # Few and large as the tensors are, a message for each costs less than copies into a buffer and out of it.
-        settings["HOROVOD_FUSION_THRESHOLD"] = str((config.fusion_threshold_mb or 0) * 2**20)
+    if (fusion_threshold_mb := levers(config)["fusion_threshold_mb"]) is not None:
+        settings["HOROVOD_FUSION_THRESHOLD"] = str(fusion_threshold_mb * 2**20)
     if config.cycle_time_ms is not None:
         settings["HOROVOD_CYCLE_TIME"] = str(config.cycle_time_ms)
     if config.autotune:
