@@ -17,6 +17,7 @@ from typing import Any, Literal
 from benchmarks import machine
 from benchmarks.figures import markdown_table
 from benchmarks.launching import RunError
+from hvd_lm.job.threads import cores
 
 Task = Literal["train", "evaluate", "generate"]
 
@@ -42,8 +43,7 @@ class Busy:
 
     def run(self) -> int:
         self.out.mkdir(parents=True, exist_ok=True)
-        cores = len(os.sched_getaffinity(0))
-        threads = ("1", str(cores), "default")
+        threads = ("1", str(cores()), "default")
         rows: list[dict[str, Any]] = []
         with tempfile.TemporaryDirectory(dir=self.out) as folder:
             for size in self.sizes:

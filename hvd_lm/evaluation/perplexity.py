@@ -13,9 +13,9 @@ from hvd_lm import checkpoint as checkpoints
 from hvd_lm.adapters.job import lost_workers_reported
 from hvd_lm.checkpoint import Checkpoint
 from hvd_lm.config import Framework, make_paths, require
-from hvd_lm.data.shards import ShardedTokens, Split
+from hvd_lm.data.shards import Split
 from hvd_lm.data.streams import Tokens
-from hvd_lm.data.texts import read_tokens
+from hvd_lm.data.texts import identity, read_tokens
 from hvd_lm.errors import ConfigError, DataError
 from hvd_lm.evaluation.cache import CacheConfig, evaluate_with_cache
 from hvd_lm.evaluation.dynamic import DynamicConfig, evaluate_dynamically
@@ -119,5 +119,5 @@ def _shared(checkpoint: Checkpoint, tokens: Tokens) -> dict[str, str]:
     weights = hashlib.sha256(checkpoint.tokenizer.to_json().encode())
     for array in checkpoint.weights.values():
         weights.update(array.ravel().data)
-    text = tokens.digest() if isinstance(tokens, ShardedTokens) else hashlib.sha256(tokens[:].ravel().data).digest()
-    return {"read another text": f"{len(tokens)} tokens: {text.hex()}", "have another model": weights.hexdigest()}
+    text = hashlib.sha256(identity(tokens)).hexdigest()
+    return {"read another text": f"{len(tokens)} tokens: {text}", "have another model": weights.hexdigest()}

@@ -25,6 +25,7 @@ from hvd_lm.config import FRAMEWORKS
 from hvd_lm.errors import HvdLmError
 from hvd_lm.job.build_horovod import installed_frameworks
 from hvd_lm.job.launcher import launched_rank
+from hvd_lm.job.threads import cores
 
 Mark = Literal["ok", "note", "FAIL"]
 _COLOURS = {"ok": "\033[32m", "note": "\033[33m", "FAIL": "\033[31m"}
@@ -65,8 +66,7 @@ def main(argv: Sequence[str]) -> int:
 
 def findings() -> Iterator[Finding]:
     """Yield the findings one by one; the launches take seconds each."""
-    cores = len(os.sched_getaffinity(0))
-    yield Finding("ok", "machine", f"Python {platform.python_version()}, {cores} core(s), {platform.platform()}")
+    yield Finding("ok", "machine", f"Python {platform.python_version()}, {cores()} core(s), {platform.platform()}")
     frameworks = installed_frameworks()
     for name, tested in tested_versions().items():
         yield framework_finding(name, frameworks.get(name), tested)
