@@ -95,10 +95,9 @@ class Leg:
         self._best_validation_loss = progress.best_validation_loss
         self._saved_step = self.step
         if self._loss_scale and progress.loss_scale:
-            asked = self._config.communication.loss_scale
-            good_steps = progress.loss_scale.good_steps if asked is None else 0
-            self._loss_scale.scale, self._loss_scale.good_steps = asked or progress.loss_scale.scale, good_steps
             self._loss_scale.skipped_steps = progress.loss_scale.skipped_steps
+            if self._config.communication.loss_scale is None:
+                self._loss_scale.scale, self._loss_scale.good_steps = progress.loss_scale.scale, progress.loss_scale.good_steps
 
     @property
     def skipped_steps(self) -> int:
