@@ -22,6 +22,7 @@ Framework = Literal["torch", "tensorflow"]
 FRAMEWORKS: tuple[Framework, ...] = ("torch", "tensorflow")
 Cell = Literal["lstm", "mlstm"]
 CELLS: tuple[Cell, ...] = ("lstm", "mlstm")
+Split = Literal["vocabulary", "layers", "optimizer"]
 
 REFERENCE_VOCABULARY_SIZE = 10_000
 VALIDATION_SHARE = 0.05
@@ -207,6 +208,13 @@ class OptimizerConfig:
         for name in ("beta1", "beta2", "momentum"):
             require(0 <= getattr(self, name) < 1, f"--{name} must be in [0, 1), not {getattr(self, name)}")
 
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """What the update remembers of each weight, beside it."""
+        if self.optimizer == "adam":
+            return ("first", "second")
+        return ("momentum",) if self.momentum else ()
+
 
 @dataclass(frozen=True)
 class CommunicationConfig:
@@ -275,12 +283,22 @@ class TopologyConfig:
     """Groups that read different text (D). Unless given: ranks / --model-parallel."""
     model_parallel: int = 1
     """Ranks that share one copy of the parameters (M)."""
+    split: Split | None = None
+    """What ranks divide among them. vocabulary: the M ranks of a model group hold a part of the rows of embedding and output layer
+    each, and every rank reads text of its own. Unless given: vocabulary where M is above 1, else nothing."""
 
     def __post_init__(self) -> None:
         require(
             self.data_parallel is None or self.data_parallel >= 1, f"--data-parallel must be at least 1, not {self.data_parallel}"
         )
         require(self.model_parallel >= 1, f"--model-parallel must be at least 1, not {self.model_parallel}")
+        if self.split is None and self.model_parallel > 1:
+            object.__setattr__(self, "split", "vocabulary")
+        require(
+            self.split is None or (self.split == "optimizer") == (self.model_parallel == 1),
+            f"--split {self.split} does not go with --model-parallel {self.model_parallel}: vocabulary and layers are divided over "
+            "2 model ranks or more, the optimizer over the data ranks (--model-parallel 1)",
+        )
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Pool:
         self._pids: dict[int, int] = {}
         self._connections: dict[int, Connection] = {}
         command = launcher.of_ranks(
-            key.ranks, sys.executable, launcher.BODIES / "pool.py", self._folder.name, controller=key.controller
+            key.ranks, sys.executable, launcher.BODIES / "pool.py", self._folder.name, key.framework, controller=key.controller
         )
         with socket.socket(socket.AF_UNIX) as listener, self._path("launch.txt").open("wb") as printed:
             listener.bind(str(self._path("orders")))

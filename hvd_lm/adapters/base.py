@@ -8,6 +8,7 @@ Shapes: T time, B sequences of this rank, V vocabulary, H units of the last laye
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,12 @@ from numpy.typing import NDArray
 
 from hvd_lm.adapters.job import Job
 from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig
-from hvd_lm.model.weights import Array, Weights
+from hvd_lm.errors import CheckpointError
+from hvd_lm.job.topology import GroupName
+from hvd_lm.model.split import Share, blocks, moment_shares, shares
+from hvd_lm.model.weights import Array, Rows, Weights, check_weights
 
+READ_ONLY = "the model was built without an update: it can only be read"
 INCOMPLETE = "{} needs an accumulate(..., last=True) before it: the window is not complete"
 
 State: TypeAlias = Any
@@ -28,10 +33,10 @@ State: TypeAlias = Any
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an optimizer step tells; the same on all ranks of the data group."""
+    """What an optimizer step tells; the same on all ranks."""
 
     loss_sum: float
-    """Sum of the cross-entropy (nats) over the targets of the window, all data ranks."""
+    """Sum of the cross-entropy (nats) over the targets of the window, all ranks."""
     gradient_norm: float
     """Global norm of the gradient, reduced and unscaled, before clipping."""
     applied: bool
@@ -58,7 +63,7 @@ class OptimizerState:
 
     applied_steps: int
     """Updates applied so far (t in Adam's bias correction)."""
-    moments: dict[str, Array]
+    moments: Mapping[str, Array]
     """``<moment>/<weight name>`` -> array of the weight's shape; moments of Adam: first, second; of SGD: momentum."""
 
 
@@ -72,7 +77,7 @@ class Adapter(ABC):
         state = adapter.accumulate(inputs_TB, targets_TB, state, weight=1 / targets, last=True)
         result = adapter.step(learning_rate=1e-3, clip=1.0, unscale=1.0)
 
-    Collective calls (marked so) must be made by all ranks of the data group alike.
+    Collective calls (marked so) must be made by all ranks of the job alike.
     """
 
     framework: ClassVar[str]
@@ -81,38 +86,80 @@ class Adapter(ABC):
     """How this framework joins a job."""
 
     model: ModelConfig
+    shares: Mapping[str, Share]
+    """Name of a parameter -> the rows of it that this rank holds."""
+    moment_shares: Mapping[str, Share]
+    """The same of its moments."""
+    update_config: OptimizerConfig | None
+    """None of a model that is only read."""
 
     def __init__(self, job: Job, communication: CommunicationConfig | None = None) -> None:
         """`communication` says how gradients travel; what Horovod reads of it when it starts is the job's."""
         self.job = job
         self.communication = communication or CommunicationConfig()
 
-    @abstractmethod
     def build(self, model: ModelConfig, update: OptimizerConfig | None = None) -> None:
-        """Make the model, on this rank alone; the weights are undefined until loaded.
+        """Make what this rank holds of the model (`shares`), on this rank alone; the weights are undefined until loaded.
 
-        Without `update` it can only be read: there are no moments, and no `step`.
+        Without `update` it can only be read: there are no moments, and no `step`. Raises ConfigError if the model cannot be split
+        as the job is arranged.
         """
+        self.model, self.update_config = model, update
+        self.shares, self.moment_shares = shares(model, self.job.topology), moment_shares(model, self.job.topology)
+        self._make()
 
     @abstractmethod
-    def load_weights(self, weights: Mapping[str, Array]) -> None:
-        """Set the canonical weights (hvd_lm.model.parameters). Raises CheckpointError if names or shapes do not fit."""
+    def _make(self) -> None:
+        """The tensors of `shares`, the stages, and the update if there is to be one."""
+
+    def load_weights(self, weights: Mapping[str, Rows]) -> None:
+        """Set the weights from the canonical ones (hvd_lm.model.parameters), of which only this rank's rows are read.
+
+        Raises CheckpointError if names or shapes do not fit.
+        """
+        check_weights(weights, self.model)
+        for name, share in self.shares.items():
+            self._load(name, share, weights[name])
+
+    def load_optimizer_state(self, state: OptimizerState) -> None:
+        """Set the moments, of which only this rank's rows are read. Raises CheckpointError if they are not the optimizer's."""
+        assert self.update_config is not None, READ_ONLY
+        self.check_moments(state.moments)
+        for moment in self.update_config.moments:
+            for name, share in self.moment_shares.items():
+                self._load(f"{moment}/{name}", share, state.moments[f"{moment}/{name}"])
+        self.set_applied_steps(state.applied_steps)
+
+    def check_moments(self, moments: Mapping[str, Rows]) -> None:
+        """Raises CheckpointError if they are not those of the optimizer."""
+        assert self.update_config is not None, READ_ONLY
+        wanted = {f"{moment}/{name}" for moment in self.update_config.moments for name in self.shares}
+        if set(moments) != wanted:
+            raise CheckpointError(f"the optimizer state does not fit {self.update_config.optimizer}: it is of another optimizer")
+
+    def _load(self, name: str, share: Share, values: Rows) -> None:
+        for rows in blocks(share.rows, share.shape):
+            self.set_rows(name, rows.start, np.ascontiguousarray(values[rows.start : rows.stop]))
+
+    @abstractmethod
+    def set_rows(self, name: str, start: int, values: Array) -> None:
+        """Set some of this rank's rows, `start` and following of the canonical weight, or moment (``<moment>/<weight name>``)."""
+
+    @abstractmethod
+    def set_applied_steps(self, steps: int) -> None:
+        """Of the optimizer state, after its moments were set."""
 
     @abstractmethod
     def weights(self, *, copy: bool = True) -> Weights:
-        """The canonical weights. Without `copy` they may be the memory that the next `step` changes."""
-
-    @abstractmethod
-    def load_optimizer_state(self, state: OptimizerState) -> None:
-        """Set the moments. Raises CheckpointError if names or shapes do not fit the optimizer."""
+        """This rank's rows of the canonical weights. Without `copy` they may be the memory that the next `step` changes."""
 
     @abstractmethod
     def optimizer_state(self, *, copy: bool = True) -> OptimizerState:
-        """The moments. Without `copy` they may be the memory that the next `step` changes."""
+        """The moments, this rank's rows. Without `copy` they may be the memory that the next `step` changes."""
 
     @abstractmethod
     def broadcast_state(self) -> None:
-        """Weights, moments and step count of the first rank of the data group, on all its ranks. Collective."""
+        """Give all ranks that hold the same rows those of the first among them; moments and step count too. Collective."""
 
     @abstractmethod
     def zero_state(self, batch_size: int) -> State:
@@ -141,8 +188,9 @@ class Adapter(ABC):
         """Forward and backward of one micro-batch; adds ``weight * d(sum of cross-entropy)`` to the window's gradient.
 
         `defer`: for how many more micro-batches the backward waits. Those that have waited go backward together, layer by layer.
-        With `last` each gradient then starts its reduction over the data group as soon as it is complete (collective). The loss
-        travels too, and beside it whether this rank is in trouble (`job.trouble`).
+        With `last` each gradient then starts its reduction over the ranks that hold its parameter as soon as it is complete
+        (collective). The loss travels too, and beside it whether this rank is in trouble (`job.trouble`). Where a model group
+        divides the parameters every call is collective over it, with micro-batches of one shape.
         Targets of `streams.IGNORED` do not count. Returns the state after the last token.
         """
 
@@ -154,9 +202,14 @@ class Adapter(ABC):
         Raises RuntimeError if the window has had no last micro-batch. Collective.
         """
 
+    def joined_norm(self, norms: Mapping[GroupName | None, float]) -> float:
+        """The norm of all parameters, of those of what this rank holds: undivided (None), and divided over a group. Collective."""
+        squares = {group: self.job.sum(np.array([norms[group] ** 2]), group)[0] for group in norms if group}
+        return math.hypot(norms.get(None, 0.0), *map(math.sqrt, squares.values()))
+
     @abstractmethod
     def gradients(self) -> Weights:
-        """A copy of the gradient of the window so far: reduced after a last micro-batch, this rank's own before."""
+        """A copy of the gradient of the window so far, of this rank's rows: reduced after a last micro-batch, its own before."""
 
     @abstractmethod
     def begin_dynamic_evaluation(self, rates: Mapping[str, Array], decays: Mapping[str, Array]) -> None:
@@ -173,7 +226,8 @@ class Adapter(ABC):
     def evaluate(self, inputs_TB: NDArray[np.int32], targets_TB: NDArray[np.int32], state: State) -> Evaluated:
         """Cross-entropy of every target of this rank. No gradient, no dropout. Targets of `streams.IGNORED` do not count.
 
-        Logits exist for a few hundred tokens at a time.
+        Logits exist for a few hundred tokens at a time. Where a model group divides the parameters it is collective over it, with
+        micro-batches of one shape.
         """
 
     @abstractmethod

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +28,9 @@ from hvd_lm.job.levers import horovod_environment, levers
 from hvd_lm.job.memory import keep_freed_memory
 from hvd_lm.job.messages import warn
 from hvd_lm.job.threads import default_threads
-from hvd_lm.job.topology import Topology, arrange
-from hvd_lm.model.parameters import Parameter
+from hvd_lm.job.topology import GroupName, Topology, arrange
+from hvd_lm.model.split import Share
 
-GroupName = Literal["all", "data", "model"]
 MOST_VALUES = 2**31 - 1
 """Of a tensor that Horovod sends: it counts them in a 32-bit integer, and would cut a larger one."""
 _Number = TypeVar("_Number", bound=np.generic)
@@ -58,8 +57,7 @@ class Group:
 
 
 class Job(ABC):
-    """This rank and its groups: ``all`` of the job; ``data``, which hold the same parameters and read different text; ``model``,
-    which hold one copy of the parameters together.
+    """This rank and its groups (`GroupName` says which).
 
     Construction joins the job, and must be done by all ranks alike, like every method that is marked collective.
     """
@@ -204,22 +202,22 @@ class Job(ABC):
         """End Horovod in this process. Collective over all ranks."""
         self.horovod.shutdown()
 
-    def holders(self, parameter: Parameter) -> Group:
-        """The ranks that hold `parameter`, over which its gradient is summed.
+    def holders(self, share: Share) -> Group:
+        """The ranks that hold the same rows of a parameter as this one, over which their gradient is summed.
 
-        Raises ConfigError if it has more values than Horovod can count.
+        Raises ConfigError if they have more values than Horovod can count.
         """
-        group, values = self.groups["data"], math.prod(parameter.shape)
+        group, values = self.groups[share.held_by], math.prod(share.shape)
         if group.communicates and values > MOST_VALUES:
             raise ConfigError(
-                f"{parameter.name} has {values:,} values, and Horovod sends at most {MOST_VALUES:,} at once: take a smaller "
-                "--vocabulary-size or narrower layers, or train on one rank"
+                f"{share.parameter.name} has {values:,} values, and Horovod sends at most {MOST_VALUES:,} at once: take a smaller "
+                "--vocabulary-size or narrower layers, split it (--model-parallel), or train on one rank"
             )
         return group
 
     # --- what a group does together ----------------------------------------------------------------------
 
-    def sum(self, values: NDArray[np.float64], group: GroupName = "data") -> NDArray[np.float64]:
+    def sum(self, values: NDArray[np.float64], group: GroupName = "readers") -> NDArray[np.float64]:
         """Sum of `values` over the group. Collective."""
         its = self.groups[group]
         if not its.communicates:
@@ -227,7 +225,7 @@ class Job(ABC):
         hvd = self.horovod
         return self._to_numpy(hvd.allreduce(self._to_tensor(values), name=f"sum.{group}", op=hvd.Sum, process_set=its.process_set))
 
-    def gather(self, values: NDArray[_Number], group: GroupName = "data") -> NDArray[_Number]:
+    def gather(self, values: NDArray[_Number], group: GroupName = "readers") -> NDArray[_Number]:
         """`values` of every rank of the group, of one shape, stacked in the order of its ranks: ``[R, ...]``. Collective."""
         its = self.groups[group]
         if not its.communicates:
@@ -235,7 +233,7 @@ class Job(ABC):
         tensor = self._to_tensor(np.ascontiguousarray(values[None]))
         return self._to_numpy(self.horovod.allgather(tensor, name=f"gather.{group}", process_set=its.process_set))
 
-    def scatter_sum(self, values: NDArray[_Number], group: GroupName = "data") -> NDArray[_Number]:
+    def scatter_sum(self, values: NDArray[_Number], group: GroupName = "readers") -> NDArray[_Number]:
         """This rank's share of the rows of the sum of `values` over the group; the first ranks have one more. Collective."""
         its = self.groups[group]
         if not its.communicates:
@@ -244,7 +242,7 @@ class Job(ABC):
         return self._to_numpy(hvd.reducescatter(tensor, name=f"scatter_sum.{group}", op=hvd.Sum, process_set=its.process_set))
 
     def exchange(
-        self, values: NDArray[_Number], splits: Sequence[int], group: GroupName = "data"
+        self, values: NDArray[_Number], splits: Sequence[int], group: GroupName = "readers"
     ) -> tuple[NDArray[_Number], list[int]]:
         """Send the first ``splits[0]`` rows of `values` to the group's first rank, and so on.
 

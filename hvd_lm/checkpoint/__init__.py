@@ -1,6 +1,17 @@
 """Checkpoints: what they hold and how they are read (format), and how they are written (writer)."""
 
-from hvd_lm.checkpoint.format import BEST, FOLDER, FORMAT_VERSION, Checkpoint, Progress, discard_after, exists, load, load_model
+from hvd_lm.checkpoint.format import (
+    BEST,
+    FOLDER,
+    FORMAT_VERSION,
+    Checkpoint,
+    Progress,
+    discard_after,
+    exists,
+    load,
+    load_model,
+    mapped,
+)
 from hvd_lm.checkpoint.writer import CheckpointWriter, save
 
 __all__ = [
@@ -14,5 +25,6 @@ __all__ = [
     "exists",
     "load",
     "load_model",
+    "mapped",
     "save",
 ]

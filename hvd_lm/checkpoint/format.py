@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from hvd_lm.adapters.base import OptimizerState
+from hvd_lm.checkpoint import tensors
 from hvd_lm.checkpoint.files import checksum, sha256
 from hvd_lm.config import ModelConfig, OptimizerConfig, from_dict
 from hvd_lm.conform import shown
@@ -50,7 +51,8 @@ FORMAT_VERSION = 2
 _READ = (1, 2)
 FOLDER = "checkpoints"
 BEST = "best"
-FILES = ("optimizer.safetensors", "state.safetensors", "tokenizer.json", "weights.safetensors")
+WEIGHTS, MOMENTS, STATE = "weights.safetensors", "optimizer.safetensors", "state.safetensors"
+FILES = (MOMENTS, STATE, "tokenizer.json", WEIGHTS)
 """Of a checkpoint, beside its checkpoint.json."""
 _LARGEST_DESCRIPTION = 1 << 24
 """Bytes of a checkpoint.json."""
@@ -124,18 +126,27 @@ def load(path: Path) -> Checkpoint:
 
     Raises CheckpointError if there is none, or it is damaged or of another format.
     """
-    return _load(path, load_file)
+    return _load(path, _Readers(load_file, load_file))
 
 
 def load_model(path: Path) -> Checkpoint:
     """As `load`, without the moments, which are twice as large as the weights: for those who only read the model."""
-    return _load(path, lambda _: {})
+    return _load(path, _Readers(load_file, lambda _: {}))
 
 
-_ReadMoments = Callable[[Path], dict[str, Array]]
+def mapped(path: Path) -> Checkpoint:
+    """As `load`; weights and moments are read from their files when they are looked at."""
+    return _load(path, _Readers(tensors.mapped, tensors.mapped))
 
 
-def _load(path: Path, read_moments: _ReadMoments) -> Checkpoint:
+class _Readers(NamedTuple):
+    """How the arrays of a file are read."""
+
+    weights: Callable[[Path], dict[str, Array]]
+    moments: Callable[[Path], dict[str, Array]]
+
+
+def _load(path: Path, readers: _Readers) -> Checkpoint:
     try:
         if named := _named_by(path):
             path = named
@@ -143,23 +154,23 @@ def _load(path: Path, read_moments: _ReadMoments) -> Checkpoint:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {why(error, path)}") from error
     if is_one:
-        return _load_folder(path, read_moments)
+        return _load_folder(path, readers)
     found = folders(path)
     if not found:
         raise CheckpointError(f"no checkpoint in {path}: give the --out folder of a training run, or one of its {FOLDER}/step-*")
     *older, newest = found
     try:
-        return _load_folder(newest, read_moments)
+        return _load_folder(newest, readers)
     except CheckpointError as damage:
         for folder in reversed(older):
             with suppress(CheckpointError):
-                whole = _load_folder(folder, read_moments)
+                whole = _load_folder(folder, readers)
                 warn(f"{damage}; taking the one before, {folder.name}")
                 return whole
         raise
 
 
-def _load_folder(folder: Path, read_moments: _ReadMoments) -> Checkpoint:
+def _load_folder(folder: Path, readers: _Readers) -> Checkpoint:
     try:
         description = _description(folder / "checkpoint.json")
         version = description["format_version"]
@@ -169,11 +180,11 @@ def _load_folder(folder: Path, read_moments: _ReadMoments) -> Checkpoint:
         model = from_dict(ModelConfig, description["model"])
         optimizer = from_dict(OptimizerConfig, description["optimizer"])
         _check_files(folder, description["files"], model)
-        weights = load_file(folder / "weights.safetensors")
+        weights = readers.weights(folder / WEIGHTS)
         check_weights(weights, model)
-        state = OptimizerState(count(description["applied_steps"]), read_moments(folder / "optimizer.safetensors"))
+        state = OptimizerState(count(description["applied_steps"]), readers.moments(folder / MOMENTS))
         _check_moments(state.moments, weights)
-        lstm_state = load_file(folder / "state.safetensors")["lstm"]
+        lstm_state = load_file(folder / STATE)["lstm"]
         progress = _progress(description["progress"], _side_by_side(lstm_state) if version == 1 else lstm_state, model)
         tokenizer = tokenizers.load(folder / "tokenizer.json")
         if tokenizer.vocabulary_size != model.vocabulary_size:

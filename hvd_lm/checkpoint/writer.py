@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Lock
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
-
+from hvd_lm.checkpoint import tensors
 from hvd_lm.checkpoint.files import checksum, publish, replace_file, sha256
-from hvd_lm.checkpoint.format import BEST, FOLDER, FORMAT_VERSION, Checkpoint, best_of, folders, is_name, name_of
+from hvd_lm.checkpoint.format import (
+    BEST,
+    FOLDER,
+    FORMAT_VERSION,
+    MOMENTS,
+    STATE,
+    WEIGHTS,
+    Checkpoint,
+    best_of,
+    folders,
+    is_name,
+    name_of,
+)
+from hvd_lm.checkpoint.tensors import Tensors
 from hvd_lm.config import to_dict
 from hvd_lm.errors import CheckpointError, why
 from hvd_lm.model.weights import Array
@@ -27,9 +38,9 @@ class _Arrays:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._files: dict[str, Mapping[str, Array]] = {
-            "weights.safetensors": checkpoint.weights,
-            "optimizer.safetensors": checkpoint.optimizer_state.moments,
-            "state.safetensors": {"lstm": checkpoint.progress.lstm_state_2SU},
+            WEIGHTS: checkpoint.weights,
+            MOMENTS: checkpoint.optimizer_state.moments,
+            STATE: {"lstm": checkpoint.progress.lstm_state_2SU},
         }
         self._lock = Lock()
         self._written = Event()
@@ -42,7 +53,7 @@ class _Arrays:
                 arrays = self._files.pop(name)
                 self._written.clear()
             try:
-                save_file(_contiguous(arrays), folder / name)
+                tensors.write(tensors.of_arrays(arrays), folder / name)
             finally:
                 self._written.set()
 
@@ -57,16 +68,16 @@ class _Arrays:
 
 def save(checkpoint: Checkpoint, run: Path, *, keep: int) -> Path:
     """Write `checkpoint` into `run`, then remove all but the newest `keep` and the best one; returns its folder."""
-    return _save(checkpoint, _Arrays(checkpoint), run, keep)
+    return _save(checkpoint, _Arrays(checkpoint).write, run, keep)
 
 
-def _save(checkpoint: Checkpoint, arrays: _Arrays, run: Path, keep: int) -> Path:
+def _save(checkpoint: Checkpoint, write_arrays: Callable[[Path], None], run: Path, keep: int) -> Path:
     folder = run / FOLDER / name_of(checkpoint.step)
     staging = _partial(folder)
     _remove_partial(folder.parent)
     staging.mkdir(parents=True)
     progress = checkpoint.progress
-    arrays.write(staging)
+    write_arrays(staging)
     checkpoint.tokenizer.save(staging / "tokenizer.json")
     description = {
         "format_version": FORMAT_VERSION,
@@ -131,7 +142,19 @@ class CheckpointWriter:
         """Begin to write `checkpoint`, whose arrays nobody may change before `release`. Raises as `wait`."""
         self.wait()
         self._arrays = _Arrays(checkpoint)
-        self._pending = self._thread.submit(_save, checkpoint, self._arrays, self._run, self._keep)
+        self._pending = self._thread.submit(_save, checkpoint, self._arrays.write, self._run, self._keep)
+
+    def write_parts(self, checkpoint: Checkpoint, weights: Tensors, moments: Tensors) -> None:
+        """Write `checkpoint`, of which `weights` and `moments` come piece by piece, before this returns. Raises as `wait`."""
+        self.wait()
+
+        def write(folder: Path) -> None:
+            state = tensors.of_arrays({"lstm": checkpoint.progress.lstm_state_2SU})
+            for name, of_file in ((WEIGHTS, weights), (MOMENTS, moments), (STATE, state)):
+                tensors.write(of_file, folder / name)
+
+        with self._reported():
+            _save(checkpoint, write, self._run, self._keep)
 
     def release(self) -> None:
         """Let the arrays of the checkpoint that is being written change: of those that are not on the disk yet it takes copies.
@@ -147,14 +170,14 @@ class CheckpointWriter:
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        try:
+        with self._reported():
             pending.result()
-        except (OSError, SafetensorError) as error:
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
             raise CheckpointError(
                 f"cannot write a checkpoint into {self._run}: {why(error)}; then go on with --resume auto"
             ) from error
-
-
-def _contiguous(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """safetensors writes memory as it lies, whatever the strides say."""
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}

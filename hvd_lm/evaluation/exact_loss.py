@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_lm.adapters.base import Adapter
+from hvd_lm.data.sources import IGNORED
 from hvd_lm.data.streams import Streams, Tokens
 from hvd_lm.model.stages import state_size
 from hvd_lm.model.weights import Array
@@ -36,8 +37,8 @@ def evaluation_streams(adapter: Adapter, tokens: Tokens, first_input: int, batch
         first_input=first_input,
         batch_size=batch_size,
         sequence_length=sequence_length,
-        data_rank=adapter.job.topology.data_rank,
-        data_size=adapter.job.topology.data_size,
+        data_rank=adapter.job.topology.reader,
+        data_size=adapter.job.topology.readers,
         whole_micro_batches=True,
     )
 
@@ -88,36 +89,48 @@ class _Reading:
         return self._adapter.job.trouble.error is not None
 
     def read(self, starts_2BU: Array, columns: Sequence[int] | NDArray[np.intp]) -> None:
-        """Read the streams in `columns` from `starts_2BU`, each until its states are those of the reading before."""
-        with self._adapter.job.trouble.noted():
-            if not self.failed:
-                self._read(starts_2BU, columns)
+        """Read the streams in `columns` from `starts_2BU`, each until its states are those of the reading before.
 
-    def _read(self, starts_2BU: Array, columns: Sequence[int] | NDArray[np.intp]) -> None:
-        columns = np.asarray(columns, np.intp)
+        Collective over a model group: its ranks read on until all have done.
+        """
+        columns = np.asarray(columns if not self.failed else (), np.intp)
         state_2BU = starts_2BU[:, columns]
         for index in range(self._streams.micro_batches):
-            if not len(columns):
+            width = self._widest(len(columns))
+            if not width:
                 return
-            batch = self._streams.micro_batch(index)
-            outcome = self._adapter.evaluate(
-                np.ascontiguousarray(batch.inputs_TB[:, columns]),
-                np.ascontiguousarray(batch.targets_TB[:, columns]),
-                self._adapter.state_from_numpy(np.ascontiguousarray(state_2BU)),
-            )
-            state_2BU = self._adapter.state_to_numpy(outcome.state)
-            self.losses_CB[index, columns] = outcome.losses_TB.sum(axis=0, dtype=np.float64)
-            if index < len(self._states_C2BU):
-                before_2BU = self._states_C2BU[index]
-                everywhere_2BU = before_2BU.copy()
-                everywhere_2BU[:, columns] = state_2BU
-                unsettled = ~self.settled(before_2BU, everywhere_2BU, index)[columns] | (not self._was_read)
-                self._states_C2BU[index] = everywhere_2BU
-                columns, state_2BU = columns[unsettled], state_2BU[:, unsettled]
-            else:
-                self._note_lowest(index, columns, state_2BU)
+            shape = (self._streams.sequence_length, width)
+            inputs_TB, targets_TB = np.zeros(shape, np.int32), np.full(shape, IGNORED, np.int32)
+            with self._adapter.job.trouble.noted():
+                batch = self._streams.micro_batch(index)
+                inputs_TB[:, : len(columns)] = batch.inputs_TB[:, columns]
+                targets_TB[:, : len(columns)] = batch.targets_TB[:, columns]
+            if self.failed:
+                columns, state_2BU = columns[:0], state_2BU[:, :0]
+            before_2BU = np.zeros((2, width, state_2BU.shape[2]), np.float32)
+            before_2BU[:, : len(columns)] = state_2BU
+            outcome = self._adapter.evaluate(inputs_TB, targets_TB, self._adapter.state_from_numpy(before_2BU))
+            state_2BU = self._adapter.state_to_numpy(outcome.state)[:, : len(columns)]
+            self.losses_CB[index, columns] = outcome.losses_TB[:, : len(columns)].sum(axis=0, dtype=np.float64)
+            columns, state_2BU = self._note(index, columns, state_2BU)
         self.ends_2BU[:, columns] = state_2BU
         self._was_read = True
+
+    def _widest(self, columns: int) -> int:
+        """The most that a rank of the model group, which makes every call alike, has left to read."""
+        return int(self._adapter.job.gather(np.array([columns]), "model").max())
+
+    def _note(self, index: int, columns: NDArray[np.intp], state_2BU: Array) -> tuple[NDArray[np.intp], Array]:
+        """States after micro-batch `index`; which streams are still to be read, and their states."""
+        if index >= len(self._states_C2BU):
+            self._note_lowest(index, columns, state_2BU)
+            return columns, state_2BU
+        before_2BU = self._states_C2BU[index]
+        everywhere_2BU = before_2BU.copy()
+        everywhere_2BU[:, columns] = state_2BU
+        unsettled = ~self.settled(before_2BU, everywhere_2BU, index)[columns] | (not self._was_read)
+        self._states_C2BU[index] = everywhere_2BU
+        return columns[unsettled], state_2BU[:, unsettled]
 
     def _note_lowest(self, index: int, columns: NDArray[np.intp], state_2BU: Array) -> None:
         size_BU = np.abs(state_2BU[1])

@@ -1,4 +1,4 @@
-"""The grid of ranks: data-parallel x model-parallel, as groups that become Horovod process sets.
+"""The grid of ranks: data-parallel x model-parallel, as groups that become Horovod process sets, and who reads which text.
 
 Ranks of one model group are consecutive (rank = data_rank * M + model_rank), so that the groups that talk most
 share a host under the usual placement by slots.
@@ -9,8 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hvd_lm.config import TopologyConfig
+from hvd_lm.config import Split, TopologyConfig
 from hvd_lm.errors import ConfigError
+
+GroupName = Literal["all", "data", "model", "readers"]
+"""all: of the job. data: hold the same part of the parameters. model: hold one copy of the parameters together. readers: read
+different text, all of it together."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class Topology:
     rank: int
     data_size: int
     model_size: int
+    split: Split | None = None
+    """What is divided among ranks."""
 
     @property
     def size(self) -> int:
@@ -27,13 +33,28 @@ class Topology:
 
     @property
     def data_rank(self) -> int:
-        """Which of the `data_size` parts of the text this rank reads."""
+        """Which of the `data_size` copies of the parameters this rank holds a part of."""
         return self.rank // self.model_size
 
     @property
     def model_rank(self) -> int:
         """Which part of the parameters this rank holds."""
         return self.rank % self.model_size
+
+    @property
+    def every_rank_reads(self) -> bool:
+        """Whether each rank reads text of its own; else the ranks of a model group read the same."""
+        return self.split != "layers"
+
+    @property
+    def reader(self) -> int:
+        """Which of the `readers` parts of the text this rank reads."""
+        return self.rank if self.every_rank_reads else self.data_rank
+
+    @property
+    def readers(self) -> int:
+        """Parts of the text that are read side by side."""
+        return self.size if self.every_rank_reads else self.data_size
 
     @property
     def is_writer(self) -> bool:
@@ -48,12 +69,14 @@ class Topology:
         """Ranks that hold one copy of the parameters together, one list per data rank."""
         return [list(range(d * self.model_size, (d + 1) * self.model_size)) for d in range(self.data_size)]
 
-    def groups(self) -> dict[Literal["all", "data", "model"], list[int]]:
+    def groups(self) -> dict[GroupName, list[int]]:
         """The groups of this rank, each as the ranks in it."""
+        everyone, data = list(range(self.size)), self.data_groups()[self.model_rank]
         return {
-            "all": list(range(self.size)),
-            "data": self.data_groups()[self.model_rank],
+            "all": everyone,
+            "data": data,
             "model": self.model_groups()[self.data_rank],
+            "readers": everyone if self.every_rank_reads else data,
         }
 
 
@@ -68,4 +91,4 @@ def arrange(config: TopologyConfig, rank: int, size: int) -> Topology:
             f"the topology does not fit {size} rank(s): "
             f"--data-parallel {config.data_parallel or '(ranks / M)'} x --model-parallel {config.model_parallel} must equal {size}"
         )
-    return Topology(rank, data, config.model_parallel)
+    return Topology(rank, data, config.model_parallel, config.split)

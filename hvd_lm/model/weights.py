@@ -2,53 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hvd_lm.config import ModelConfig
 from hvd_lm.errors import CheckpointError
+from hvd_lm.model.parameters import Parameter
 from hvd_lm.model.stages import Stage, parameters, stages
 
 Array = NDArray[np.float32]
 Weights = dict[str, Array]
 
 
-class InitialWeights(Mapping[str, Array]):
-    """Uniform values in the range of each parameter, from the seed and the parameter's key alone.
+class Rows(Protocol):
+    """Values of a parameter that can be read in part: an array, or what makes or fetches one."""
 
-    Each is drawn when it is asked for, so that no second copy of the model is in memory while a framework takes them over.
-    """
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
-    def __init__(self, config: ModelConfig, seed: int) -> None:
-        self._parameters = parameters(config)
-        self._seed = seed
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
 
-    def __getitem__(self, name: str) -> Array:
-        parameter = self._parameters[name]
-        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(self._seed, spawn_key=parameter.seed_key)))
-        values: Array = generator.random(parameter.shape, np.float32)
+    def __getitem__(self, rows: slice, /) -> Array: ...
+
+
+@dataclass(frozen=True)
+class InitialRows:
+    """Uniform values in the range of a parameter, from the seed and the parameter's key alone, drawn when they are asked for."""
+
+    parameter: Parameter
+    seed: int
+
+    dtype: ClassVar[np.dtype[np.float32]] = np.dtype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.parameter.shape
+
+    def __getitem__(self, rows: slice) -> Array:
+        start, stop, _ = rows.indices(self.shape[0])
+        width = math.prod(self.shape[1:])
+        bits = np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=self.parameter.seed_key))
+        # A state of the generator gives two float32.
+        bits.advance(start * width // 2)
+        generator = np.random.Generator(bits)
+        if start * width % 2:
+            generator.random(dtype=np.float32)
+        values: Array = generator.random((max(0, stop - start), *self.shape[1:]), np.float32)
         # In place: the temporary arrays would be as large as the largest weight.
         values *= 2
         values -= 1
-        values *= np.float32(parameter.initial_range)
+        values *= np.float32(self.parameter.initial_range)
         return values
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._parameters)
 
-    def __len__(self) -> int:
-        return len(self._parameters)
+def initial_rows(config: ModelConfig, seed: int) -> dict[str, InitialRows]:
+    """The initial values of all parameters: no second copy of the model is in memory while a framework takes them over."""
+    return {name: InitialRows(parameter, seed) for name, parameter in parameters(config).items()}
 
 
 def initial_weights(config: ModelConfig, seed: int) -> Weights:
-    """All of `InitialWeights` at once."""
-    return dict(InitialWeights(config, seed))
+    """All of `initial_rows` at once."""
+    return {name: rows[:] for name, rows in initial_rows(config, seed).items()}
 
 
-def check_weights(weights: Mapping[str, Array], config: ModelConfig) -> None:
+def check_weights(weights: Mapping[str, Rows], config: ModelConfig) -> None:
     """Raises CheckpointError if names, shapes or number formats are not those of the model."""
     expected = parameters(config)
     if missing := sorted(set(expected) - set(weights)):

@@ -111,8 +111,8 @@ def text_cursor(texts: Texts, data: DataConfig, topology: Topology, noise: Noise
             first_input=texts.tokenizer.end_of_line_id,
             batch_size=data.batch_size,
             sequence_length=data.sequence_length,
-            data_rank=topology.data_rank,
-            data_size=topology.data_size,
+            data_rank=topology.reader,
+            data_size=topology.readers,
         )
 
     return Cursor(open_epoch, noise)
@@ -131,8 +131,8 @@ def go_on(cursor: Cursor, progress: Progress, texts: Texts, data: DataConfig, to
         first_input=texts.tokenizer.end_of_line_id,
         batch_size=data.batch_size,
         sequence_length=data.sequence_length,
-        data_rank=topology.data_rank,
-        data_size=topology.data_size,
+        data_rank=topology.reader,
+        data_size=topology.readers,
     )
     if micro_batch > streams.micro_batches:
         raise CheckpointError(_NOWHERE)

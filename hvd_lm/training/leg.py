@@ -26,7 +26,7 @@ from hvd_lm.evaluation.exact_loss import evaluation_streams, exact_loss
 from hvd_lm.evaluation.figures import Evaluation
 from hvd_lm.job.agreement import Trouble
 from hvd_lm.model.noise import dropout_masks, dropout_widths
-from hvd_lm.training import replicas
+from hvd_lm.training import parts, replicas
 from hvd_lm.training.cursor import Masks, go_on, text_cursor
 from hvd_lm.training.loss_scale import INITIAL, LossScale
 from hvd_lm.training.metrics import Metrics, Row, SilentMetrics
@@ -60,7 +60,7 @@ class Leg:
             first_input = texts.tokenizer.end_of_line_id
             self._validation = evaluation_streams(adapter, texts.validation, first_input, data.batch_size, data.sequence_length)
         self._loss_scale: LossScale | None = None
-        if communication.compression == "fp16" and adapter.job.groups["data"].communicates:
+        if communication.compression == "fp16" and adapter.job.groups["all"].communicates:
             self._loss_scale = LossScale(communication.loss_scale or INITIAL, communication.loss_scale_growth_steps)
         self._noise = partial(
             dropout_masks,
@@ -170,7 +170,7 @@ class Leg:
         unscale = predivide / scale
         if self._config.communication.reduction == "adasum":
             # Adasum combines gradients of whole batches; each rank brought its share of the mean.
-            unscale *= self._adapter.job.topology.data_size
+            unscale *= self._adapter.job.topology.readers
         self._release_checkpoint()
         outcome = self._adapter.step(learning_rate=rate, clip=self._config.optimizer.clip, unscale=unscale)
         loss = outcome.loss_sum / window.target_count
@@ -240,7 +240,7 @@ class Leg:
 
     def _learning_rate(self) -> float:
         """Of the next step."""
-        sequences = self._adapter.job.topology.data_size * self._config.data.batch_size * self._passes
+        sequences = self._adapter.job.topology.readers * self._config.data.batch_size * self._passes
         return learning_rate(self._config.optimizer, step=self.step + 1, total_steps=self.total_steps, sequences_per_step=sequences)
 
     # --- when it cannot go on ----------------------------------------------------------------------------
@@ -304,7 +304,7 @@ class Leg:
         return True
 
     def snapshot(self) -> Snapshot:
-        """The run after this step, in arrays of its own. Collective: the states of all ranks go into it."""
+        """The run after this step, in arrays of its own: this rank's rows, and the states of all ranks. Collective."""
         return owned(self._snapshot(None))
 
     def _snapshot(self, validation: Evaluation | None) -> Snapshot:
@@ -341,9 +341,15 @@ class Leg:
         self._saved_step = self.step
         began = time.perf_counter()
         snapshot = self._snapshot(validation)
-        with self._trouble.noted():
-            if self.outlets.writer:
-                self.outlets.writer.write(snapshot)
+        if parts.is_divided(self._adapter):
+            of_all = parts.collected(self._adapter, snapshot.weights, snapshot.optimizer_state.moments)
+            with of_all as (weights, moments), self._trouble.noted():
+                if self.outlets.writer:
+                    self.outlets.writer.write_parts(snapshot, weights, moments)
+        else:
+            with self._trouble.noted():
+                if self.outlets.writer:
+                    self.outlets.writer.write(snapshot)
         self._checkpoint_seconds += time.perf_counter() - began
 
     def _release_checkpoint(self) -> None:

@@ -11,7 +11,6 @@ from hvd_lm.adapters.job import lost_workers_reported
 from hvd_lm.checkpoint import CheckpointWriter
 from hvd_lm.config import RunConfig, with_vocabulary_size, write_yaml
 from hvd_lm.data.texts import read_texts
-from hvd_lm.errors import ConfigError
 from hvd_lm.evaluation.figures import Evaluation
 from hvd_lm.idle_settings import idle_settings
 from hvd_lm.job import launcher
@@ -50,11 +49,9 @@ def train(config: RunConfig) -> TrainingResult:
     # What can be refused before Horovod starts is.
     launcher.refuse_unknown_launcher()
     topology = arrange(config.topology, launcher.launched_rank(), launcher.launched_size())
-    if topology.model_size > 1:
-        raise ConfigError("--model-parallel above 1 is not built yet: leave it at 1")
     for said in idle_settings(config):
         warn(said)
-    texts = read_texts(config.data, config.model.vocabulary_size, topology.data_size)
+    texts = read_texts(config.data, config.model.vocabulary_size, topology.readers)
     config = with_vocabulary_size(config, texts.tokenizer.vocabulary_size)
     with ExitStack() as held:
         earlier = None

@@ -20,14 +20,24 @@ def mend(adapter: Adapter) -> dict[int, float]:
     Collective.
     """
     job = adapter.job
-    if not job.groups["data"].communicates:
-        return {}
-    if len(set(job.tell(checksum(adapter.weights(copy=False))))) == 1:
+    if not job.groups["all"].communicates or _alike(adapter):
         return {}
     before = adapter.weights()
     adapter.broadcast_state()
     distances = job.tell(distance(before, adapter.weights(copy=False)))
     return {rank: found for rank, found in enumerate(distances) if found}
+
+
+def _alike(adapter: Adapter) -> bool:
+    """Whether all ranks have the same bits of what they hold in common. Collective."""
+    weights, model_size = adapter.weights(copy=False), adapter.job.topology.model_size
+    divided = {name: array for name, array in weights.items() if adapter.shares[name].divided_over}
+    common = {name: array for name, array in weights.items() if name not in divided}
+    told = adapter.job.tell((checksum(common), checksum(divided)))
+    of_all = {of_common for of_common, _ in told}
+    # Ranks of one model rank hold the same rows.
+    of_rows = {(rank % model_size, of_divided) for rank, (_, of_divided) in enumerate(told)}
+    return len(of_all) == 1 and len(of_rows) == model_size
 
 
 def checksum(weights: Weights) -> int:

@@ -36,7 +36,7 @@ def find_checkpoint(resume: str | None, out: Path) -> Checkpoint | None:
     source = out if resume == AUTO else Path(resume)
     if resume == AUTO and not checkpoints.exists(source):
         return None
-    return checkpoints.load(source)
+    return checkpoints.mapped(source)
 
 
 def _check_fit(checkpoint: Checkpoint, model: ModelConfig, optimizer: OptimizerConfig, text: str, resume: str | None) -> None:

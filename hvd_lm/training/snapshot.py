@@ -12,7 +12,8 @@ import numpy as np
 from hvd_lm.adapters.base import Adapter, OptimizerState
 from hvd_lm.checkpoint.format import Checkpoint, Progress
 from hvd_lm.job.memory import return_freed_memory
-from hvd_lm.model.weights import InitialWeights
+from hvd_lm.model.weights import check_weights, initial_rows
+from hvd_lm.training import parts
 
 Snapshot = Checkpoint
 
@@ -22,14 +23,18 @@ def enter(adapter: Adapter, snapshot: Snapshot | None, seed: int) -> tuple[int, 
 
     Only rank 0 needs to give one. Raises, on all ranks alike, CheckpointError if it does not fit. Collective.
     """
-    with adapter.job.trouble.noted():
-        if adapter.job.topology.is_writer:
-            adapter.load_weights(snapshot.weights if snapshot else InitialWeights(adapter.model, seed))
+    job = adapter.job
+    with job.trouble.noted():
         if snapshot:
-            adapter.load_optimizer_state(snapshot.optimizer_state)
-    adapter.job.agree()
+            check_weights(snapshot.weights, adapter.model)
+            adapter.check_moments(snapshot.optimizer_state.moments)
+    job.agree()
+    step, progress = job.broadcast((snapshot.step, snapshot.progress) if snapshot else (0, None))
+    if progress:
+        parts.distribute(adapter, snapshot)
+    elif job.topology.data_rank == 0:
+        adapter.load_weights(initial_rows(adapter.model, seed))
     adapter.broadcast_state()
-    step, progress = adapter.job.broadcast((snapshot.step, snapshot.progress) if snapshot else (0, None))
     return_freed_memory()
     return step, progress
 

@@ -1,6 +1,6 @@
 """A rank that is started once and runs bodies one after the other, as `pools.py` in the test process orders them.
 
-horovodrun -np 2 python pool.py FOLDER
+horovodrun -np 2 python pool.py FOLDER torch
 
 In FOLDER it finds the socket from which orders come, and leaves what it prints. It ends when the other end of the socket is gone.
 """
@@ -19,16 +19,20 @@ from contextlib import contextmanager
 from multiprocessing.connection import Client
 from pathlib import Path
 
-from hvd_lm.adapters import job
+from hvd_lm.adapters import adapter_class, job
+from hvd_lm.config import TopologyConfig
 from hvd_lm.job import launcher
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, framework: str) -> None:
     # TensorFlow fixes its threads with the first operation of a process: whichever body comes first, a rank has one.
     job.default_threads = lambda: 1
     # A rank that hangs is asked where.
     faulthandler.register(signal.SIGUSR1)
     rank = launcher.launched_rank()
+    if launcher.launched_size() == 4:
+        # A process keeps the groups that it starts with: these serve plain jobs, too.
+        adapter_class(framework).job_class(topology=TopologyConfig(model_parallel=2))
     with Client(str(folder / "orders")) as orders:
         orders.send((rank, os.getpid()))
         while True:
@@ -81,4 +85,4 @@ def forget() -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

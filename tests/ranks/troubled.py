@@ -86,7 +86,7 @@ def broken(framework: str, case: str) -> Any:
         case "build":
             return patch.object(adapter_class(framework), "build", fails(0, MemoryError("no room for the model")))
         case "weights":
-            return patch.object(snapshot, "InitialWeights", fails(0, hvd_lm.CheckpointError("it has other weights")))
+            return patch.object(snapshot, "initial_rows", fails(0, hvd_lm.CheckpointError("it has other weights")))
         case "outlets":
             return patch.object(metrics, "_cut_rows", fails(0, full_disk()))
         case "read":

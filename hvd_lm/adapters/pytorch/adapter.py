@@ -14,16 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hvd_lm.adapters.base import INCOMPLETE, Adapter, Evaluated, OptimizerState, State, StepResult
+from hvd_lm.adapters.base import INCOMPLETE, READ_ONLY, Adapter, Evaluated, OptimizerState, State, StepResult
 from hvd_lm.adapters.pytorch.job import PyTorchJob
 from hvd_lm.adapters.pytorch.memory import Weight, to_numpy
+from hvd_lm.adapters.pytorch.model_group import ModelGroup
 from hvd_lm.adapters.pytorch.reducer import GradientReducer
-from hvd_lm.adapters.pytorch.stages import LayerState, make_stages
+from hvd_lm.adapters.pytorch.stages import LayerState, Stage, make_stages
 from hvd_lm.adapters.pytorch.stages.drop import Drop
-from hvd_lm.adapters.pytorch.update import Update, global_norm
-from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig
-from hvd_lm.model.stages import parameters
-from hvd_lm.model.weights import Array, Weights, check_weights
+from hvd_lm.adapters.pytorch.update import Update, norm_of
+from hvd_lm.config import CommunicationConfig
+from hvd_lm.job.topology import GroupName
+from hvd_lm.model.weights import Array, Weights
 
 
 class PyTorchAdapter(Adapter):
@@ -37,17 +38,19 @@ class PyTorchAdapter(Adapter):
         super().__init__(job, communication)
         self._device = job.device
 
-    def build(self, model: ModelConfig, update: OptimizerConfig | None = None) -> None:
-        self.model = model
-        self._declared = parameters(model)
-        self._weights = {name: Weight(*parameter.shape, device=self._device) for name, parameter in self._declared.items()}
-        self._stages, self._output = make_stages(model, self._weights)
+    def _make(self) -> None:
+        model, update = self.model, self.update_config
+        self._weights = {name: Weight(*share.shape, device=self._device) for name, share in self.shares.items()}
+        group = self.job.groups["model"]
+        model_group = ModelGroup(group, halves=self.communication.compression == "fp16") if group.communicates else None
+        self._lookup, body, self._output = make_stages(model, self._weights, self.shares, model_group)
+        self._stages: list[Stage] = [self._lookup, *body]
         self._waiting: list[tuple[int, ...]] = []
         """[T, B] of the micro-batches whose forward has got to the output, and that wait for their backward."""
         self._update = Update(update, self._weights) if update else None
         self._reducer: GradientReducer | None = None
-        if update and self.job.groups["data"].communicates:
-            self._reducer = GradientReducer(self._declared, self._weights, self.job, self.communication)
+        if update and self.job.groups["all"].communicates:
+            self._reducer = GradientReducer(self.shares, self._weights, self.job, self.communication)
         self._sums = torch.zeros(2, dtype=torch.float64, device=self._device)
         """Of the window: its loss, and ranks in trouble."""
         self._complete = False
@@ -55,12 +58,18 @@ class PyTorchAdapter(Adapter):
 
     # --- weights, moments, states ------------------------------------------------------------------------
 
-    def load_weights(self, weights: Mapping[str, Array]) -> None:
-        check_weights(weights, self.model)
+    def set_rows(self, name: str, start: int, values: Array) -> None:
+        weight = self._weights.get(name)
+        share = self.moment_shares[name.partition("/")[2]] if weight is None else self.shares[name]
+        rows = slice(start - share.rows.start, start - share.rows.start + len(values))
         with torch.no_grad():
-            for name, weight in self._weights.items():
-                weight.copy_(torch.from_numpy(np.ascontiguousarray(weights[name])))
-        self._weights_changed()
+            (self._trained.moments[name] if weight is None else weight)[rows].copy_(torch.from_numpy(values))
+        if weight is not None:
+            self._weights_changed()
+
+    def set_applied_steps(self, steps: int) -> None:
+        self._trained.applied_steps = steps
+        self._trained.link()
 
     def _weights_changed(self) -> None:
         for stage in self._stages:
@@ -71,30 +80,29 @@ class PyTorchAdapter(Adapter):
 
     @property
     def _trained(self) -> Update:
-        assert self._update is not None, "the model was built without an update: it can only be read"
+        assert self._update is not None, READ_ONLY
         return self._update
-
-    def load_optimizer_state(self, state: OptimizerState) -> None:
-        self._trained.load(state)
 
     def optimizer_state(self, *, copy: bool = True) -> OptimizerState:
         return self._trained.state(copy=copy)
 
     def broadcast_state(self) -> None:
-        data, update = self.job.groups["data"], self._trained
-        if not data.communicates:
+        everyone, update = self.job.groups["all"], self._trained
+        if not everyone.communicates:
             return
-        root, steps = data.ranks[0], torch.tensor(update.applied_steps)
-        update.applied_steps = int(hvd.broadcast(steps, root, name="state.applied_steps", process_set=data.process_set))
-        named = {name: weight.data for name, weight in self._weights.items()}
+        steps = torch.tensor(update.applied_steps)
+        update.applied_steps = int(hvd.broadcast(steps, 0, name="state.applied_steps", process_set=everyone.process_set))
+        named = {name: (self.shares[name], weight.data) for name, weight in self._weights.items()}
         if update.applied_steps:
-            named |= update.moments
+            named |= {name: (self.moment_shares[name.partition("/")[2]], moment) for name, moment in update.moments.items()}
         else:
             # Two thirds of all that would travel, and nothing but zeros.
             for moment in update.moments.values():
                 moment.zero_()
         handles = [
-            hvd.broadcast_async_(tensor, root, name=f"state.{name}", process_set=data.process_set) for name, tensor in named.items()
+            hvd.broadcast_async_(tensor, group.ranks[0], name=f"state.{name}", process_set=group.process_set)
+            for name, (share, tensor) in named.items()
+            if (group := self.job.holders(share)).communicates
         ]
         for handle in handles:
             hvd.synchronize(handle)
@@ -138,7 +146,7 @@ class PyTorchAdapter(Adapter):
         self._output.keep(outputs_TBH, self._indices(targets_TB), weight)
         self._waiting.append(inputs_TB.shape)
         if self._reducer:
-            self._reducer.note_inputs(inputs)
+            self._reducer.note_touched(self._lookup.touched)
         if last or not defer:
             self._run_backward(last=last)
         return state
@@ -187,7 +195,7 @@ class PyTorchAdapter(Adapter):
         self._check_complete("step()")
         if self._reducer:
             self._reducer.finish_sums()
-        norm = float(global_norm(self._complete_gradients())) * unscale
+        norm = self._global_norm() * unscale
         loss_sum, in_trouble = self._sums.tolist()
         applied = bool(np.isfinite(norm) and np.isfinite(loss_sum) and not in_trouble)
         if applied:
@@ -195,6 +203,13 @@ class PyTorchAdapter(Adapter):
             update.apply(learning_rate, unscale if clip is None or norm <= clip else unscale * clip / norm)
         self._begin_window()
         return StepResult(loss_sum, norm, applied, int(in_trouble))
+
+    def _global_norm(self) -> float:
+        """Of the gradients of the window, each parameter counted once."""
+        norms: dict[GroupName | None, list[Tensor]] = {}
+        for name, gradient in self._complete_gradients():
+            norms.setdefault(self.shares[name].divided_over, []).append(norm_of(gradient))
+        return self.joined_norm({over: float(torch.linalg.vector_norm(torch.stack(of))) for over, of in norms.items()})
 
     def _check_complete(self, caller: str) -> None:
         if not self._complete:
@@ -206,11 +221,11 @@ class PyTorchAdapter(Adapter):
         self._sums = torch.zeros_like(self._sums)
         self._complete = False
 
-    def _complete_gradients(self) -> Iterator[Tensor]:
+    def _complete_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Of the window, each as soon as it is reduced; all at once where they are already."""
         if self._reducer and self._reducer.pending:
             return self._reducer.finish()
-        return iter([weight.grad for weight in self._weights.values() if weight.grad is not None])
+        return iter([(name, weight.grad) for name, weight in self._weights.items() if weight.grad is not None])
 
     def gradients(self) -> Weights:
         if self._waiting:

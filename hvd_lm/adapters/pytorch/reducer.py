@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hvd_lm.adapters.job import Group, Job
 from hvd_lm.config import CommunicationConfig
-from hvd_lm.model.parameters import Parameter
+from hvd_lm.model.split import Share
 
 _BLOCK = 1 << 18
 """Values that are cast at a time; as halves and as floats they fit a cache."""
@@ -47,8 +47,8 @@ class TouchedRows:
         self._group = group
         self._handle: int | None = None
 
-    def note(self, inputs_TB: Tensor) -> None:
-        self._touched_V[inputs_TB.flatten()] = 1
+    def note(self, rows: Tensor) -> None:
+        self._touched_V[rows.flatten()] = 1
 
     def start_union(self) -> None:
         """Collective, and long done when the parameter's gradient, the last one, is there."""
@@ -68,8 +68,10 @@ class TouchedRows:
 class _Reduction:
     """One gradient on its way."""
 
+    name: str
     gradient: Tensor
-    handle: int
+    handle: int | None
+    """None if no other rank holds the parameter."""
     wire: Tensor
     rows: Tensor | None
 
@@ -81,26 +83,26 @@ class GradientReducer:
     """
 
     def __init__(
-        self, declared: Mapping[str, Parameter], weights: Mapping[str, nn.Parameter], job: Job, communication: CommunicationConfig
+        self, shares: Mapping[str, Share], weights: Mapping[str, nn.Parameter], job: Job, communication: CommunicationConfig
     ) -> None:
         self._names = {weight: name for name, weight in weights.items()}
-        self._groups = {name: job.holders(parameter) for name, parameter in declared.items()}
+        self._groups = {name: job.holders(share) for name, share in shares.items()}
         self._op = hvd.Adasum if communication.reduction == "adasum" else hvd.Sum
         self._fp16 = communication.compression == "fp16"
-        self._data_group = job.groups["data"]
+        self._everyone = job.groups["all"]
         self._sums_handle: int | None = None
         self._touched = {
             name: TouchedRows(len(weights[name]), weights[name].device, self._groups[name])
-            for name, parameter in declared.items()
-            if parameter.looked_up
+            for name, share in shares.items()
+            if share.parameter.looked_up and self._groups[name].communicates
         }
         self.pending: list[_Reduction] = []
         """In the order in which they started."""
 
-    def note_inputs(self, inputs_TB: Tensor) -> None:
-        """Of each micro-batch of a window."""
+    def note_touched(self, rows: Tensor) -> None:
+        """Rows that a micro-batch of the window looked up."""
         for touched in self._touched.values():
-            touched.note(inputs_TB)
+            touched.note(rows)
 
     def inputs_complete(self) -> None:
         """All micro-batches of the window are noted. Collective."""
@@ -108,24 +110,26 @@ class GradientReducer:
             touched.start_union()
 
     def start_sums(self, sums: Tensor) -> None:
-        """Sum the loss, and what travels beside it, over the data group, in place. Collective."""
-        process_set = self._data_group.process_set
+        """Sum the loss, and what travels beside it, over all ranks, in place. Collective."""
+        process_set = self._everyone.process_set
         self._sums_handle = hvd.allreduce_async_(sums, name="loss", op=hvd.Sum, process_set=process_set)
 
     def start(self, weight: nn.Parameter) -> None:
         """Its gradient of the window is complete. Collective."""
         name, gradient = self._names[weight], weight.grad
         assert gradient is not None
-        rows = None
+        group, rows = self._groups[name], None
+        if not group.communicates:
+            self.pending.append(_Reduction(name, gradient, None, gradient, None))
+            return
         if name in self._touched:
             rows = self._touched[name].finish_union()
             wire = gradient.index_select(0, rows)
             wire = wire.half() if self._fp16 else wire
         else:
             wire = to_halves_in_place(gradient) if self._fp16 else gradient
-        process_set = self._groups[name].process_set
-        handle = hvd.allreduce_async_(wire, name=f"gradient.{name}", op=self._op, process_set=process_set)
-        self.pending.append(_Reduction(gradient, handle, wire, rows))
+        handle = hvd.allreduce_async_(wire, name=f"gradient.{name}", op=self._op, process_set=group.process_set)
+        self.pending.append(_Reduction(name, gradient, handle, wire, rows))
 
     def finish_sums(self) -> None:
         """They are there; nothing if they did not leave."""
@@ -133,14 +137,15 @@ class GradientReducer:
             hvd.synchronize(self._sums_handle)
             self._sums_handle = None
 
-    def finish(self) -> Iterator[Tensor]:
+    def finish(self) -> Iterator[tuple[str, Tensor]]:
         """The gradients that are on their way, one by one as they come in; what is done with one hides what the next one takes."""
         for reduction in self.pending:
-            hvd.synchronize(reduction.handle)
             gradient, wire = reduction.gradient, reduction.wire
-            if reduction.rows is not None:
-                gradient.index_copy_(0, reduction.rows, wire.to(gradient.dtype))
-            elif self._fp16:
-                from_halves_in_place(gradient)
-            yield gradient
+            if reduction.handle is not None:
+                hvd.synchronize(reduction.handle)
+                if reduction.rows is not None:
+                    gradient.index_copy_(0, reduction.rows, wire.to(gradient.dtype))
+                elif self._fp16:
+                    from_halves_in_place(gradient)
+            yield reduction.name, gradient
         self.pending.clear()

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hvd_lm.adapters.base import OptimizerState
 from hvd_lm.adapters.pytorch.memory import lasting, to_numpy
 from hvd_lm.config import OptimizerConfig
-from hvd_lm.errors import CheckpointError
 
 # Canonical moment -> key in the state of torch's optimizer.
-_MOMENTS = {"adam": {"first": "exp_avg", "second": "exp_avg_sq"}, "sgd": {"momentum": "momentum_buffer"}}
+_KEYS = {"first": "exp_avg", "second": "exp_avg_sq", "momentum": "momentum_buffer"}
 
 
 class Update:
@@ -22,12 +20,11 @@ class Update:
 
     def __init__(self, config: OptimizerConfig, weights: Mapping[str, nn.Parameter]) -> None:
         self._config, self._weights = config, weights
-        self._keys = _MOMENTS[config.optimizer] if config.optimizer == "adam" or config.momentum else {}
         self._optimizer = self._make(config)
         self.applied_steps = 0
         self.moments = {
             f"{moment}/{name}": lasting(*weight.shape, device=weight.device).zero_()
-            for moment in self._keys
+            for moment in config.moments
             for name, weight in weights.items()
         }
         self.link()
@@ -42,22 +39,13 @@ class Update:
     def link(self) -> None:
         """Let torch's optimizer work on `moments` and `applied_steps`, after they were set."""
         for name, weight in self._weights.items():
-            state: dict[str, Tensor] = {key: self.moments[f"{moment}/{name}"] for moment, key in self._keys.items()}
+            state: dict[str, Tensor] = {_KEYS[moment]: self.moments[f"{moment}/{name}"] for moment in self._config.moments}
             if self._config.optimizer == "adam":
                 state["step"] = torch.tensor(float(self.applied_steps), device=weight.device)
             self._optimizer.state[weight] = state
 
     def state(self, *, copy: bool) -> OptimizerState:
         return OptimizerState(self.applied_steps, {name: to_numpy(moment, copy=copy) for name, moment in self.moments.items()})
-
-    def load(self, state: OptimizerState) -> None:
-        """Raises CheckpointError if the moments are of another optimizer."""
-        if set(state.moments) != set(self.moments):
-            raise CheckpointError(f"the optimizer state does not fit {self._config.optimizer}: it is of another optimizer")
-        for name, moment in self.moments.items():
-            moment.copy_(torch.from_numpy(np.ascontiguousarray(state.moments[name])))
-        self.applied_steps = state.applied_steps
-        self.link()
 
     def apply(self, learning_rate: float, factor: float) -> None:
         """Of the gradients times `factor`."""
@@ -69,8 +57,7 @@ class Update:
         self.applied_steps += 1
 
 
-def global_norm(tensors: Iterable[Tensor]) -> Tensor:
+def norm_of(tensor: Tensor) -> Tensor:
     """Row by row, then in float64: on a CPU the norm of 10^7 values summed in one go is off by 1e-3."""
-    norms = [torch.linalg.vector_norm(torch.linalg.vector_norm(tensor, dim=-1), dtype=torch.float64) for tensor in tensors]
-    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    return total
+    norm: Tensor = torch.linalg.vector_norm(torch.linalg.vector_norm(tensor, dim=-1), dtype=torch.float64)
+    return norm

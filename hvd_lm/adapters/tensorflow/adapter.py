@@ -13,18 +13,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_lm.adapters.base import INCOMPLETE, Adapter, Evaluated, OptimizerState, State, StepResult
+from hvd_lm.adapters.base import INCOMPLETE, READ_ONLY, Adapter, Evaluated, OptimizerState, State, StepResult
 from hvd_lm.adapters.tensorflow.job import TensorFlowJob
+from hvd_lm.adapters.tensorflow.model_group import ModelGroup
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.reducer import GradientReducer
 from hvd_lm.adapters.tensorflow.stages import make_stages
-from hvd_lm.adapters.tensorflow.stages.base import Tape, Tensors
+from hvd_lm.adapters.tensorflow.stages.base import Stage, Tape, Tensors
 from hvd_lm.adapters.tensorflow.stages.output import Judged
 from hvd_lm.adapters.tensorflow.update import DynamicUpdate, Update
 from hvd_lm.adapters.tensorflow.weight import Accumulation, Weight, to_numpy
-from hvd_lm.config import ModelConfig, OptimizerConfig
-from hvd_lm.model.stages import parameters
-from hvd_lm.model.weights import Array, Weights, check_weights
+from hvd_lm.model.split import Share
+from hvd_lm.model.weights import Array, Weights
 
 with native_stderr_closed():
     import horovod.tensorflow as hvd
@@ -49,12 +49,14 @@ class TensorFlowAdapter(Adapter):
     framework = "tensorflow"
     job_class = TensorFlowJob
 
-    def build(self, model: ModelConfig, update: OptimizerConfig | None = None) -> None:
-        self.model = model
-        self._weights = {name: Weight(parameter) for name, parameter in parameters(model).items()}
+    def _make(self) -> None:
+        self._weights = {name: Weight(share) for name, share in self.shares.items()}
         self._values = {name: weight.value for name, weight in self._weights.items()}
-        self._stages, self._output = make_stages(model, self._weights)
-        self._update = Update(update, self._weights) if update else None
+        group = self.job.groups["model"]
+        model_group = ModelGroup(group, halves=self.communication.compression == "fp16") if group.communicates else None
+        self._lookup, body, self._output = make_stages(self.model, self._weights, self.shares, model_group)
+        self._stages: list[Stage] = [self._lookup, *body]
+        self._update = Update(self.update_config, self._weights, self.job.groups) if self.update_config else None
         self._reducer = GradientReducer(self._weights, self.job, self.communication)
         self._loss_sum = tf.Variable(tf.zeros((), tf.float64), trainable=False)
         self._deferred: list[Deferred] = []
@@ -96,7 +98,7 @@ class TensorFlowAdapter(Adapter):
 
         Returns the loss of the window so far, and whether this rank is in trouble, [2]; with `last`, their sums over all ranks.
         """
-        self._reducer.note_inputs(tf.concat([micro_batch.inputs_TB for micro_batch in deferred], 1), first=first)
+        self._reducer.note_touched(self._lookup.touched([micro_batch.tapes[0] for micro_batch in deferred]), first=first)
         send = partial(self._reducer.start, touched=self._reducer.inputs_complete()) if last else _keep
         uses = chain(*(stage.weights for stage in self._stages), self._output.weights)
         accumulation = Accumulation(uses, first=first, send=send)
@@ -137,43 +139,48 @@ class TensorFlowAdapter(Adapter):
 
     # --- weights, moments, state -------------------------------------------------------------------------
 
-    def load_weights(self, weights: Mapping[str, Array]) -> None:
-        check_weights(weights, self.model)
-        for name, variable in self._values.items():
-            variable.assign(weights[name])
+    def set_rows(self, name: str, start: int, values: Array) -> None:
+        weight = self._values.get(name)
+        share = self.moment_shares[name.partition("/")[2]] if weight is None else self.shares[name]
+        variable = self._trained.moments[name] if weight is None else weight
+        if len(values) == len(share.rows):
+            variable.assign(values)
+        else:
+            first = start - share.rows.start
+            variable[first : first + len(values)].assign(values)
+
+    def set_applied_steps(self, steps: int) -> None:
+        self._trained.applied_steps = steps
 
     def weights(self, *, copy: bool = True) -> Weights:
         return to_numpy(self._values, copy=copy)
 
     @property
     def _trained(self) -> Update:
-        assert self._update is not None, "the model was built without an update: it can only be read"
+        assert self._update is not None, READ_ONLY
         return self._update
-
-    def load_optimizer_state(self, state: OptimizerState) -> None:
-        self._trained.load(state)
 
     def optimizer_state(self, *, copy: bool = True) -> OptimizerState:
         return self._trained.state(copy=copy)
 
     def broadcast_state(self) -> None:
-        update, data = self._update, self.job.groups["data"]
-        if update and data.communicates:
+        update, everyone = self._update, self.job.groups["all"]
+        if update and everyone.communicates:
             steps = tf.constant(update.applied_steps)
             name = "state.applied_steps"
-            update.applied_steps = int(hvd.broadcast(steps, data.ranks[0], name=name, process_set=data.process_set))
+            update.applied_steps = int(hvd.broadcast(steps, 0, name=name, process_set=everyone.process_set))
         for name, variable in self._values.items():
-            self._broadcast(name, variable, name)
+            self._broadcast(name, variable, self.shares[name])
         for name, moment in update.moments.items() if update else ():
             if update and update.applied_steps:
-                self._broadcast(name, moment, name.partition("/")[2])
+                self._broadcast(name, moment, self.moment_shares[name.partition("/")[2]])
             else:
                 # Two thirds of all that would travel, and nothing but zeros.
                 moment.assign(tf.zeros_like(moment))
 
-    def _broadcast(self, name: str, variable: tf.Variable, weight_name: str) -> None:
-        """From the first rank that holds the weight to the others."""
-        group = self.job.holders(self._weights[weight_name].parameter)
+    def _broadcast(self, name: str, variable: tf.Variable, share: Share) -> None:
+        """From the first rank that holds the same rows to the others."""
+        group = self.job.holders(share)
         if group.communicates:
             variable.assign(hvd.broadcast(variable, group.ranks[0], name=f"state.{name}", process_set=group.process_set))
 

@@ -24,24 +24,23 @@ class GradientReducer:
     """
 
     def __init__(self, weights: Mapping[str, Weight], job: Job, communication: CommunicationConfig) -> None:
-        self._groups = {name: job.holders(weight.parameter) for name, weight in weights.items()}
-        self._data_group = job.groups["data"]
+        self._groups = {name: job.holders(weight.share) for name, weight in weights.items()}
+        self._everyone = job.groups["all"]
         self._compression = hvd.Compression.fp16 if communication.compression == "fp16" else hvd.Compression.none
         self._op = hvd.Adasum if communication.reduction == "adasum" else hvd.Sum
         # Halves are the smallest numbers that Horovod reduces in both frameworks; any number above 0 means touched.
         self._touched = {
             name: tf.Variable(tf.zeros(weight.shape[0], tf.float16), trainable=False)
             for name, weight in weights.items()
-            if weight.parameter.looked_up and self._groups[name].communicates
+            if weight.share.parameter.looked_up and self._groups[name].communicates
         }
 
-    def note_inputs(self, inputs_TB: tf.Tensor, *, first: bool) -> None:
-        """Of each backward of a window; the `first` one forgets those of the window before."""
+    def note_touched(self, rows: tf.Tensor, *, first: bool) -> None:
+        """Rows that were looked up, of each backward of a window; the `first` one forgets those of the window before."""
         for touched_V in self._touched.values():
             if first:
                 touched_V.assign(tf.zeros_like(touched_V))
-            indices = tf.reshape(inputs_TB, (-1,))
-            touched_V.scatter_update(tf.IndexedSlices(tf.ones_like(indices, tf.float16), indices))
+            touched_V.scatter_update(tf.IndexedSlices(tf.ones_like(rows, tf.float16), rows))
 
     def inputs_complete(self) -> dict[str, tf.Tensor]:
         """For each looked-up parameter, above 0 where a row is touched on some rank, [V]. Collective."""
@@ -51,10 +50,10 @@ class GradientReducer:
         }
 
     def sums(self, sums: tf.Tensor) -> tf.Tensor:
-        """Of the loss, and of what travels beside it, over the data group. Collective."""
-        if not self._data_group.communicates:
+        """Of the loss, and of what travels beside it, over all ranks. Collective."""
+        if not self._everyone.communicates:
             return sums
-        return hvd.allreduce(sums, name="loss", op=hvd.Sum, process_set=self._data_group.process_set)
+        return hvd.allreduce(sums, name="loss", op=hvd.Sum, process_set=self._everyone.process_set)
 
     def start(self, weight: Weight, touched: Mapping[str, tf.Tensor]) -> Sequence[tf.Tensor]:
         """Sum its gradient, which is complete; `touched` is what `inputs_complete` gave. Returns what is sent. Collective."""

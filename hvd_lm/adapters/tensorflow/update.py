@@ -6,42 +6,34 @@ import math
 from collections.abc import Mapping
 
 from hvd_lm.adapters.base import OptimizerState
+from hvd_lm.adapters.job import Group
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.weight import Weight, to_numpy
 from hvd_lm.config import OptimizerConfig
-from hvd_lm.errors import CheckpointError
+from hvd_lm.job.topology import GroupName
 from hvd_lm.model.weights import Array
 
 with native_stderr_closed():
+    import horovod.tensorflow as hvd
     import tensorflow as tf
-
-_MOMENTS = {"adam": ("first", "second"), "sgd": ("momentum",)}
 
 
 class Update:
     """Adam, or SGD with or without momentum, of `weights`."""
 
-    def __init__(self, config: OptimizerConfig, weights: Mapping[str, Weight]) -> None:
+    def __init__(self, config: OptimizerConfig, weights: Mapping[str, Weight], groups: Mapping[GroupName, Group]) -> None:
+        self._groups = groups
         self._config, self._weights = config, weights
-        kinds = _MOMENTS[config.optimizer] if config.optimizer == "adam" or config.momentum else ()
         self.applied_steps = 0
         self.moments = {
             f"{kind}/{name}": tf.Variable(tf.zeros(weight.shape), name=f"{kind}_{name}", trainable=False)
-            for kind in kinds
+            for kind in config.moments
             for name, weight in weights.items()
         }
         self.function = tf.function(self._graph, input_signature=[*[tf.TensorSpec((), tf.float32)] * 4, tf.TensorSpec((), tf.bool)])
 
     def state(self, *, copy: bool) -> OptimizerState:
         return OptimizerState(self.applied_steps, to_numpy(self.moments, copy=copy))
-
-    def load(self, state: OptimizerState) -> None:
-        """Raises CheckpointError if the moments are of another optimizer."""
-        if set(state.moments) != set(self.moments):
-            raise CheckpointError(f"the optimizer state does not fit {self._config.optimizer}: it is of another optimizer")
-        for name, variable in self.moments.items():
-            variable.assign(state.moments[name])
-        self.applied_steps = state.applied_steps
 
     def apply(self, *, learning_rate: float, clip: float | None, unscale: float, trusted: bool) -> tuple[float, bool]:
         """Of the gradients times `unscale`, clipped; their norm before that, and whether it was made.
@@ -62,7 +54,7 @@ class Update:
     def _graph(
         self, learning_rate: tf.Tensor, epsilon: tf.Tensor, clip: tf.Tensor, unscale: tf.Tensor, trusted: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        norm = tf.linalg.global_norm([weight.gradient for weight in self._weights.values()]) * unscale
+        norm = self._global_norm() * unscale
         made = tf.math.is_finite(norm) & trusted
         if made:
             factor = unscale * tf.minimum(1.0, clip / norm)
@@ -72,6 +64,21 @@ class Update:
                 with tf.control_dependencies(updated):
                     updated = [self._update(weight, weight.take_gradient() * factor, learning_rate, epsilon)]
         return norm, made
+
+    def _global_norm(self) -> tf.Tensor:
+        """Of the gradients of all parameters, each counted once. Collective."""
+        by_group: dict[GroupName | None, list[tf.Variable]] = {}
+        for weight in self._weights.values():
+            by_group.setdefault(weight.share.divided_over, []).append(weight.gradient)
+        undivided = tf.linalg.global_norm(by_group.pop(None)) if None in by_group else tf.zeros(())
+        if not by_group:
+            return undivided
+        squares = [tf.square(undivided)]
+        for over, gradients in by_group.items():
+            square = tf.square(tf.linalg.global_norm(gradients))
+            process_set = self._groups[over].process_set  # type: ignore[index]
+            squares.append(hvd.allreduce(square, name=f"norm.{over}", op=hvd.Sum, process_set=process_set))
+        return tf.sqrt(tf.add_n(squares))
 
     def _update(self, weight: Weight, gradient: tf.Tensor, learning_rate: tf.Tensor, epsilon: tf.Tensor) -> tf.Operation:
         handle = weight.value.handle

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
-from hvd_lm.model.parameters import Parameter
+from hvd_lm.model.split import Share
 from hvd_lm.model.weights import Array
 
 with native_stderr_closed():
@@ -16,11 +16,11 @@ with native_stderr_closed():
 
 
 class Weight:
-    """One parameter of the model; the stages that use it share it."""
+    """What this rank holds of a parameter of the model; the stages that use it share it."""
 
-    def __init__(self, parameter: Parameter) -> None:
-        self.parameter = parameter
-        self.name, self.shape = parameter.name, parameter.shape
+    def __init__(self, share: Share) -> None:
+        self.share = share
+        self.name, self.shape = share.parameter.name, share.shape
         self.value = tf.Variable(tf.zeros(self.shape), name=self.name, trainable=False)
         # Empty but within a window: what works in the memory of a gradient takes it out.
         rest = self.shape[1:]

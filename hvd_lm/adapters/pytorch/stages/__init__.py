@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
+from hvd_lm.adapters.pytorch.model_group import ModelGroup
 from hvd_lm.adapters.pytorch.products import has_avx512, uses_onednn
 from hvd_lm.adapters.pytorch.stages.base import Complete, LayerState, Stage
 from hvd_lm.adapters.pytorch.stages.drop import Drop
@@ -13,24 +14,39 @@ from hvd_lm.adapters.pytorch.stages.lookup import Lookup
 from hvd_lm.adapters.pytorch.stages.mlstm import MultiplicativeLstm
 from hvd_lm.adapters.pytorch.stages.onednn_lstm import OneDnnLstm
 from hvd_lm.adapters.pytorch.stages.output import Output
+from hvd_lm.adapters.pytorch.stages.split_lookup import SplitLookup
+from hvd_lm.adapters.pytorch.stages.split_output import SplitOutput
 from hvd_lm.adapters.pytorch.stages.torch_lstm import TorchLstm
 from hvd_lm.config import ModelConfig
 from hvd_lm.model import stages as declared
 from hvd_lm.model.noise import keep_probability
+from hvd_lm.model.split import Share
 
 __all__ = ["Complete", "LayerState", "Output", "Stage", "make_stages"]
 
 Weights = Mapping[str, nn.Parameter]
 
 
-def make_stages(config: ModelConfig, weights: Weights) -> tuple[list[Stage], Output]:
-    """The stages of the model from below, and its output; `weights` by their canonical names."""
-    *body, output = declared.stages(config)
+def make_stages(
+    config: ModelConfig, weights: Weights, shares: Mapping[str, Share], group: ModelGroup | None
+) -> tuple[Lookup, list[Stage], Output]:
+    """The lowest stage of the model, those between, and its output; `weights`, this rank's rows, by their canonical names.
+
+    A `group` divides what is split by rows.
+    """
+    lookup, *body, output = declared.stages(config)
     made = []
     for stage in body:
         of_stage = {role: weights[parameter.name] for role, parameter in stage.parameters.items()}
         made.append(_MAKERS[stage.kind](config, stage, of_stage))
-    return made, Output(*(weights[output.parameters[role].name] for role in ("kernel", "bias")))
+    table, kernel, bias = (of.parameters[role].name for of, role in ((lookup, "table"), (output, "kernel"), (output, "bias")))
+    if group:
+        return (
+            SplitLookup(weights[table], shares[table].parts, group),
+            made,
+            SplitOutput(weights[kernel], weights[bias], shares[kernel].parts, group),
+        )
+    return Lookup(weights[table]), made, Output(weights[kernel], weights[bias])
 
 
 ONEDNN_UNITS = 512 if has_avx512() else 1024
@@ -44,7 +60,6 @@ def _make_lstm(_: ModelConfig, stage: declared.Stage, weights: Weights) -> Stage
 
 
 _MAKERS: dict[declared.Kind, Callable[[ModelConfig, declared.Stage, Weights], Stage]] = {
-    "lookup": lambda _, __, weights: Lookup(weights["table"]),
     "drop": lambda config, *_: Drop(keep_probability(config.dropout)),
     "lstm": _make_lstm,
     "mlstm": lambda _, stage, weights: MultiplicativeLstm(weights, stage.units),

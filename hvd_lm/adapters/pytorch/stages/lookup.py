@@ -15,12 +15,15 @@ class Lookup(Stage):
 
     def __init__(self, table_VE: nn.Parameter) -> None:
         self.table = table_VE
+        self.touched: Tensor
+        """Rows of the table that the last forward read."""
         self._kept: list[Tensor] = []
 
     @torch.no_grad()
     def forward(
         self, inputs: Tensor, state: LayerState | None, noise: Tensor | None, *, keep: int = 0
     ) -> tuple[Tensor, LayerState | None]:
+        self.touched = inputs
         if keep:
             self._kept.append(inputs)
         return functional.embedding(inputs, self.table), state

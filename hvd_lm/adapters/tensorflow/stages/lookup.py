@@ -23,6 +23,10 @@ class Lookup(Stage):
     def forward(self, inputs: tf.Tensor, state: Tensors, noise: Tensors) -> Forwarded:
         return Forwarded(tf.gather(self.table.value, inputs), state, (inputs,))
 
+    def touched(self, tapes: Sequence[Tape]) -> tf.Tensor:
+        """Rows of the table that the forwards read, [N]."""
+        return tf.concat([tf.reshape(inputs_TB, (-1,)) for (inputs_TB,) in tapes], 0)
+
     def backward(self, tapes: Sequence[Tape], gradient: tf.Tensor, accumulation: Accumulation) -> tf.Tensor:
         """Nothing comes out below: tokens have no gradient."""
         (inputs_TB,) = side_by_side(tapes, (1,))

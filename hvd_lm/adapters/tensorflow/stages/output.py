@@ -67,7 +67,7 @@ class Output:
             losses = _softmax(self.logits(outputs_NH[here]), targets_N[here]).losses_N
             return index + 1, parts.write(index, losses)
 
-        chunks = _chunks(outputs_NH)
+        chunks = chunks_of(outputs_NH)
         parts = tf.TensorArray(tf.float32, chunks, infer_shape=False, element_shape=(None,))
         _, parts = tf.while_loop(lambda index, _: index < chunks, chunk, (0, parts), parallel_iterations=1)
         return parts.concat()
@@ -93,7 +93,7 @@ class Output:
             gradient_NH = by(by_logits, self.kernel.value) * factors
             return index + 1, loss + tf.cast(tf.reduce_sum(losses), tf.float64), gradients.write(index, gradient_NH)
 
-        chunks = _chunks(outputs_NH)
+        chunks = chunks_of(outputs_NH)
         parts = tf.TensorArray(tf.float32, chunks, infer_shape=False, element_shape=(None, self.units))
         zero = tf.zeros((), tf.float64)
         _, loss, parts = tf.while_loop(lambda index, *_: index < chunks, chunk, (0, zero, parts), parallel_iterations=1)
@@ -104,7 +104,8 @@ class Output:
         return tf.reshape(outputs_TBH, (-1, self.units))
 
 
-def _chunks(rows: tf.Tensor) -> tf.Tensor:
+def chunks_of(rows: tf.Tensor) -> tf.Tensor:
+    """How many chunks `rows` are."""
     return -(-tf.shape(rows)[0] // CHUNK)
 
 

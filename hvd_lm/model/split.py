@@ -1,0 +1,89 @@
+"""Which rows of the parameters a rank holds: of all of them, or a part, where the ranks of a group divide them.
+
+    none         every rank holds everything
+    optimizer    every rank holds all weights, and the moments of consecutive rows of each
+    vocabulary   the ranks of a model group hold consecutive rows of what is split by rows each; the first ones have one more
+
+Rows are those of the canonical parameter, whoever holds them: files and messages know nothing of a split.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hvd_lm.config import ModelConfig
+from hvd_lm.errors import ConfigError
+from hvd_lm.job.topology import GroupName, Topology
+from hvd_lm.model.parameters import Parameter
+from hvd_lm.model.stages import parameters
+
+BLOCK = 1 << 22
+"""Values that are read, sent or written at a time (16 MiB)."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a rank holds of a parameter, and what the others do."""
+
+    parameter: Parameter
+    held_by: GroupName
+    """The ranks that hold the same rows as this one."""
+    divided_over: GroupName | None
+    """The ranks that hold all rows together; None if each of them does."""
+    parts: tuple[range, ...]
+    """Rows of each rank of that group, ascending; one part if nothing is divided."""
+    place: int
+    """Of this rank in the group."""
+
+    @property
+    def rows(self) -> range:
+        """Of this rank."""
+        return self.parts[self.place]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what this rank holds."""
+        return (len(self.rows), *self.parameter.shape[1:])
+
+
+def shares(model: ModelConfig, topology: Topology) -> dict[str, Share]:
+    """Name -> what this rank holds of each parameter. Raises ConfigError if a rank would hold nothing."""
+    found = {}
+    for name, parameter in parameters(model).items():
+        count = parameter.shape[0]
+        if topology.split == "vocabulary" and parameter.split == "rows":
+            if topology.model_size > count:
+                raise ConfigError(
+                    f"--model-parallel {topology.model_size} cannot divide a vocabulary of {count} words: take fewer model ranks"
+                )
+            found[name] = Share(parameter, "data", "model", divide(count, topology.model_size), topology.model_rank)
+        else:
+            found[name] = Share(parameter, "readers", None, (range(count),), 0)
+    return found
+
+
+def moment_shares(model: ModelConfig, topology: Topology) -> dict[str, Share]:
+    """As `shares`, of the moments of each parameter."""
+    if topology.split != "optimizer":
+        return shares(model, topology)
+    return {
+        # A model group is the rank alone here: nobody else holds these rows.
+        name: Share(parameter, "model", "data", divide(parameter.shape[0], topology.data_size), topology.data_rank)
+        for name, parameter in parameters(model).items()
+    }
+
+
+def divide(count: int, parts: int) -> tuple[range, ...]:
+    """``range(count)`` in consecutive parts, as equal as can be; the first ones have one more."""
+    share, longer = divmod(count, parts)
+    stops = [place * share + min(place, longer) for place in range(parts + 1)]
+    return tuple(map(range, stops[:-1], stops[1:]))
+
+
+def blocks(rows: range, shape: tuple[int, ...]) -> Iterator[range]:
+    """`rows` of something of this shape in pieces of about `BLOCK` values."""
+    step = max(1, BLOCK // max(1, math.prod(shape[1:])))
+    for start in range(rows.start, rows.stop, step):
+        yield range(start, min(start + step, rows.stop))
