@@ -8,15 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
 import yaml
 
 from hvd_lm import plain_yaml
-from hvd_lm.conform import conform, kind, paths_of, shown
+from hvd_lm.conform import conform, kind, shown
 from hvd_lm.errors import ConfigError
+from hvd_lm.paths import at_home, make_paths
 
 Framework = Literal["torch", "tensorflow"]
 FRAMEWORKS: tuple[Framework, ...] = ("torch", "tensorflow")
@@ -41,41 +41,6 @@ def _require_positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         require(value is None or 0 < value < math.inf, f"--{name.replace('_', '-')} must be above 0 and finite, not {value}")
-
-
-def make_paths(config: Any, *names: str) -> None:
-    """Let Python callers give strings where a Path is meant, and one where several are; ``~`` is the home folder.
-
-    Raises ConfigError for what is no path, the empty string among it.
-    """
-    hints = get_type_hints(type(config))
-    for name in names:
-        object.__setattr__(config, name, _paths(hints[name], getattr(config, name), f"--{name.replace('_', '-')}"))
-
-
-def one_path(value: Path | str, flag: str) -> Path:
-    """As `make_paths`, of what is no field of a config."""
-    path: Path = _paths(Path, value, flag)
-    return path
-
-
-def _paths(hint: Any, value: Any, flag: str) -> Any:
-    try:
-        paths = paths_of(hint, value)
-    except ValueError:
-        raise ConfigError(f"{flag} must be {kind(hint)}, not {shown(value)}") from None
-    expand = partial(at_home, flag=flag)
-    return tuple(map(expand, paths)) if isinstance(paths, tuple) else paths and expand(paths)
-
-
-def at_home(path: Path, flag: str) -> Path:
-    """`path` with the home folder for a leading ``~``, which no shell replaces in YAML and behind ``=``."""
-    if path.parts[:1] != ("~",):
-        return path
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        raise ConfigError(f"{flag} {path}: nothing says where the home folder is: set HOME, or give the whole path") from None
 
 
 MOST_LAYERS = 1000

@@ -22,9 +22,10 @@ from safetensors.numpy import save_file
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm.checkpoint import Checkpoint
 from hvd_lm.checkpoint.files import new_folder
-from hvd_lm.config import ModelConfig, make_paths, to_dict
+from hvd_lm.config import ModelConfig, to_dict
 from hvd_lm.errors import ConfigError, FrameworkError
 from hvd_lm.model.weights import Weights
+from hvd_lm.paths import make_paths
 
 ExportFormat = Literal["torch", "keras", "onnx", "safetensors"]
 

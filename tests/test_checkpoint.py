@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from saved import TEXT, example, folders, progress, refusal
 
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm.adapters.base import OptimizerState
-from hvd_lm.checkpoint import Checkpoint, CheckpointWriter
+from hvd_lm.checkpoint import Checkpoint, CheckpointWriter, tensors
 from hvd_lm.config import ModelConfig, OptimizerConfig
 from hvd_lm.data.tokenizer import train_word_level
 from hvd_lm.errors import CheckpointError
@@ -150,7 +150,7 @@ def test_failed_save_leaves_the_older_checkpoint(tmp_path: Path, monkeypatch: py
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.writer, "save_file", full_disk)
+    monkeypatch.setattr(tensors, "write", full_disk)
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save(example(9), tmp_path, keep=1)
     assert checkpoints.load(tmp_path).step == 5
@@ -266,12 +266,14 @@ def test_arrays_may_change_once_the_writer_has_released_them(tmp_path: Path, mon
     """As soon as the first file is begun, and before any is: the checkpoint is that of the moment when it was given."""
     began, go_on = threading.Event(), threading.Event()
 
-    def slow(arrays: dict[str, np.ndarray], path: Path) -> None:
+    write = tensors.write
+
+    def slow(of_file: tensors.Tensors, path: Path) -> None:
         began.set()
         go_on.wait(10)
-        save_file(arrays, path)
+        write(of_file, path)
 
-    monkeypatch.setattr(checkpoints.writer, "save_file", slow)
+    monkeypatch.setattr(tensors, "write", slow)
     expected = example(1)
     with CheckpointWriter(tmp_path, keep=2) as writer:
         mine = example(1)
@@ -298,6 +300,6 @@ def test_writer_tells_what_went_wrong(tmp_path: Path, monkeypatch: pytest.Monkey
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.writer, "save_file", full_disk)
+    monkeypatch.setattr(tensors, "write", full_disk)
     with pytest.raises(CheckpointError, match="No space left on device"), CheckpointWriter(tmp_path, keep=2) as writer:
         writer.write(example(1))

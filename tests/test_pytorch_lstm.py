@@ -172,5 +172,6 @@ def test_cudnn_is_given_a_state_in_one_piece(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_faster_layer_is_taken_by_its_size() -> None:
     sizes = (UNITS, stages.ONEDNN_UNITS - 1, stages.ONEDNN_UNITS)
     model = ModelConfig(vocabulary_size=9, embedding_size=WIDTH, hidden_size=sizes)
-    body, _ = stages.make_stages(model, {name: Weight(*parameter.shape) for name, parameter in parameters(model).items()})
+    weights = {name: Weight(*parameter.shape) for name, parameter in parameters(model).items()}
+    _, body, _ = stages.make_stages(model, weights, {}, None)
     assert [type(stage) for stage in body if stage.units] == [TorchLstm, TorchLstm, OneDnnLstm]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from hvd_lm.adapters import adapter as make
 from hvd_lm.config import ModelConfig, OptimizerConfig
+from hvd_lm.model.split import whole
 from hvd_lm.model.stages import stages
 from hvd_lm.model.weights import initial_weights
 
@@ -30,7 +31,7 @@ def layer_weights() -> dict[str, Weight]:
     from hvd_lm.adapters.tensorflow.weight import Weight
 
     initial = initial_weights(LAYER, seed=3)
-    weights = {role: Weight(parameter) for role, parameter in stages(LAYER)[1].parameters.items()}
+    weights = {role: Weight(whole(parameter)) for role, parameter in stages(LAYER)[1].parameters.items()}
     for weight in weights.values():
         weight.value.assign(initial[weight.name])
     return weights

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,7 +72,34 @@ def test_rank_0_alone_writes(grid: tuple[int, int]) -> None:
 )
 def test_topology_that_fits(config: TopologyConfig, size: int, expected: tuple[int, int]) -> None:
     for rank in range(size):
-        assert arrange(config, rank, size) == Topology(rank, *expected)
+        assert arrange(config, rank, size) == Topology(rank, *expected, config.split)
+
+
+def test_who_reads() -> None:
+    """Every rank, but where the ranks of a model group pass one text on to each other."""
+    everywhere = [Topology(rank, 2, 2, "vocabulary") for rank in range(4)]
+    assert [(topology.reader, topology.readers) for topology in everywhere] == [(rank, 4) for rank in range(4)]
+    assert [topology.groups()["readers"] for topology in everywhere] == [[0, 1, 2, 3]] * 4
+    in_turn = [Topology(rank, 2, 2, "layers") for rank in range(4)]
+    assert [(topology.reader, topology.readers) for topology in in_turn] == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    assert [topology.groups()["readers"] for topology in in_turn] == [[0, 2], [1, 3], [0, 2], [1, 3]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "split"),
+    [({}, None), ({"model_parallel": 2}, "vocabulary"), ({"model_parallel": 2, "split": "layers"}, "layers")],
+)
+def test_what_is_split_unless_said(settings: dict[str, Any], split: str | None) -> None:
+    assert TopologyConfig(**settings).split == split
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"split": "vocabulary"}, {"split": "layers"}, {"split": "optimizer", "model_parallel": 2}],
+)
+def test_a_split_that_divides_nothing_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="does not go with"):
+        TopologyConfig(**settings)
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from tyro._arguments import ArgumentDefinition
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from hvd_lm.command_line.yaml_defaults import nearest, read_defaults, setting_types
-from hvd_lm.config import at_home
 from hvd_lm.conform import kind, path_of, shown
 from hvd_lm.errors import ConfigError
+from hvd_lm.paths import at_home
 
 PROGRAM = "hvd-lm"
 

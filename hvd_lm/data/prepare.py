@@ -18,7 +18,7 @@ import tyro
 from tqdm import tqdm
 
 from hvd_lm.checkpoint.files import new_folder
-from hvd_lm.config import make_paths, require
+from hvd_lm.config import require
 from hvd_lm.data import tokenizer as tokenizers
 from hvd_lm.data.corpus import blocks_of, read_files
 from hvd_lm.data.counts import CountedTokens, warn_of_long_words
@@ -28,6 +28,7 @@ from hvd_lm.data.splits import DEFAULT_SHARES, End, length, share_out, split_blo
 from hvd_lm.data.tokenizer import KINDS, TokenizerKind, train_tokenizer
 from hvd_lm.data.walk import STANDARD_INPUT, TextFile, find_files
 from hvd_lm.errors import ConfigError, DataError
+from hvd_lm.paths import make_paths
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from hvd_lm import adapters
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm.adapters.job import lost_workers_reported
 from hvd_lm.checkpoint import Checkpoint
-from hvd_lm.config import Framework, make_paths, require
+from hvd_lm.config import Framework, TopologyConfig, require
 from hvd_lm.data.shards import Split
 from hvd_lm.data.streams import Tokens
 from hvd_lm.data.texts import identity, read_tokens
@@ -22,6 +22,7 @@ from hvd_lm.evaluation.dynamic import DynamicConfig, evaluate_dynamically
 from hvd_lm.evaluation.exact_loss import evaluation_streams, exact_loss
 from hvd_lm.evaluation.figures import Evaluation
 from hvd_lm.job.agreement import settings
+from hvd_lm.paths import make_paths
 
 OF_A_RANK = ("checkpoint", "data", "threads")
 """Settings that may differ between ranks; model and text may not."""
@@ -45,12 +46,14 @@ class EvaluateConfig:
     """Tokens of a stream that are computed at once. It changes the speed, not the result."""
     threads: int | None = None
     """Compute threads of a rank. Unless given: the cores of the machine shared by its ranks."""
+    model_parallel: int = 1
+    """Ranks that hold one copy of the model together, each a part of the vocabulary: for a model that fits no single rank."""
     dynamic: DynamicConfig = field(default_factory=DynamicConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
 
     def __post_init__(self) -> None:
         make_paths(self, "checkpoint", "data")
-        for name in ("batch_size", "sequence_length", "threads"):
+        for name in ("batch_size", "sequence_length", "threads", "model_parallel"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, not {value}")
         require(
@@ -68,6 +71,7 @@ def evaluate(
     batch_size: int = 8,
     sequence_length: int = 64,
     threads: int | None = None,
+    model_parallel: int = 1,
     dynamic: DynamicConfig | None = None,
     cache: CacheConfig | None = None,
 ) -> Evaluation:
@@ -78,7 +82,7 @@ def evaluate(
     return run(
         EvaluateConfig(
             cast(Path, checkpoint), cast(tuple[Path, ...], data), split, framework, batch_size, sequence_length, threads,
-            dynamic or DynamicConfig(), cache or CacheConfig(),
+            model_parallel, dynamic or DynamicConfig(), cache or CacheConfig(),
         )
     )  # fmt: skip
 
@@ -87,11 +91,14 @@ def run(config: EvaluateConfig) -> Evaluation:
     """`evaluate`, with its settings as one config. Collective."""
     # Only these moments are read: the root mean squares of gradients.
     load = checkpoints.load if config.dynamic.dynamic == "rms" else checkpoints.load_model
+    if config.model_parallel > 1:
+        load = checkpoints.mapped  # no rank has room for all of it
     loaded = load(config.checkpoint)
     tokens, counts = read_tokens(config.data, loaded.tokenizer, config.split)
     if not len(tokens):
         raise DataError("the text holds no token")
-    adapter = adapters.adapter(config.framework, threads=config.threads)
+    topology = TopologyConfig(model_parallel=config.model_parallel)
+    adapter = adapters.adapter(config.framework, topology=topology, threads=config.threads)
     job, first_input = adapter.job, loaded.tokenizer.end_of_line_id
     with lost_workers_reported(job):
         if job.topology.size > 1:

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from hvd_lm import adapters
 from hvd_lm import checkpoint as checkpoints
-from hvd_lm.config import Framework, make_paths, one_path, require
+from hvd_lm.config import Framework, require
 from hvd_lm.data.tokenizer import Tokenizer
 from hvd_lm.generation.beam_search import Hypothesis, beam_search, select
 from hvd_lm.generation.prompt import read_prompt
 from hvd_lm.generation.sampling import SamplingConfig, draw, predict
 from hvd_lm.job.messages import warn
+from hvd_lm.paths import make_paths, one_path
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def shares(model: ModelConfig, topology: Topology) -> dict[str, Share]:
                 )
             found[name] = Share(parameter, "data", "model", divide(count, topology.model_size), topology.model_rank)
         else:
-            found[name] = Share(parameter, "readers", None, (range(count),), 0)
+            found[name] = whole(parameter)
     return found
 
 
@@ -73,6 +73,11 @@ def moment_shares(model: ModelConfig, topology: Topology) -> dict[str, Share]:
         name: Share(parameter, "model", "data", divide(parameter.shape[0], topology.data_size), topology.data_rank)
         for name, parameter in parameters(model).items()
     }
+
+
+def whole(parameter: Parameter) -> Share:
+    """Every rank holds it."""
+    return Share(parameter, "readers", None, (range(parameter.shape[0]),), 0)
 
 
 def divide(count: int, parts: int) -> tuple[range, ...]:

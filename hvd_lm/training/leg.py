@@ -341,15 +341,7 @@ class Leg:
         self._saved_step = self.step
         began = time.perf_counter()
         snapshot = self._snapshot(validation)
-        if parts.is_divided(self._adapter):
-            of_all = parts.collected(self._adapter, snapshot.weights, snapshot.optimizer_state.moments)
-            with of_all as (weights, moments), self._trouble.noted():
-                if self.outlets.writer:
-                    self.outlets.writer.write_parts(snapshot, weights, moments)
-        else:
-            with self._trouble.noted():
-                if self.outlets.writer:
-                    self.outlets.writer.write(snapshot)
+        parts.save(self._adapter, snapshot, self.outlets.writer)
         self._checkpoint_seconds += time.perf_counter() - began
 
     def _release_checkpoint(self) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from hvd_lm.adapters.base import Adapter
 from hvd_lm.adapters.job import Job
+from hvd_lm.checkpoint import CheckpointWriter
 from hvd_lm.checkpoint.format import Checkpoint
 from hvd_lm.checkpoint.tensors import Piece, Tensors
 from hvd_lm.model.split import Share, blocks
@@ -23,8 +24,25 @@ def is_divided(adapter: Adapter) -> bool:
     return any(share.divided_over for share in (*adapter.shares.values(), *adapter.moment_shares.values()))
 
 
+def save(adapter: Adapter, checkpoint: Checkpoint, writer: CheckpointWriter | None) -> None:
+    """Write `checkpoint`, whose arrays are what each rank holds, by the `writer`, which only rank 0 has.
+
+    Where ranks divide it, it is on the disk when this returns. What goes wrong is noted (`job.trouble`). Collective.
+    """
+    trouble = adapter.job.trouble
+    if not is_divided(adapter):
+        with trouble.noted():
+            if writer:
+                writer.write(checkpoint)
+        return
+    of_all = _collected(adapter, checkpoint.weights, checkpoint.optimizer_state.moments)
+    with of_all as (weights, moments), trouble.noted():
+        if writer:
+            writer.write_parts(checkpoint, weights, moments)
+
+
 @contextmanager
-def collected(adapter: Adapter, weights: Weights, moments: Mapping[str, Array]) -> Iterator[tuple[Tensors, Tensors]]:
+def _collected(adapter: Adapter, weights: Weights, moments: Mapping[str, Array]) -> Iterator[tuple[Tensors, Tensors]]:
     """Weights and moments of all ranks, from those of each, as rank 0 writes them; for the others nothing comes. Collective.
 
     Whoever leaves early, because a disk is full, keeps step with the others.
