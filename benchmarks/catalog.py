@@ -9,6 +9,7 @@ from typing import Literal
 
 from benchmarks.launching import Job, Launcher, python
 from benchmarks.workload import Workload
+from hvd_lm.config import Split
 
 Maths = Literal["exact", "keras", "fp16"]
 """exact: float32 sums, the loss curve of ours. keras: the same but for Adam's epsilon, which Keras adds before the bias
@@ -44,7 +45,7 @@ def _script(name: str, summary: str, *arguments: str, launcher: Launcher = "proc
     return Peer(name, summary, launcher, lambda work, *_: python(module, work, *arguments), maths, servers)
 
 
-def _ours(framework: str, launcher: Launcher, *, fp16: bool = False) -> Peer:
+def _ours(framework: str, launcher: Launcher, *, fp16: bool = False, split: Split | None = None) -> Peer:
     def command(work: Path, results: Path, workload: Workload) -> tuple[str, ...]:
         out = results / ("run-{rank}" if launcher == "copies" else "run-0")
         flags = {
@@ -66,12 +67,15 @@ def _ours(framework: str, launcher: Launcher, *, fp16: bool = False) -> Peer:
             "clip": None,
             "compression": "fp16" if fp16 else "none",
         }
+        if split:
+            flags |= {"split": split, "model-parallel": 1 if split == "optimizer" else workload.ranks}
         return ("hvd-lm", "train", *(word for name, value in flags.items() for word in (f"--{name}", str(value))))
 
     number_format = " fp16" if fp16 else ""
-    name = f"ours-{framework}-{launcher}{'-fp16' if fp16 else ''}"
+    name = f"ours-{framework}-{launcher}{f'-{split}' if split else ''}{'-fp16' if fp16 else ''}"
     where = {"alone": "one process", "copies": "single processes side by side, no reduction"}.get(launcher, f"over {launcher}")
-    summary = f"hvd-lm train, {framework}, {where}{number_format}"
+    divided = f", --split {split}" if split else ""
+    summary = f"hvd-lm train, {framework}, {where}{divided}{number_format}"
     return Peer(name, summary, launcher, command, "fp16" if fp16 else "exact", is_ours=True)
 
 
@@ -84,10 +88,16 @@ PEERS: tuple[Peer, ...] = (
     _ours("tensorflow", "gloo", fp16=True),
     _ours("tensorflow", "mpi"),
     _ours("tensorflow", "mpi", fp16=True),
+    _ours("torch", "gloo", split="vocabulary"),
+    _ours("torch", "gloo", split="vocabulary", fp16=True),
+    _ours("tensorflow", "gloo", split="vocabulary"),
+    _ours("tensorflow", "gloo", split="vocabulary", fp16=True),
     _script("tutorial", "DDP, every backward reduces"),
     _script("ddp_no_sync", "DDP, no_sync"),
     _script("ddp_no_sync-fp16", "DDP, no_sync, fp16_compress_hook", "--fp16", maths="fp16"),
     _script("zero1", "DDP, no_sync, ZeroRedundancyOptimizer"),
+    _script("tensor_parallel", "torch.distributed.tensor.parallel: rows of embedding and output divided"),
+    _script("fsdp", "FSDP: every parameter divided, gathered where it is used"),
     _script("parameter_server", "PyTorch RPC parameter server"),
     _script("multiworker", "tf.distribute.MultiWorkerMirroredStrategy, Keras", maths="keras"),
     _script("horovod_example-gloo", "Horovod's DistributedOptimizer as documented, over gloo", launcher="gloo"),
