@@ -2,7 +2,8 @@
 
 horovodrun -np 4 python grid.py torch '{"model_parallel": 2}'
 
-The second argument holds the settings of the model, of the topology and of communication, flat; `steps`, and `sequences` of all.
+The second argument holds the settings of the model, of the topology and of communication, flat; `steps`, `sequences` of all, and
+`logits_together`, which is for tests only.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from common import report
 
 import hvd_lm.data.sources
 from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig, TopologyConfig
+from hvd_lm.model import cost
 from hvd_lm.model.noise import dropout_masks, dropout_widths
 from hvd_lm.model.weights import initial_rows
 
@@ -24,6 +26,7 @@ LENGTH, WHOLE_WINDOW, LAST_WINDOW = 4, 4, 2
 
 def main(framework: str, settings: str) -> dict[str, Any]:
     given = json.loads(settings)
+    cost.LOGITS_TOGETHER = given.pop("logits_together", _LOGITS_TOGETHER)
     steps, sequences = given.pop("steps", 50), given.pop("sequences", 12)
     sections = {kind: {k: given.pop(k) for k in list(given) if k in kind.__dataclass_fields__} for kind in _SECTIONS}
     assert not given, given
@@ -72,6 +75,7 @@ def main(framework: str, settings: str) -> dict[str, Any]:
     }
 
 
+_LOGITS_TOGETHER = cost.LOGITS_TOGETHER
 _SECTIONS = (ModelConfig, CommunicationConfig, TopologyConfig)
 _MODEL = {"vocabulary_size": 51, "embedding_size": 12, "hidden_size": 16, "layers": 2}
 

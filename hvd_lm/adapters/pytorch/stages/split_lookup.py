@@ -67,5 +67,5 @@ class SplitLookup(Lookup):
         words, inverse = torch.unique(inputs, return_inverse=True)
         ends = torch.searchsorted(words, self._boundaries).tolist()
         of_others = [stop - start for start, stop in zip([0, *ends], [*ends, len(words)], strict=True)]
-        named, by_others = self._group.exchange(words, of_others, "lookup.words")
+        named, by_others = self._group.exchange(words.int(), of_others, "lookup.words")
         return _Asked(inverse.flatten(), of_others, named - self._parts[self._group.place].start, by_others)

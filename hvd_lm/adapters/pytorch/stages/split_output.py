@@ -49,7 +49,7 @@ class SplitOutput(Output):
     def losses(self, outputs_NH: Tensor, targets_N: Tensor) -> Tensor:
         count = len(outputs_NH)
         outputs_AH = self._group.gather_activations_later(outputs_NH, "outputs")()
-        targets_A = self._group.gather(targets_N, "targets")
+        targets_A = self._group.gather(targets_N.int(), "targets").long()
         parts = zip(*(torch.split(tensor, self._tokens) for tensor in (outputs_AH, targets_A)), strict=True)
         judged = [self._judge(self._logits(outputs), targets) for outputs, targets in parts]
         here = _Judged(*map(torch.cat, zip(*judged, strict=True)))
