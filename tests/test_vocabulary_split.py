@@ -63,4 +63,4 @@ def test_activations_travel_as_halves(framework: str, alone: dict[tuple[str, str
     expected = np.array(figures_alone(alone, framework, "plain")["figures"])
     compressed = np.array(on_grid(framework, 1, 2, **PLAIN, compression="fp16")[0]["figures"])
     np.testing.assert_allclose(compressed, expected, rtol=5e-3)
-    assert (compressed[10:, 0] != expected[10:, 0]).all(), "fp16 was on the wire"
+    assert (compressed != expected).mean() > 0.8, "fp16 was on the wire"
