@@ -24,6 +24,7 @@ from hvd_lm.adapters.pytorch.stages.drop import Drop
 from hvd_lm.adapters.pytorch.update import Update, norm_of
 from hvd_lm.config import CommunicationConfig
 from hvd_lm.job.topology import GroupName
+from hvd_lm.model.split import blocks
 from hvd_lm.model.weights import Array, Weights
 
 
@@ -99,10 +100,14 @@ class PyTorchAdapter(Adapter):
             # Two thirds of all that would travel, and nothing but zeros.
             for moment in update.moments.values():
                 moment.zero_()
+        # Block by block: Gloo gives up what is on a slow link for 30 seconds.
         handles = [
-            hvd.broadcast_async_(tensor, group.ranks[0], name=f"state.{name}", process_set=group.process_set)
+            hvd.broadcast_async_(
+                tensor[rows.start : rows.stop], group.ranks[0], name=f"state.{name}.{rows.start}", process_set=group.process_set
+            )
             for name, (share, tensor) in named.items()
             if (group := self.job.holders(share)).communicates
+            for rows in blocks(range(len(tensor)), tensor.shape)
         ]
         for handle in handles:
             hvd.synchronize(handle)

@@ -23,7 +23,7 @@ from hvd_lm.adapters.tensorflow.stages.base import Stage, Tape, Tensors
 from hvd_lm.adapters.tensorflow.stages.output import Judged
 from hvd_lm.adapters.tensorflow.update import DynamicUpdate, Update
 from hvd_lm.adapters.tensorflow.weight import Accumulation, Weight, to_numpy
-from hvd_lm.model.split import Share
+from hvd_lm.model.split import Share, blocks
 from hvd_lm.model.weights import Array, Weights
 
 with native_stderr_closed():
@@ -181,8 +181,16 @@ class TensorFlowAdapter(Adapter):
     def _broadcast(self, name: str, variable: tf.Variable, share: Share) -> None:
         """From the first rank that holds the same rows to the others."""
         group = self.job.holders(share)
-        if group.communicates:
-            variable.assign(hvd.broadcast(variable, group.ranks[0], name=f"state.{name}", process_set=group.process_set))
+        if not group.communicates:
+            return
+        # Block by block: Gloo gives up what is on a slow link for 30 seconds.
+        for rows in blocks(range(len(share.rows)), share.shape):
+            named, here = f"state.{name}.{rows.start}", slice(rows.start, rows.stop)
+            received = hvd.broadcast(variable[here], group.ranks[0], name=named, process_set=group.process_set)
+            if len(rows) == len(share.rows):
+                variable.assign(received)
+            else:
+                variable[here].assign(received)
 
     def zero_state(self, batch_size: int) -> State:
         return [tuple(tf.zeros((batch_size, spec.shape[1])) for spec in stage.state_specs) for stage in self._stages]
