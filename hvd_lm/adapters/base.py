@@ -209,7 +209,8 @@ class Adapter(ABC):
 
     @abstractmethod
     def gradients(self) -> Weights:
-        """A copy of the gradient of the window so far, of this rank's rows: reduced after a last micro-batch, its own before."""
+        """A copy of the gradient of the window so far, of the rows that this rank updates: reduced after a last micro-batch;
+        its own, of all rows that it holds, before."""
 
     @abstractmethod
     def begin_dynamic_evaluation(self, rates: Mapping[str, Array], decays: Mapping[str, Array]) -> None:

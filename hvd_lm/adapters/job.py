@@ -160,6 +160,8 @@ class Job(ABC):
         return Group(tuple(ranks), ranks.index(self.topology.rank), sets[tuple(ranks)] if len(ranks) > 1 else None)
 
     def _check_adasum(self) -> None:
+        if self.topology.split:
+            raise ConfigError("--reduction adasum works on whole gradients: use it without --model-parallel and --split")
         if not (self.horovod.mpi_enabled() or self.horovod.nccl_built()):
             raise ConfigError("--reduction adasum needs MPI or NCCL: launch with horovodrun --mpi")
         if self.topology.data_size & (self.topology.data_size - 1):

@@ -65,14 +65,20 @@ def shares(model: ModelConfig, topology: Topology) -> dict[str, Share]:
 
 
 def moment_shares(model: ModelConfig, topology: Topology) -> dict[str, Share]:
-    """As `shares`, of the moments of each parameter."""
+    """As `shares`, of the moments of each parameter.
+
+    A split optimizer leaves those of a looked-up parameter whole: of its gradient a few rows travel, but the update changes all of
+    them, and all would have to travel back.
+    """
+    found = shares(model, topology)
     if topology.split != "optimizer":
-        return shares(model, topology)
-    return {
-        # A model group is the rank alone here: nobody else holds these rows.
-        name: Share(parameter, "model", "data", divide(parameter.shape[0], topology.data_size), topology.data_rank)
-        for name, parameter in parameters(model).items()
-    }
+        return found
+    for name, parameter in parameters(model).items():
+        if not parameter.looked_up and parameter.shape[0] >= topology.data_size > 1:
+            # A model group is the rank alone here: nobody else holds these rows.
+            parts = divide(parameter.shape[0], topology.data_size)
+            found[name] = Share(parameter, "model", "data", parts, topology.data_rank)
+    return found
 
 
 def whole(parameter: Parameter) -> Share:

@@ -18,6 +18,7 @@ from hvd_lm.adapters.base import INCOMPLETE, READ_ONLY, Adapter, Evaluated, Opti
 from hvd_lm.adapters.pytorch.job import PyTorchJob
 from hvd_lm.adapters.pytorch.memory import Weight, to_numpy
 from hvd_lm.adapters.pytorch.model_group import ModelGroup
+from hvd_lm.adapters.pytorch.optimizer_split import OptimizerSplit
 from hvd_lm.adapters.pytorch.reducer import GradientReducer
 from hvd_lm.adapters.pytorch.stages import LayerState, Stage, make_stages
 from hvd_lm.adapters.pytorch.stages.drop import Drop
@@ -48,10 +49,11 @@ class PyTorchAdapter(Adapter):
         self._stages: list[Stage] = [self._lookup, *body]
         self._waiting: list[tuple[int, ...]] = []
         """[T, B] of the micro-batches whose forward has got to the output, and that wait for their backward."""
-        self._update = Update(update, self._weights) if update else None
+        self._optimizer_split = OptimizerSplit(self._weights, self.moment_shares, self.job)
+        self._update = Update(update, self._optimizer_split.updated) if update else None
         self._reducer: GradientReducer | None = None
         if update and self.job.groups["all"].communicates:
-            self._reducer = GradientReducer(self.shares, self._weights, self.job, self.communication)
+            self._reducer = GradientReducer(self.shares, self.moment_shares, self._weights, self.job, self.communication)
         self._sums = torch.zeros(2, dtype=torch.float64, device=self._device)
         """Of the window: its loss, and ranks in trouble."""
         self._complete = False
@@ -205,7 +207,9 @@ class PyTorchAdapter(Adapter):
         applied = bool(np.isfinite(norm) and np.isfinite(loss_sum) and not in_trouble)
         if applied:
             self._weights_changed()
+            self._optimizer_split.take_gradients()
             update.apply(learning_rate, unscale if clip is None or norm <= clip else unscale * clip / norm)
+            self._optimizer_split.share_updated()
         self._begin_window()
         return StepResult(loss_sum, norm, applied, int(in_trouble))
 
@@ -213,7 +217,7 @@ class PyTorchAdapter(Adapter):
         """Of the gradients of the window, each parameter counted once."""
         norms: dict[GroupName | None, list[Tensor]] = {}
         for name, gradient in self._complete_gradients():
-            norms.setdefault(self.shares[name].divided_over, []).append(norm_of(gradient))
+            norms.setdefault(self.moment_shares[name].divided_over, []).append(norm_of(gradient))
         return self.joined_norm({over: float(torch.linalg.vector_norm(torch.stack(of))) for over, of in norms.items()})
 
     def _check_complete(self, caller: str) -> None:
@@ -230,14 +234,13 @@ class PyTorchAdapter(Adapter):
         """Of the window, each as soon as it is reduced; all at once where they are already."""
         if self._reducer and self._reducer.pending:
             return self._reducer.finish()
-        return iter([(name, weight.grad) for name, weight in self._weights.items() if weight.grad is not None])
+        rows_of = self._optimizer_split.rows_of if self._complete else lambda _, gradient: gradient
+        return iter([(name, rows_of(name, weight.grad)) for name, weight in self._weights.items() if weight.grad is not None])
 
     def gradients(self) -> Weights:
         if self._waiting:
             self._run_backward(last=False)
-        for _ in self._complete_gradients():
-            pass
-        return {name: to_numpy(weight.grad) for name, weight in self._weights.items() if weight.grad is not None}
+        return {name: to_numpy(gradient) for name, gradient in self._complete_gradients()}
 
     # --- dynamic evaluation ------------------------------------------------------------------------------
 

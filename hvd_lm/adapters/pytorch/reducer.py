@@ -6,8 +6,9 @@ needs no other counter, Adasum takes the same way, and clipping sits between red
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import horovod.torch as hvd
 import torch
@@ -70,10 +71,9 @@ class _Reduction:
 
     name: str
     gradient: Tensor
-    handle: int | None
-    """None if no other rank holds the parameter."""
-    wire: Tensor
-    rows: Tensor | None
+    """Where it will be: of the parameter, or of the rows that this rank updates."""
+    arrive: Callable[[], None]
+    """Waits for it."""
 
 
 class GradientReducer:
@@ -83,8 +83,15 @@ class GradientReducer:
     """
 
     def __init__(
-        self, shares: Mapping[str, Share], weights: Mapping[str, nn.Parameter], job: Job, communication: CommunicationConfig
+        self,
+        shares: Mapping[str, Share],
+        moment_shares: Mapping[str, Share],
+        weights: Mapping[str, nn.Parameter],
+        job: Job,
+        communication: CommunicationConfig,
     ) -> None:
+        """Of a parameter whose moments alone are divided, a rank gets the sum of the rows that it updates."""
+        self._scattered = {name: share.rows for name, share in moment_shares.items() if share != shares[name]}
         self._names = {weight: name for name, weight in weights.items()}
         self._groups = {name: job.holders(share) for name, share in shares.items()}
         self._op = hvd.Adasum if communication.reduction == "adasum" else hvd.Sum
@@ -118,18 +125,45 @@ class GradientReducer:
         """Its gradient of the window is complete. Collective."""
         name, gradient = self._names[weight], weight.grad
         assert gradient is not None
-        group, rows = self._groups[name], None
+        group = self._groups[name]
         if not group.communicates:
-            self.pending.append(_Reduction(name, gradient, None, gradient, None))
-            return
-        if name in self._touched:
-            rows = self._touched[name].finish_union()
-            wire = gradient.index_select(0, rows)
-            wire = wire.half() if self._fp16 else wire
+            arrive = _nothing
+        elif name in self._touched:
+            arrive = self._start_rows(name, gradient)
+        elif name in self._scattered:
+            arrive, gradient = self._start_scatter(name, gradient)
         else:
             wire = to_halves_in_place(gradient) if self._fp16 else gradient
-        handle = hvd.allreduce_async_(wire, name=f"gradient.{name}", op=self._op, process_set=group.process_set)
-        self.pending.append(_Reduction(name, gradient, handle, wire, rows))
+            handle = hvd.allreduce_async_(wire, name=f"gradient.{name}", op=self._op, process_set=group.process_set)
+            arrive = partial(_arrive_in_place, handle, gradient if self._fp16 else None)
+        self.pending.append(_Reduction(name, gradient, arrive))
+
+    def _start_rows(self, name: str, gradient: Tensor) -> Callable[[], None]:
+        """Of the rows that were touched."""
+        rows = self._touched[name].finish_union()
+        wire = gradient.index_select(0, rows)
+        wire = wire.half() if self._fp16 else wire
+        process_set = self._groups[name].process_set
+        handle = hvd.allreduce_async_(wire, name=f"gradient.{name}", op=self._op, process_set=process_set)
+
+        def arrive() -> None:
+            hvd.synchronize(handle)
+            gradient.index_copy_(0, rows, wire.to(gradient.dtype))
+
+        return arrive
+
+    def _start_scatter(self, name: str, gradient: Tensor) -> tuple[Callable[[], None], Tensor]:
+        """Of all rows; this rank's are returned, too."""
+        wire = to_halves_in_place(gradient).view(gradient.shape) if self._fp16 else gradient
+        process_set = self._groups[name].process_set
+        handle = hvd.reducescatter_async(wire, name=f"gradient.{name}", op=hvd.Sum, process_set=process_set)
+        rows = self._scattered[name]
+        own = gradient[rows.start : rows.stop]
+
+        def arrive() -> None:
+            own.copy_(hvd.synchronize(handle))
+
+        return arrive, own
 
     def finish_sums(self) -> None:
         """They are there; nothing if they did not leave."""
@@ -140,12 +174,17 @@ class GradientReducer:
     def finish(self) -> Iterator[tuple[str, Tensor]]:
         """The gradients that are on their way, one by one as they come in; what is done with one hides what the next one takes."""
         for reduction in self.pending:
-            gradient, wire = reduction.gradient, reduction.wire
-            if reduction.handle is not None:
-                hvd.synchronize(reduction.handle)
-                if reduction.rows is not None:
-                    gradient.index_copy_(0, reduction.rows, wire.to(gradient.dtype))
-                elif self._fp16:
-                    from_halves_in_place(gradient)
-            yield reduction.name, gradient
+            reduction.arrive()
+            yield reduction.name, reduction.gradient
         self.pending.clear()
+
+
+def _nothing() -> None:
+    """Of a gradient that no other rank has a part in."""
+
+
+def _arrive_in_place(handle: int, halves: Tensor | None) -> None:
+    """`halves`: the gradient, if it travelled as such."""
+    hvd.synchronize(handle)
+    if halves is not None:
+        from_halves_in_place(halves)

@@ -56,8 +56,10 @@ class TensorFlowAdapter(Adapter):
         model_group = ModelGroup(group, halves=self.communication.compression == "fp16") if group.communicates else None
         self._lookup, body, self._output = make_stages(self.model, self._weights, self.shares, model_group)
         self._stages: list[Stage] = [self._lookup, *body]
-        self._update = Update(self.update_config, self._weights, self.job.groups) if self.update_config else None
-        self._reducer = GradientReducer(self._weights, self.job, self.communication)
+        self._update: Update | None = None
+        if self.update_config:
+            self._update = Update(self.update_config, self._weights, self.moment_shares, self.job.groups)
+        self._reducer = GradientReducer(self._weights, self.moment_shares, self.job, self.communication)
         self._loss_sum = tf.Variable(tf.zeros((), tf.float64), trainable=False)
         self._deferred: list[Deferred] = []
         self._begin_window()

@@ -11,6 +11,7 @@ from hvd_lm.adapters.job import Job
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.weight import Weight
 from hvd_lm.config import CommunicationConfig
+from hvd_lm.model.split import Share
 
 with native_stderr_closed():
     import horovod.tensorflow as hvd
@@ -23,7 +24,11 @@ class GradientReducer:
     Of a looked-up parameter only those rows travel that the window touched on some rank.
     """
 
-    def __init__(self, weights: Mapping[str, Weight], job: Job, communication: CommunicationConfig) -> None:
+    def __init__(
+        self, weights: Mapping[str, Weight], moment_shares: Mapping[str, Share], job: Job, communication: CommunicationConfig
+    ) -> None:
+        """Of a parameter whose moments alone are divided, a rank gets the sum of the rows that it updates."""
+        self._scattered = {name for name, share in moment_shares.items() if share != weights[name].share}
         self._groups = {name: job.holders(weight.share) for name, weight in weights.items()}
         self._everyone = job.groups["all"]
         self._compression = hvd.Compression.fp16 if communication.compression == "fp16" else hvd.Compression.none
@@ -65,8 +70,14 @@ class GradientReducer:
             weight.gradient.scatter_update(tf.IndexedSlices(self._all_reduce(weight.name, wire, context), rows))
         else:
             wire, context = self._compression.compress(weight.take_gradient())
-            weight.gradient.assign(self._all_reduce(weight.name, wire, context))
+            reduce = self._reduce_scatter if weight.name in self._scattered else self._all_reduce
+            weight.gradient.assign(reduce(weight.name, wire, context))
         return (wire,)
+
+    def _reduce_scatter(self, name: str, wire: tf.Tensor, context: tf.DType | None) -> tf.Tensor:
+        process_set = self._groups[name].process_set
+        total = hvd.reducescatter(wire, op=hvd.Sum, name=f"gradient.{name}", process_set=process_set)
+        return self._compression.decompress(total, context)
 
     def _all_reduce(self, name: str, wire: tf.Tensor, context: tf.DType | None) -> tf.Tensor:
         total = hvd.allreduce(wire, name=f"gradient.{name}", op=self._op, process_set=self._groups[name].process_set)

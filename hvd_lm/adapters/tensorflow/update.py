@@ -11,6 +11,7 @@ from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.weight import Weight, to_numpy
 from hvd_lm.config import OptimizerConfig
 from hvd_lm.job.topology import GroupName
+from hvd_lm.model.split import Share
 from hvd_lm.model.weights import Array
 
 with native_stderr_closed():
@@ -21,14 +22,26 @@ with native_stderr_closed():
 class Update:
     """Adam, or SGD with or without momentum, of `weights`."""
 
-    def __init__(self, config: OptimizerConfig, weights: Mapping[str, Weight], groups: Mapping[GroupName, Group]) -> None:
-        self._groups = groups
+    def __init__(
+        self,
+        config: OptimizerConfig,
+        weights: Mapping[str, Weight],
+        moment_shares: Mapping[str, Share],
+        groups: Mapping[GroupName, Group],
+    ) -> None:
+        self._groups, self._moment_shares = groups, moment_shares
         self._config, self._weights = config, weights
         self.applied_steps = 0
         self.moments = {
-            f"{kind}/{name}": tf.Variable(tf.zeros(weight.shape), name=f"{kind}_{name}", trainable=False)
+            f"{kind}/{name}": tf.Variable(tf.zeros(share.shape), name=f"{kind}_{name}", trainable=False)
             for kind in config.moments
-            for name, weight in weights.items()
+            for name, share in moment_shares.items()
+        }
+        # The operations of an update take variables: rows of a weight that this rank updates for all are copied to one.
+        self._parts = {
+            name: tf.Variable(tf.zeros(share.shape), name=f"updated_{name}", trainable=False)
+            for name, share in moment_shares.items()
+            if share != weights[name].share
         }
         self.function = tf.function(self._graph, input_signature=[*[tf.TensorSpec((), tf.float32)] * 4, tf.TensorSpec((), tf.bool)])
 
@@ -62,14 +75,14 @@ class Update:
             for weight in self._weights.values():
                 # One after the other: a product that cannot take the gradient's memory is the only one then.
                 with tf.control_dependencies(updated):
-                    updated = [self._update(weight, weight.take_gradient() * factor, learning_rate, epsilon)]
+                    updated = [self._update_weight(weight, weight.take_gradient() * factor, learning_rate, epsilon)]
         return norm, made
 
     def _global_norm(self) -> tf.Tensor:
         """Of the gradients of all parameters, each counted once. Collective."""
         by_group: dict[GroupName | None, list[tf.Variable]] = {}
         for weight in self._weights.values():
-            by_group.setdefault(weight.share.divided_over, []).append(weight.gradient)
+            by_group.setdefault(self._moment_shares[weight.name].divided_over, []).append(weight.gradient)
         undivided = tf.linalg.global_norm(by_group.pop(None)) if None in by_group else tf.zeros(())
         if not by_group:
             return undivided
@@ -80,14 +93,27 @@ class Update:
             squares.append(hvd.allreduce(square, name=f"norm.{over}", op=hvd.Sum, process_set=process_set))
         return tf.sqrt(tf.add_n(squares))
 
-    def _update(self, weight: Weight, gradient: tf.Tensor, learning_rate: tf.Tensor, epsilon: tf.Tensor) -> tf.Operation:
-        handle = weight.value.handle
+    def _update_weight(self, weight: Weight, gradient: tf.Tensor, learning_rate: tf.Tensor, epsilon: tf.Tensor) -> tf.Operation:
+        if weight.name not in self._parts:
+            return self._update(weight.name, weight.value, gradient, learning_rate, epsilon)
+        part, share = self._parts[weight.name], self._moment_shares[weight.name]
+        with tf.control_dependencies([part.assign(weight.value[share.rows.start : share.rows.stop])]):
+            updated = self._update(weight.name, part, gradient, learning_rate, epsilon)
+        with tf.control_dependencies([updated]):
+            process_set = self._groups["data"].process_set
+            rows = hvd.allgather(part.read_value(), name=f"updated.{weight.name}", process_set=process_set)
+        return weight.value.assign(tf.ensure_shape(rows, weight.shape)).op
+
+    def _update(
+        self, name: str, variable: tf.Variable, gradient: tf.Tensor, learning_rate: tf.Tensor, epsilon: tf.Tensor
+    ) -> tf.Operation:
+        handle = variable.handle
         if self._config.optimizer == "adam":
             # The kernel's own bias correction is float32 and puts epsilon inside; ours is in learning_rate and epsilon.
             return tf.raw_ops.ResourceApplyAdam(
                 var=handle,
-                m=self.moments[f"first/{weight.name}"].handle,
-                v=self.moments[f"second/{weight.name}"].handle,
+                m=self.moments[f"first/{name}"].handle,
+                v=self.moments[f"second/{name}"].handle,
                 beta1_power=0.0,
                 beta2_power=0.0,
                 lr=learning_rate,
@@ -97,7 +123,7 @@ class Update:
                 grad=gradient,
             )
         if self.moments:
-            accumulator = self.moments[f"momentum/{weight.name}"].handle
+            accumulator = self.moments[f"momentum/{name}"].handle
             return tf.raw_ops.ResourceApplyMomentum(
                 var=handle, accum=accumulator, lr=learning_rate, grad=gradient, momentum=self._config.momentum
             )

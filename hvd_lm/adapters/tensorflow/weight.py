@@ -36,7 +36,7 @@ class Weight:
         with tf.control_dependencies([gradient]):
             emptied = self.gradient.assign(tf.zeros((0, *self.shape[1:])))
         with tf.control_dependencies([emptied]):
-            return tf.ensure_shape(tf.identity(gradient), self.shape)
+            return tf.ensure_shape(tf.identity(gradient), (None, *self.shape[1:]))
 
 
 Send = Callable[[Weight], Iterable[tf.Tensor]]
