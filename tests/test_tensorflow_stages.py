@@ -166,3 +166,23 @@ def test_a_step_needs_a_complete_window() -> None:
     adapter.accumulate(tokens, tokens, adapter.zero_state(B), weight=1.0, last=False)
     with pytest.raises(RuntimeError, match="last=True"):
         adapter.step(learning_rate=0.1, clip=None, unscale=1.0)
+
+
+def test_what_comes_in_blocks_is_set_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that was ever assigned to in part is copied by every dense read from then on."""
+    from hvd_lm import adapter
+    from hvd_lm.model import split
+
+    monkeypatch.setattr(split, "BLOCK", 2 * D)
+    made = adapter("tensorflow", threads=1)
+    made.build(LAYER)
+    expected = initial_weights(LAYER, seed=3)
+    assigned: list[tuple[int, ...]] = []
+    variable = made._values["embedding"]  # type: ignore[attr-defined]
+    assign = type(variable).assign
+    monkeypatch.setattr(type(variable), "assign", lambda self, value, *a: assigned.append(value.shape) or assign(self, value, *a))
+    made.load_weights(expected)
+    assert assigned.count((V, D)) == 1
+    assert len(assigned) == len(expected)
+    for name, array in made.weights().items():
+        np.testing.assert_array_equal(array, expected[name])

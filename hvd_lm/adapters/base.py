@@ -143,7 +143,10 @@ class Adapter(ABC):
 
     @abstractmethod
     def set_rows(self, name: str, start: int, values: Array) -> None:
-        """Set some of this rank's rows, `start` and following of the canonical weight, or moment (``<moment>/<weight name>``)."""
+        """Set some of this rank's rows, `start` and following of the canonical weight, or moment (``<moment>/<weight name>``).
+
+        All of them come, block after block, before they are used.
+        """
 
     @abstractmethod
     def set_applied_steps(self, steps: int) -> None:

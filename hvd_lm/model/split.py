@@ -93,8 +93,15 @@ def divide(count: int, parts: int) -> tuple[range, ...]:
     return tuple(map(range, stops[:-1], stops[1:]))
 
 
-def blocks(rows: range, shape: tuple[int, ...]) -> Iterator[range]:
-    """`rows` of something of this shape in pieces of about `BLOCK` values."""
-    step = max(1, BLOCK // max(1, math.prod(shape[1:])))
+def blocks(rows: range, shape: tuple[int, ...], values: int | None = None) -> Iterator[range]:
+    """`rows` of something of this shape in pieces of about so many `values`; of `BLOCK` unless given."""
+    step = max(1, (values or BLOCK) // max(1, math.prod(shape[1:])))
     for start in range(rows.start, rows.stop, step):
         yield range(start, min(start + step, rows.stop))
+
+
+def rounds(share: Share, values: int | None = None) -> Iterator[list[range]]:
+    """A block (as `blocks`) of each part at a time; an empty one where a part has no more."""
+    of_parts = [list(blocks(part, share.shape, values)) for part in share.parts]
+    for round_ in range(max(map(len, of_parts))):
+        yield [part[round_] if round_ < len(part) else range(0) for part in of_parts]

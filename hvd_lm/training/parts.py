@@ -15,7 +15,7 @@ from hvd_lm.adapters.job import Job
 from hvd_lm.checkpoint import CheckpointWriter
 from hvd_lm.checkpoint.format import Checkpoint
 from hvd_lm.checkpoint.tensors import Piece, Tensors
-from hvd_lm.model.split import Share, blocks
+from hvd_lm.model.split import Share, blocks, rounds
 from hvd_lm.model.weights import Array, Weights
 
 
@@ -98,7 +98,7 @@ def _gathered(job: Job, share: Share, own: Array | None) -> Iterator[tuple[int, 
         assert own is not None
         yield 0, own
         return
-    for blocks_of_parts in _rounds(share):
+    for blocks_of_parts in rounds(share):
         mine = blocks_of_parts[share.place]
         if share.place == 0:
             yield from ((mine.start, _rows(share, own, mine)) for _ in mine[:1])
@@ -117,7 +117,7 @@ def _sent(job: Job, share: Share, whole: Array | None) -> Iterator[tuple[int, Ar
         for block in blocks(share.rows, share.shape):
             yield block.start, np.ascontiguousarray(whole[block.start : block.stop])
         return
-    for blocks_of_parts in _rounds(share):
+    for blocks_of_parts in rounds(share):
         mine, splits = blocks_of_parts[share.place], [0] * len(share.parts)
         sent = np.zeros((0, *share.shape[1:]), np.float32)
         if share.place == 0:
@@ -129,13 +129,6 @@ def _sent(job: Job, share: Share, whole: Array | None) -> Iterator[tuple[int, Ar
         received, _ = job.exchange(sent, splits, share.divided_over)
         if len(received):
             yield mine.start, received
-
-
-def _rounds(share: Share) -> Iterator[list[range]]:
-    """A block of each part at a time; an empty one where a part has no more."""
-    of_parts = [list(blocks(part, share.shape)) for part in share.parts]
-    for round_ in range(max(map(len, of_parts))):
-        yield [part[round_] if round_ < len(part) else range(0) for part in of_parts]
 
 
 def _rows(share: Share, own: Array | None, block: range) -> Array:

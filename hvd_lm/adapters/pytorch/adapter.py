@@ -49,11 +49,12 @@ class PyTorchAdapter(Adapter):
         self._stages: list[Stage] = [self._lookup, *body]
         self._waiting: list[tuple[int, ...]] = []
         """[T, B] of the micro-batches whose forward has got to the output, and that wait for their backward."""
-        self._optimizer_split = OptimizerSplit(self._weights, self.moment_shares, self.job)
+        halves = self.communication.compression == "fp16"
+        self._optimizer_split = OptimizerSplit(self._weights, self.moment_shares, self.job, halves=halves)
         self._update = Update(update, self._optimizer_split.updated) if update else None
         self._reducer: GradientReducer | None = None
         if update and self.job.groups["all"].communicates:
-            self._reducer = GradientReducer(self.shares, self.moment_shares, self._weights, self.job, self.communication)
+            self._reducer = GradientReducer(self.shares, self._weights, self._optimizer_split, self.job, self.communication)
         self._sums = torch.zeros(2, dtype=torch.float64, device=self._device)
         """Of the window: its loss, and ranks in trouble."""
         self._complete = False

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_lm.adapters.job import Group, Job
+from hvd_lm.adapters.pytorch.optimizer_split import OptimizerSplit
 from hvd_lm.config import CommunicationConfig
 from hvd_lm.model.split import Share
 
@@ -85,13 +86,13 @@ class GradientReducer:
     def __init__(
         self,
         shares: Mapping[str, Share],
-        moment_shares: Mapping[str, Share],
         weights: Mapping[str, nn.Parameter],
+        optimizer_split: OptimizerSplit,
         job: Job,
         communication: CommunicationConfig,
     ) -> None:
-        """Of a parameter whose moments alone are divided, a rank gets the sum of the rows that it updates."""
-        self._scattered = {name: share.rows for name, share in moment_shares.items() if share != shares[name]}
+        """Of what `optimizer_split` divides, a rank gets the sum of the rows that it updates."""
+        self._optimizer_split = optimizer_split
         self._names = {weight: name for name, weight in weights.items()}
         self._groups = {name: job.holders(share) for name, share in shares.items()}
         self._op = hvd.Adasum if communication.reduction == "adasum" else hvd.Sum
@@ -130,8 +131,8 @@ class GradientReducer:
             arrive = _nothing
         elif name in self._touched:
             arrive = self._start_rows(name, gradient)
-        elif name in self._scattered:
-            arrive, gradient = self._start_scatter(name, gradient)
+        elif name in self._optimizer_split.divided:
+            arrive, gradient = self._optimizer_split.start_sum(name, gradient), self._optimizer_split.rows_of(name, gradient)
         else:
             wire = to_halves_in_place(gradient) if self._fp16 else gradient
             handle = hvd.allreduce_async_(wire, name=f"gradient.{name}", op=self._op, process_set=group.process_set)
@@ -151,19 +152,6 @@ class GradientReducer:
             gradient.index_copy_(0, rows, wire.to(gradient.dtype))
 
         return arrive
-
-    def _start_scatter(self, name: str, gradient: Tensor) -> tuple[Callable[[], None], Tensor]:
-        """Of all rows; this rank's are returned, too."""
-        wire = to_halves_in_place(gradient).view(gradient.shape) if self._fp16 else gradient
-        process_set = self._groups[name].process_set
-        handle = hvd.reducescatter_async(wire, name=f"gradient.{name}", op=hvd.Sum, process_set=process_set)
-        rows = self._scattered[name]
-        own = gradient[rows.start : rows.stop]
-
-        def arrive() -> None:
-            own.copy_(hvd.synchronize(handle))
-
-        return arrive, own
 
     def finish_sums(self) -> None:
         """They are there; nothing if they did not leave."""

@@ -22,7 +22,7 @@ from hvd_lm.adapters.tensorflow.stages import make_stages
 from hvd_lm.adapters.tensorflow.stages.base import Stage, Tape, Tensors
 from hvd_lm.adapters.tensorflow.stages.output import Judged
 from hvd_lm.adapters.tensorflow.update import DynamicUpdate, Update
-from hvd_lm.adapters.tensorflow.weight import Accumulation, Weight, to_numpy
+from hvd_lm.adapters.tensorflow.weight import Accumulation, Arriving, Weight, to_numpy
 from hvd_lm.model.split import Share, blocks
 from hvd_lm.model.weights import Array, Weights
 
@@ -62,6 +62,7 @@ class TensorFlowAdapter(Adapter):
         self._reducer = GradientReducer(self._weights, self.moment_shares, self.job, self.communication)
         self._loss_sum = tf.Variable(tf.zeros((), tf.float64), trainable=False)
         self._deferred: list[Deferred] = []
+        self._arriving: dict[str, Arriving] = {}
         self._begin_window()
         self._compile()
 
@@ -147,9 +148,11 @@ class TensorFlowAdapter(Adapter):
         variable = self._trained.moments[name] if weight is None else weight
         if len(values) == len(share.rows):
             variable.assign(values)
-        else:
-            first = start - share.rows.start
-            variable[first : first + len(values)].assign(values)
+            return
+        # A variable that was ever assigned to in part is copied by every dense read from then on.
+        arriving = self._arriving.setdefault(name, Arriving(share))
+        if arriving.add(start, values):
+            variable.assign(self._arriving.pop(name).values)
 
     def set_applied_steps(self, steps: int) -> None:
         self._trained.applied_steps = steps
@@ -186,13 +189,13 @@ class TensorFlowAdapter(Adapter):
         if not group.communicates:
             return
         # Block by block: Gloo gives up what is on a slow link for 30 seconds.
-        for rows in blocks(range(len(share.rows)), share.shape):
-            named, here = f"state.{name}.{rows.start}", slice(rows.start, rows.stop)
-            received = hvd.broadcast(variable[here], group.ranks[0], name=named, process_set=group.process_set)
-            if len(rows) == len(share.rows):
-                variable.assign(received)
-            else:
-                variable[here].assign(received)
+        first, arriving = share.rows.start, Arriving(share)
+        for rows in blocks(share.rows, share.shape):
+            sent = variable[rows.start - first : rows.stop - first]
+            named = f"state.{name}.{rows.start}"
+            received = hvd.broadcast(sent, group.ranks[0], name=named, process_set=group.process_set)
+            arriving.add(rows.start, received.numpy())
+        variable.assign(arriving.values)
 
     def zero_state(self, batch_size: int) -> State:
         return [tuple(tf.zeros((batch_size, spec.shape[1])) for spec in stage.state_specs) for stage in self._stages]

@@ -11,11 +11,17 @@ from hvd_lm.adapters.job import Job
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.weight import Weight
 from hvd_lm.config import CommunicationConfig
-from hvd_lm.model.split import Share
+from hvd_lm.model.split import Share, rounds
 
 with native_stderr_closed():
     import horovod.tensorflow as hvd
     import tensorflow as tf
+
+
+_VALUES = 1 << 20
+"""That are sent at a time where a rank gets a part of a sum (4 MiB)."""
+_ON_THE_WAY = 4
+"""Sendings that a rank does not wait for."""
 
 
 class GradientReducer:
@@ -28,7 +34,7 @@ class GradientReducer:
         self, weights: Mapping[str, Weight], moment_shares: Mapping[str, Share], job: Job, communication: CommunicationConfig
     ) -> None:
         """Of a parameter whose moments alone are divided, a rank gets the sum of the rows that it updates."""
-        self._scattered = {name for name, share in moment_shares.items() if share != weights[name].share}
+        self._scattered = {name: share for name, share in moment_shares.items() if share != weights[name].share}
         self._groups = {name: job.holders(weight.share) for name, weight in weights.items()}
         self._everyone = job.groups["all"]
         self._compression = hvd.Compression.fp16 if communication.compression == "fp16" else hvd.Compression.none
@@ -69,15 +75,29 @@ class GradientReducer:
             wire, context = self._compression.compress(tf.gather(weight.gradient, rows))
             weight.gradient.scatter_update(tf.IndexedSlices(self._all_reduce(weight.name, wire, context), rows))
         else:
+            if share := self._scattered.get(weight.name):
+                weight.gradient.assign(self._own_rows(share, weight.take_gradient()))
+                return ()
             wire, context = self._compression.compress(weight.take_gradient())
-            reduce = self._reduce_scatter if weight.name in self._scattered else self._all_reduce
-            weight.gradient.assign(reduce(weight.name, wire, context))
+            weight.gradient.assign(self._all_reduce(weight.name, wire, context))
         return (wire,)
 
-    def _reduce_scatter(self, name: str, wire: tf.Tensor, context: tf.DType | None) -> tf.Tensor:
-        process_set = self._groups[name].process_set
-        total = hvd.reducescatter(wire, op=hvd.Sum, name=f"gradient.{name}", process_set=process_set)
-        return self._compression.decompress(total, context)
+    def _own_rows(self, share: Share, gradient: tf.Tensor) -> tf.Tensor:
+        """The sum of the rows that this rank updates.
+
+        Horovod's reduce-scatter takes memory for three copies of a gradient over Gloo; here a few blocks are on their way.
+        """
+        name, sums = share.parameter.name, list[tf.Tensor]()
+        group = self._groups[name]
+        for number, blocks in enumerate(rounds(share, max(1, _VALUES // group.size))):
+            with tf.control_dependencies(sums[-_ON_THE_WAY:][:1] if number >= _ON_THE_WAY else []):
+                sent = tf.concat([gradient[block.start : block.stop] for block in blocks], 0)
+            wire, context = self._compression.compress(sent)
+            splits = [len(block) for block in blocks]
+            received, _ = hvd.alltoall(wire, splits, name=f"gradient.{name}.{number}", process_set=group.process_set)
+            shape = (group.size, splits[share.place], *share.shape[1:])
+            sums.append(tf.reduce_sum(tf.reshape(self._compression.decompress(received, context), shape), 0))
+        return tf.concat(sums, 0)
 
     def _all_reduce(self, name: str, wire: tf.Tensor, context: tf.DType | None) -> tf.Tensor:
         total = hvd.allreduce(wire, name=f"gradient.{name}", op=self._op, process_set=self._groups[name].process_set)

@@ -37,12 +37,6 @@ class Update:
             for kind in config.moments
             for name, share in moment_shares.items()
         }
-        # The operations of an update take variables: rows of a weight that this rank updates for all are copied to one.
-        self._parts = {
-            name: tf.Variable(tf.zeros(share.shape), name=f"updated_{name}", trainable=False)
-            for name, share in moment_shares.items()
-            if share != weights[name].share
-        }
         self.function = tf.function(self._graph, input_signature=[*[tf.TensorSpec((), tf.float32)] * 4, tf.TensorSpec((), tf.bool)])
 
     def state(self, *, copy: bool) -> OptimizerState:
@@ -94,14 +88,17 @@ class Update:
         return tf.sqrt(tf.add_n(squares))
 
     def _update_weight(self, weight: Weight, gradient: tf.Tensor, learning_rate: tf.Tensor, epsilon: tf.Tensor) -> tf.Operation:
-        if weight.name not in self._parts:
+        share = self._moment_shares[weight.name]
+        if share == weight.share:
             return self._update(weight.name, weight.value, gradient, learning_rate, epsilon)
-        part, share = self._parts[weight.name], self._moment_shares[weight.name]
-        with tf.control_dependencies([part.assign(weight.value[share.rows.start : share.rows.stop])]):
-            updated = self._update(weight.name, part, gradient, learning_rate, epsilon)
+        # The operations of an update take variables, and that of the gradient is empty by now.
+        with tf.control_dependencies([gradient]):
+            part = weight.gradient.assign(weight.value[share.rows.start : share.rows.stop])
+        with tf.control_dependencies([part]):
+            updated = self._update(weight.name, weight.gradient, gradient, learning_rate, epsilon)
         with tf.control_dependencies([updated]):
             process_set = self._groups["data"].process_set
-            rows = hvd.allgather(part.read_value(), name=f"updated.{weight.name}", process_set=process_set)
+            rows = hvd.allgather(weight.take_gradient(), name=f"updated.{weight.name}", process_set=process_set)
         return weight.value.assign(tf.ensure_shape(rows, weight.shape)).op
 
     def _update(

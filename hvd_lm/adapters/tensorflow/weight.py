@@ -39,6 +39,20 @@ class Weight:
             return tf.ensure_shape(tf.identity(gradient), (None, *self.shape[1:]))
 
 
+class Arriving:
+    """Values of a weight, or of a moment, that come block by block."""
+
+    def __init__(self, share: Share) -> None:
+        self._rows, self._left = share.rows, len(share.rows)
+        self.values: Array = np.empty(share.shape, np.float32)
+
+    def add(self, start: int, values: Array) -> bool:
+        """Row `start` of the canonical weight, and following; whether all are there now."""
+        self.values[start - self._rows.start :][: len(values)] = values
+        self._left -= len(values)
+        return self._left == 0
+
+
 Send = Callable[[Weight], Iterable[tf.Tensor]]
 """Starts the reduction of a gradient; returns what travels."""
 
