@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from hvd_lm.adapters.job import Job
 from hvd_lm.model.split import Share, rounds
 
-_VALUES = 1 << 20
-"""That are sent at a time (4 MiB)."""
+_VALUES = 1 << 19
+"""That are sent at a time (2 MiB)."""
 _ON_THE_WAY = 4
 """Sendings that a rank does not wait for."""
 

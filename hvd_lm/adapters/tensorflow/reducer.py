@@ -18,8 +18,8 @@ with native_stderr_closed():
     import tensorflow as tf
 
 
-_VALUES = 1 << 20
-"""That are sent at a time where a rank gets a part of a sum (4 MiB)."""
+_VALUES = 1 << 19
+"""That are sent at a time where a rank gets a part of a sum (2 MiB)."""
 _ON_THE_WAY = 4
 """Sendings that a rank does not wait for."""
 
