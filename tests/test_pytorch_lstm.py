@@ -173,5 +173,5 @@ def test_the_faster_layer_is_taken_by_its_size() -> None:
     sizes = (UNITS, stages.ONEDNN_UNITS - 1, stages.ONEDNN_UNITS)
     model = ModelConfig(vocabulary_size=9, embedding_size=WIDTH, hidden_size=sizes)
     weights = {name: Weight(*parameter.shape) for name, parameter in parameters(model).items()}
-    _, body, _ = stages.make_stages(model, weights, {}, None)
+    body = stages.make_stages(model, weights, stages.Divided(range(5), {})).stages
     assert [type(stage) for stage in body if stage.units] == [TorchLstm, TorchLstm, OneDnnLstm]

@@ -21,7 +21,9 @@ from hvd_lm.adapters.job import Job
 from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig
 from hvd_lm.errors import CheckpointError
 from hvd_lm.job.topology import GroupName
+from hvd_lm.model.pipeline import stages_of_ranks
 from hvd_lm.model.split import Share, blocks, moment_shares, shares
+from hvd_lm.model.stages import stages
 from hvd_lm.model.weights import Array, Rows, Weights, check_weights
 
 READ_ONLY = "the model was built without an update: it can only be read"
@@ -90,6 +92,10 @@ class Adapter(ABC):
     """Name of a parameter -> the rows of it that this rank holds."""
     moment_shares: Mapping[str, Share]
     """The same of its moments."""
+    is_pipeline: bool
+    """Whether the ranks of a model group pass activations on to each other."""
+    places: range
+    """Of the declared stages, those of this rank."""
     update_config: OptimizerConfig | None
     """None of a model that is only read."""
 
@@ -105,7 +111,12 @@ class Adapter(ABC):
         as the job is arranged.
         """
         self.model, self.update_config = model, update
-        self.shares, self.moment_shares = shares(model, self.job.topology), moment_shares(model, self.job.topology)
+        topology = self.job.topology
+        self.is_pipeline = topology.split == "layers"
+        self.places = range(len(stages(model)))
+        if self.is_pipeline:
+            self.places = stages_of_ranks(model, topology.model_size)[topology.model_rank]
+        self.shares, self.moment_shares = shares(model, topology), moment_shares(model, topology)
         self._make()
 
     @abstractmethod
@@ -168,13 +179,30 @@ class Adapter(ABC):
     def zero_state(self, batch_size: int) -> State:
         """The state at the beginning of a text."""
 
-    @abstractmethod
     def state_to_numpy(self, state: State) -> NDArray[np.float32]:
-        """A copy of a state, ``float32 [2, B, U]``: h and c, all layers side by side from below."""
+        """A copy of a state, ``float32 [2, B, U]``: h and c, all layers side by side from below. Collective over a pipeline."""
+        own_2BU = self._state_to_numpy(state)
+        if not self.is_pipeline:
+            return own_2BU
+        return np.ascontiguousarray(self.job.concatenate(own_2BU.transpose(2, 0, 1), "model").transpose(1, 2, 0))
+
+    def state_from_numpy(self, state_2BU: NDArray[np.float32]) -> State:
+        """The inverse of `state_to_numpy`; of a pipeline, what this rank's layers carry."""
+        units = [stage.units for stage in stages(self.model)]
+        begin, own = sum(units[: self.places.start]), sum(units[self.places.start : self.places.stop])
+        return self._state_from_numpy(np.ascontiguousarray(state_2BU[:, :, begin : begin + own]))
 
     @abstractmethod
-    def state_from_numpy(self, state_2BU: NDArray[np.float32]) -> State:
-        """The inverse of `state_to_numpy`."""
+    def _state_to_numpy(self, state: State) -> NDArray[np.float32]:
+        """Of this rank's layers."""
+
+    @abstractmethod
+    def _state_from_numpy(self, state_2BU: NDArray[np.float32]) -> State:
+        """Of this rank's layers."""
+
+    def waited_seconds(self) -> float:
+        """How long this rank has waited for its neighbours in a pipeline since this was last asked."""
+        return 0.0
 
     @abstractmethod
     def accumulate(
@@ -233,6 +261,15 @@ class Adapter(ABC):
         Logits exist for a few hundred tokens at a time. Where a model group divides the parameters it is collective over it, with
         micro-batches of one shape.
         """
+
+    @property
+    def _drops_below(self) -> int:
+        """How many of the declared stages below those of this rank drop."""
+        return sum(stage.kind == "drop" for stage in stages(self.model)[: self.places.start])
+
+    def _of_last_rank(self, losses_TB: Array) -> Array:
+        """The losses that the last rank of a pipeline tells, on all of them; of others they are as they are."""
+        return self.job.gather(losses_TB, "model")[-1] if self.is_pipeline else losses_TB
 
     @abstractmethod
     def logits(self, inputs_TB: NDArray[np.int32], state: State) -> tuple[NDArray[np.float32], State]:

@@ -124,7 +124,8 @@ class Job(ABC):
         """
         hvd = self.horovod
         # Horovod refuses two process sets of the same ranks.
-        groups = {tuple(group) for group in (*expected.data_groups(), *expected.model_groups())}
+        every = (*expected.data_groups(), *expected.model_groups(), *expected.neighbours(), expected.ends())
+        groups = {tuple(group) for group in every}
         parts = sorted(ranks for ranks in groups if 1 < len(ranks) < expected.size)
         if hvd.is_initialized() and expected.size == 1 and not hvd.mpi_enabled():
             # So that the levers of this job count. Ranks of several processes could miss each other when they start anew, and MPI
@@ -234,6 +235,14 @@ class Job(ABC):
             return values[None].copy()
         tensor = self._to_tensor(np.ascontiguousarray(values[None]))
         return self._to_numpy(self.horovod.allgather(tensor, name=f"gather.{group}", process_set=its.process_set))
+
+    def concatenate(self, rows: NDArray[_Number], group: GroupName) -> NDArray[_Number]:
+        """The rows of every rank of the group, of any number, in the order of its ranks. Collective."""
+        its = self.groups[group]
+        if not its.communicates:
+            return rows.copy()
+        tensor = self._to_tensor(np.ascontiguousarray(rows))
+        return self._to_numpy(self.horovod.allgather(tensor, name=f"concatenate.{group}", process_set=its.process_set))
 
     def scatter_sum(self, values: NDArray[_Number], group: GroupName = "readers") -> NDArray[_Number]:
         """This rank's share of the rows of the sum of `values` over the group; the first ranks have one more. Collective."""

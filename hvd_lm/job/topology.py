@@ -12,9 +12,10 @@ from typing import Literal
 from hvd_lm.config import Split, TopologyConfig
 from hvd_lm.errors import ConfigError
 
-GroupName = Literal["all", "data", "model", "readers"]
+GroupName = Literal["all", "data", "model", "readers", "below", "above", "ends"]
 """all: of the job. data: hold the same part of the parameters. model: hold one copy of the parameters together. readers: read
-different text, all of it together."""
+different text, all of it together. In a pipeline, below and above: with the neighbour on that side. ends: the first and the last
+ranks of all pipelines, which share a tied embedding."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,31 @@ class Topology:
     def groups(self) -> dict[GroupName, list[int]]:
         """The groups of this rank, each as the ranks in it."""
         everyone, data = list(range(self.size)), self.data_groups()[self.model_rank]
-        return {
+        found: dict[GroupName, list[int]] = {
             "all": everyone,
             "data": data,
             "model": self.model_groups()[self.data_rank],
             "readers": everyone if self.every_rank_reads else data,
         }
+        if self.split == "layers":
+            is_first, is_last = self.model_rank == 0, self.model_rank == self.model_size - 1
+            found["below"] = [self.rank] if is_first else [self.rank - 1, self.rank]
+            found["above"] = [self.rank] if is_last else [self.rank, self.rank + 1]
+            if is_first or is_last:
+                found["ends"] = self.ends()
+        return found
+
+    def neighbours(self) -> list[list[int]]:
+        """Pairs of ranks that pass activations on to each other; none but in pipelines."""
+        if self.split != "layers":
+            return []
+        return [[rank, rank + 1] for group in self.model_groups() for rank in group[:-1]]
+
+    def ends(self) -> list[int]:
+        """The first and the last rank of each pipeline; none but in pipelines."""
+        if self.split != "layers":
+            return []
+        return sorted(rank for group in self.model_groups() for rank in {group[0], group[-1]})
 
 
 def arrange(config: TopologyConfig, rank: int, size: int) -> Topology:

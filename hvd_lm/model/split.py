@@ -1,6 +1,7 @@
 """Which rows of the parameters a rank holds: of all of them, or a part, where the ranks of a group divide them.
 
     none         every rank holds everything
+    layers       a rank of a model group holds all rows of its stages, none of others; both ends have the table of a tied embedding
     optimizer    every rank holds all weights, and the moments of consecutive rows of each
     vocabulary   the ranks of a model group hold consecutive rows of what is split by rows each; the first ones have one more
 
@@ -17,7 +18,8 @@ from hvd_lm.config import ModelConfig
 from hvd_lm.errors import ConfigError
 from hvd_lm.job.topology import GroupName, Topology
 from hvd_lm.model.parameters import Parameter
-from hvd_lm.model.stages import parameters
+from hvd_lm.model.pipeline import stages_of_ranks
+from hvd_lm.model.stages import parameters, stages
 
 BLOCK = 1 << 22
 """Values that are read, sent or written at a time (16 MiB)."""
@@ -38,6 +40,11 @@ class Share:
     """Of this rank in the group."""
 
     @property
+    def counts(self) -> bool:
+        """Whether this rank is the first of the group with these rows, so that a norm counts them once."""
+        return self.parts.index(self.rows) == self.place
+
+    @property
     def rows(self) -> range:
         """Of this rank."""
         return self.parts[self.place]
@@ -50,6 +57,8 @@ class Share:
 
 def shares(model: ModelConfig, topology: Topology) -> dict[str, Share]:
     """Name -> what this rank holds of each parameter. Raises ConfigError if a rank would hold nothing."""
+    if topology.split == "layers":
+        return _of_layers(model, topology)
     found = {}
     for name, parameter in parameters(model).items():
         count = parameter.shape[0]
@@ -61,6 +70,22 @@ def shares(model: ModelConfig, topology: Topology) -> dict[str, Share]:
             found[name] = Share(parameter, "data", "model", divide(count, topology.model_size), topology.model_rank)
         else:
             found[name] = whole(parameter)
+    return found
+
+
+def _of_layers(model: ModelConfig, topology: Topology) -> dict[str, Share]:
+    declared, of_ranks = stages(model), stages_of_ranks(model, topology.model_size)
+    found = {}
+    for name, parameter in parameters(model).items():
+        holders = {
+            rank
+            for rank, places in enumerate(of_ranks)
+            for place in places
+            if any(parameter.name == name for parameter in declared[place].parameters.values())
+        }
+        parts = tuple(range(parameter.shape[0] if rank in holders else 0) for rank in range(topology.model_size))
+        held_by: GroupName = "ends" if len(holders) > 1 and topology.model_rank in holders else "data"
+        found[name] = Share(parameter, held_by, "model", parts, topology.model_rank)
     return found
 
 

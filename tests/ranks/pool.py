@@ -30,9 +30,11 @@ def main(folder: Path, framework: str) -> None:
     # A rank that hangs is asked where.
     faulthandler.register(signal.SIGUSR1)
     rank = launcher.launched_rank()
-    if launcher.launched_size() == 4:
+    size = launcher.launched_size()
+    if size > 2:
         # A process keeps the groups that it starts with: these serve plain jobs, too.
-        adapter_class(framework).job_class(topology=TopologyConfig(model_parallel=2))
+        grid = TopologyConfig(model_parallel=2 if size == 4 else size, split="layers")
+        adapter_class(framework).job_class(topology=grid)
     with Client(str(folder / "orders")) as orders:
         orders.send((rank, os.getpid()))
         while True:

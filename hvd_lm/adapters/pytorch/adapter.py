@@ -20,7 +20,7 @@ from hvd_lm.adapters.pytorch.memory import Weight, to_numpy
 from hvd_lm.adapters.pytorch.model_group import ModelGroup
 from hvd_lm.adapters.pytorch.optimizer_split import OptimizerSplit
 from hvd_lm.adapters.pytorch.reducer import GradientReducer
-from hvd_lm.adapters.pytorch.stages import LayerState, Stage, make_stages
+from hvd_lm.adapters.pytorch.stages import Divided, LayerState, Made, Neighbour, Output, Stage, make_stages
 from hvd_lm.adapters.pytorch.stages.drop import Drop
 from hvd_lm.adapters.pytorch.update import Update, norm_of
 from hvd_lm.config import CommunicationConfig
@@ -41,15 +41,25 @@ class PyTorchAdapter(Adapter):
         self._device = job.device
 
     def _make(self) -> None:
-        model, update = self.model, self.update_config
-        self._weights = {name: Weight(*share.shape, device=self._device) for name, share in self.shares.items()}
-        group = self.job.groups["model"]
-        model_group = ModelGroup(group, halves=self.communication.compression == "fp16") if group.communicates else None
-        self._lookup, body, self._output = make_stages(model, self._weights, self.shares, model_group)
-        self._stages: list[Stage] = [self._lookup, *body]
-        self._waiting: list[tuple[int, ...]] = []
-        """[T, B] of the micro-batches whose forward has got to the output, and that wait for their backward."""
+        update = self.update_config
+        self._weights = {name: Weight(*share.shape, device=self._device) for name, share in self.shares.items() if share.rows}
         halves = self.communication.compression == "fp16"
+        groups = self.job.groups
+        self._neighbours = {
+            side: Neighbour(groups[side], self._device, halves=halves)
+            for side in ("below", "above")
+            if self.is_pipeline and groups[side].communicates
+        }
+        self._divided = Divided(
+            self.places,
+            self.shares,
+            ModelGroup(groups["model"], halves=halves) if groups["model"].communicates and not self.is_pipeline else None,
+            **self._neighbours,
+        )
+        self._copies: list[Made] = []
+        """The stages, once for each of the backwards that wait in a pipeline: each remembers its micro-batches."""
+        self._waiting: list[list[tuple[int, ...]]] = [[]]
+        """[T, B] of the micro-batches whose forward is done: those of each backward."""
         self._optimizer_split = OptimizerSplit(self._weights, self.moment_shares, self.job, halves=halves)
         self._update = Update(update, self._optimizer_split.updated) if update else None
         self._reducer: GradientReducer | None = None
@@ -76,8 +86,24 @@ class PyTorchAdapter(Adapter):
         self._trained.link()
 
     def _weights_changed(self) -> None:
-        for stage in self._stages:
-            stage.weights_changed()
+        for copy in self._copies:
+            for stage in copy.stages:
+                stage.weights_changed()
+
+    def _copy(self, number: int) -> Made:
+        while number >= len(self._copies):
+            self._copies.append(make_stages(self.model, self._weights, self._divided))
+        return self._copies[number]
+
+    @property
+    def _stages(self) -> list[Stage]:
+        return self._copy(0).stages
+
+    def waited_seconds(self) -> float:
+        waited = sum(neighbour.waited_seconds for neighbour in self._neighbours.values())
+        for neighbour in self._neighbours.values():
+            neighbour.waited_seconds = 0.0
+        return waited
 
     def weights(self, *, copy: bool = True) -> Weights:
         return {name: to_numpy(weight, copy=copy) for name, weight in self._weights.items()}
@@ -121,17 +147,15 @@ class PyTorchAdapter(Adapter):
         def zeros(units: int) -> Tensor:
             return torch.zeros(batch_size, units, device=self._device)
 
-        return [(zeros(stage.units), zeros(stage.units)) if stage.units else None for stage in self._stages]
+        return [(zeros(stage.units), zeros(stage.units)) for stage in self._stages]
 
-    def state_to_numpy(self, state: State) -> NDArray[np.float32]:
-        of_layers = [layer for layer in state if layer is not None]
-        return np.stack([np.concatenate([to_numpy(tensor) for tensor in kind], axis=1) for kind in zip(*of_layers, strict=True)])
+    def _state_to_numpy(self, state: State) -> NDArray[np.float32]:
+        return np.stack([np.concatenate([to_numpy(tensor) for tensor in kind], axis=1) for kind in zip(*state, strict=True)])
 
-    def state_from_numpy(self, state_2BU: NDArray[np.float32]) -> State:
-        widths = [stage.units for stage in self._stages if stage.units]
+    def _state_from_numpy(self, state_2BU: NDArray[np.float32]) -> State:
+        widths = [stage.units for stage in self._stages]
         h, c = (torch.split(kind, widths, dim=1) for kind in torch.tensor(state_2BU, device=self._device))
-        of_layers = iter(zip(h, c, strict=True))
-        return [next(of_layers) if stage.units else None for stage in self._stages]
+        return list(zip(h, c, strict=True))
 
     # --- a window ----------------------------------------------------------------------------------------
 
@@ -146,33 +170,49 @@ class PyTorchAdapter(Adapter):
         defer: int = 0,
         dropout_masks: Sequence[NDArray[np.bool_]] = (),
     ) -> State:
-        if self._waiting and self._waiting[0] != inputs_TB.shape:
-            self._run_backward(last=False)
-        masks = [torch.from_numpy(mask).to(self._device) for mask in dropout_masks]
+        if self._waiting[-1] and self._waiting[-1][0] != inputs_TB.shape:
+            self._end_backward(last=False)
+        made = self._copy(len(self._waiting) - 1)
+        masks = [torch.from_numpy(mask).to(self._device) for mask in dropout_masks[self._drops_below :]]
         inputs = self._indices(inputs_TB)
-        outputs_TBH, state = self._forward(inputs, state, masks, keep=1 if last else 1 + defer)
-        self._output.keep(outputs_TBH, self._indices(targets_TB), weight)
-        self._waiting.append(inputs_TB.shape)
-        if self._reducer:
-            self._reducer.note_touched(self._lookup.touched)
+        outputs_TBH, state = self._forward(made, inputs, state, masks, keep=1 if last else 1 + defer)
+        made.output.keep(outputs_TBH, self._indices(targets_TB), weight)
+        self._waiting[-1].append(inputs_TB.shape)
+        if self._reducer and made.lookup:
+            self._reducer.note_touched(made.lookup.touched)
         if last or not defer:
-            self._run_backward(last=last)
+            self._end_backward(last=last)
         return state
 
+    def _end_backward(self, *, last: bool) -> None:
+        """All micro-batches of a backward are there. It runs, but in a pipeline, where all forwards of a window come first."""
+        if not self.is_pipeline:
+            self._run_backward(0, last=last)
+        elif last:
+            count = len(self._waiting)
+            for number in range(count):
+                self._run_backward(number, last=number == count - 1)
+        else:
+            self._waiting.append([])
+            return
+        self._waiting = [[]]
+
     @torch.no_grad()
-    def _forward(self, inputs_TB: Tensor, state: State, masks: Sequence[Tensor] = (), *, keep: int = 0) -> tuple[Tensor, State]:
+    def _forward(
+        self, made: Made, inputs_TB: Tensor, state: State, masks: Sequence[Tensor] = (), *, keep: int = 0
+    ) -> tuple[Tensor, State]:
         """Outputs of the last stage below the output [T, B, H], and the state after."""
         activations, masks_left = inputs_TB, iter(masks)
         after: list[LayerState | None] = []
-        for stage, before in zip(self._stages, state, strict=True):
+        for stage, before in zip(made.stages, state, strict=True):
             noise = next(masks_left, None) if isinstance(stage, Drop) else None
             activations, stage_after = stage.forward(activations, before, noise, keep=keep)
             after.append(stage_after)
         return activations, after
 
     @torch.no_grad()
-    def _run_backward(self, *, last: bool) -> None:
-        """Of all micro-batches that wait, stage by stage from above.
+    def _run_backward(self, number: int, *, last: bool) -> None:
+        """Of all micro-batches that wait for this one, stage by stage from above.
 
         With `last`, what is complete travels while the stages below are at work.
         """
@@ -181,19 +221,19 @@ class PyTorchAdapter(Adapter):
             reducer.inputs_complete()
         complete = reducer.start if reducer else _ignore
         self._weights_changed()  # what the forwards derived from them leaves room for logits
-        loss, gradients = self._output.backward()
+        made = self._copy(number)
+        loss, gradients = made.output.backward()
         self._sums[0] += loss
         if last:
             self._sums[1] = self.job.trouble.error is not None
             self._complete = True
         if reducer:
             reducer.start_sums(self._sums)
-        if not self.model.tie_embedding:
-            complete(self._output.kernel)
-        complete(self._output.bias)
-        for stage in reversed(self._stages):
+        for weight in made.output.weights:
+            if not (made.lookup and weight is made.lookup.table):
+                complete(weight)
+        for stage in reversed(made.stages):
             gradients = stage.backward(gradients, complete)
-        self._waiting.clear()
 
     def _indices(self, array: NDArray[np.int32]) -> Tensor:
         return torch.from_numpy(array).to(self._device, torch.int64)
@@ -218,7 +258,8 @@ class PyTorchAdapter(Adapter):
         """Of the gradients of the window, each parameter counted once."""
         norms: dict[GroupName | None, list[Tensor]] = {}
         for name, gradient in self._complete_gradients():
-            norms.setdefault(self.moment_shares[name].divided_over, []).append(norm_of(gradient))
+            share, norm = self.moment_shares[name], norm_of(gradient)
+            norms.setdefault(share.divided_over, []).append(norm if share.counts else torch.zeros_like(norm))
         return self.joined_norm({over: float(torch.linalg.vector_norm(torch.stack(of))) for over, of in norms.items()})
 
     def _check_complete(self, caller: str) -> None:
@@ -239,8 +280,8 @@ class PyTorchAdapter(Adapter):
         return iter([(name, rows_of(name, weight.grad)) for name, weight in self._weights.items() if weight.grad is not None])
 
     def gradients(self) -> Weights:
-        if self._waiting:
-            self._run_backward(last=False)
+        if self._waiting[-1]:
+            self._end_backward(last=False)
         return {name: to_numpy(gradient) for name, gradient in self._complete_gradients()}
 
     # --- dynamic evaluation ------------------------------------------------------------------------------
@@ -270,19 +311,27 @@ class PyTorchAdapter(Adapter):
 
     @torch.no_grad()
     def evaluate(self, inputs_TB: NDArray[np.int32], targets_TB: NDArray[np.int32], state: State) -> Evaluated:
-        outputs_TBH, state = self._forward(self._indices(inputs_TB), state)
-        losses_N = self._output.losses(outputs_TBH.flatten(0, 1), self._indices(targets_TB).flatten())
-        return Evaluated(to_numpy(losses_N).reshape(inputs_TB.shape), to_numpy(outputs_TBH), state)
+        made = self._copy(0)
+        outputs_TBH, state = self._forward(made, self._indices(inputs_TB), state)
+        losses_N = made.output.losses(outputs_TBH, self._indices(targets_TB).flatten())
+        losses_TB = self._of_last_rank(to_numpy(losses_N).reshape(inputs_TB.shape))
+        return Evaluated(losses_TB, to_numpy(outputs_TBH), state)
 
     @torch.no_grad()
     def logits(self, inputs_TB: NDArray[np.int32], state: State) -> tuple[NDArray[np.float32], State]:
-        outputs_TBH, state = self._forward(self._indices(inputs_TB), state)
-        return to_numpy(self._output.logits(outputs_TBH.flatten(0, 1))).reshape(*inputs_TB.shape, -1), state
+        outputs_TBH, state = self._forward(self._copy(0), self._indices(inputs_TB), state)
+        return to_numpy(self._whole_output.logits(outputs_TBH.flatten(0, 1))).reshape(*inputs_TB.shape, -1), state
 
     @torch.no_grad()
     def next_logits(self, inputs_TB: NDArray[np.int32], state: State) -> tuple[NDArray[np.float32], State]:
-        outputs_TBH, state = self._forward(self._indices(inputs_TB), state)
-        return to_numpy(self._output.logits(outputs_TBH[-1])), state
+        outputs_TBH, state = self._forward(self._copy(0), self._indices(inputs_TB), state)
+        return to_numpy(self._whole_output.logits(outputs_TBH[-1])), state
+
+    @property
+    def _whole_output(self) -> Output:
+        output = self._copy(0).output
+        assert isinstance(output, Output), "a pipeline gives no logits: read the model on one rank"
+        return output
 
 
 def _ignore(_: nn.Parameter) -> None:

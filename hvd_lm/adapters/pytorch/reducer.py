@@ -102,7 +102,7 @@ class GradientReducer:
         self._touched = {
             name: TouchedRows(len(weights[name]), weights[name].device, self._groups[name])
             for name, share in shares.items()
-            if share.parameter.looked_up and self._groups[name].communicates
+            if name in weights and share.parameter.looked_up and self._groups[name].communicates
         }
         self.pending: list[_Reduction] = []
         """In the order in which they started."""

@@ -43,6 +43,7 @@ class Output:
     def __init__(self, kernel_VH: nn.Parameter, bias_V: nn.Parameter) -> None:
         """The kernel may be a stage's below too; then it is not complete before that."""
         self.kernel, self.bias = kernel_VH, bias_V
+        self.weights: tuple[nn.Parameter, ...] = (kernel_VH, bias_V)
         self._kept: list[_Kept] = []
 
     def keep(self, outputs_TBH: Tensor, targets_TB: Tensor, weight: float) -> None:
@@ -69,8 +70,9 @@ class Output:
         """[N, V]"""
         return product(outputs_NH, self.kernel, bias_N=self.bias)
 
-    def losses(self, outputs_NH: Tensor, targets_N: Tensor) -> Tensor:
+    def losses(self, outputs_TBH: Tensor, targets_N: Tensor) -> Tensor:
         """Cross-entropy of every target, [N]; 0 where it is ignored."""
+        outputs_NH = outputs_TBH.flatten(0, 1)
         tokens = chunk_tokens(outputs_NH.device, len(self.kernel))
         chunks = zip(torch.split(outputs_NH, tokens), torch.split(targets_N, tokens), strict=True)
         return torch.cat(

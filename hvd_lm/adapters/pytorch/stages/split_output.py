@@ -46,7 +46,8 @@ class SplitOutput(Output):
         """Raises NotImplementedError: nobody has them all."""
         raise NotImplementedError("the logits of a split vocabulary are never in one place: read the model on one rank")
 
-    def losses(self, outputs_NH: Tensor, targets_N: Tensor) -> Tensor:
+    def losses(self, outputs_TBH: Tensor, targets_N: Tensor) -> Tensor:
+        outputs_NH = outputs_TBH.flatten(0, 1)
         count = len(outputs_NH)
         outputs_AH = self._group.gather_activations_later(outputs_NH, "outputs")()
         targets_A = self._group.gather(targets_N.int(), "targets").long()

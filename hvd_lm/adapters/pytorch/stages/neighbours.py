@@ -1,0 +1,101 @@
+"""The ends of a rank's stages in a pipeline: activations arrive from the rank below and depart to the one above, gradients the
+other way.
+
+What departs does not wait: the rank goes on with its next micro-batch while the one above works on this one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+import horovod.torch as hvd
+import torch
+from torch import Tensor
+
+from hvd_lm.adapters.job import Group
+from hvd_lm.adapters.pytorch.stages.base import Complete, LayerState, Stage
+
+_NAMES = 64
+"""Sendings in one direction that may be on their way together, each under a name of its own."""
+
+
+class Neighbour:
+    """The rank on one side."""
+
+    def __init__(self, group: Group, device: torch.device, *, halves: bool) -> None:
+        """With `halves` activations and gradients travel as float16."""
+        self._process_set, self._device, self._halves = group.process_set, device, halves
+        self._other = 1 - group.place
+        self._sent, self._received = 0, 0
+        self._leaving: deque[int] = deque()
+        self.waited_seconds = 0.0
+        """For what came from there."""
+
+    def send(self, rows: Tensor, name: str) -> None:
+        """To the other rank, which receives under the same name."""
+        if len(self._leaving) == _NAMES:
+            hvd.synchronize(self._leaving.popleft())
+        rows = rows.contiguous().half() if self._halves else rows.contiguous()
+        self._leaving.append(self._exchange(rows, len(rows), f"{name}.{self._sent % _NAMES}"))
+        self._sent += 1
+
+    def receive(self, shape: tuple[int, ...], name: str) -> Tensor:
+        """What the other rank sends: a tensor of this shape."""
+        nothing = torch.empty(0, *shape[1:], device=self._device, dtype=torch.float16 if self._halves else torch.float32)
+        began = time.perf_counter()
+        received, _ = hvd.synchronize(self._exchange(nothing, 0, f"{name}.{self._received % _NAMES}"))
+        self.waited_seconds += time.perf_counter() - began
+        self._received += 1
+        received_whole: Tensor = received.float().view(shape)
+        return received_whole
+
+    def _exchange(self, rows: Tensor, count: int, name: str) -> int:
+        splits = torch.zeros(2, dtype=torch.int32)
+        splits[self._other] = count
+        handle: int = hvd.alltoall_async(rows, splits, f"pipeline.{name}", process_set=self._process_set)
+        return handle
+
+
+class Arrive(Stage):
+    """The lowest stage of a rank that is not the first: tokens [T, B] -> what the rank below made of them, [T, B, D]."""
+
+    def __init__(self, below: Neighbour, width: int) -> None:
+        self._below, self._width = below, width
+
+    def forward(
+        self, inputs: Tensor, state: LayerState | None, noise: Tensor | None, *, keep: int = 0
+    ) -> tuple[Tensor, LayerState | None]:
+        return self._below.receive((*inputs.shape, self._width), "activations"), state
+
+    def backward(self, gradients_KTBH: Tensor, complete: Complete) -> Tensor:
+        """Nothing comes out below on this rank."""
+        self._below.send(gradients_KTBH, "gradients")
+        return gradients_KTBH.new_empty(0)
+
+
+class Depart:
+    """In place of the output, of a rank that is not the last."""
+
+    weights = ()
+
+    def __init__(self, above: Neighbour) -> None:
+        self._above = above
+        self._shapes: list[torch.Size] = []
+
+    def keep(self, outputs_TBH: Tensor, targets_TB: Tensor, weight: float) -> None:
+        """Let a micro-batch go on, and wait for its gradient."""
+        self._above.send(outputs_TBH, "activations")
+        self._shapes.append(outputs_TBH.shape)
+
+    def backward(self) -> tuple[Tensor, Tensor]:
+        """No loss; the gradient by the outputs of the micro-batches that were kept, [K, T, B, H]."""
+        shape = (len(self._shapes), *self._shapes[0])
+        self._shapes.clear()
+        gradients_KTBH = self._above.receive(shape, "gradients")
+        return gradients_KTBH.new_zeros(()), gradients_KTBH
+
+    def losses(self, outputs_TBH: Tensor, targets_N: Tensor) -> Tensor:
+        """Zeros, [N]: they are the last rank's to tell."""
+        self._above.send(outputs_TBH, "activations")
+        return targets_N.new_zeros(targets_N.shape, dtype=torch.float32)
