@@ -250,7 +250,8 @@ class TopologyConfig:
     """Ranks that share one copy of the parameters (M)."""
     split: Split | None = None
     """What ranks divide among them. vocabulary: the M ranks of a model group hold a part of the rows of embedding and output layer
-    each, and every rank reads text of its own. optimizer: each data rank updates a part of the rows of every parameter for all, and
+    each, and every rank reads text of its own. layers: a pipeline of M ranks passes the activations of one text on
+    from layer to layer. optimizer: each data rank updates a part of the rows of every parameter for all, and
     has the moments of these alone (with M = 1). Unless given: vocabulary where M is above 1, else nothing."""
 
     def __post_init__(self) -> None:

@@ -17,13 +17,21 @@ from hvd_lm.checkpoint.format import MOMENTS, WEIGHTS, Checkpoint
 from hvd_lm.errors import CheckpointError
 
 ODD = ("--vocabulary-size", "97", "--embedding-size", "12", "--hidden-size", "16", "--sequence-length", "8")
-GRIDS = [("torch", 2, 2), ("torch", 1, 2), ("tensorflow", 1, 2), ("tensorflow", 2, 2), ("torch", 1, 3), ("torch", 1, 1)]
+GRIDS = [
+    ("torch", {"data_parallel": 2, "model_parallel": 2}),
+    ("torch", {"model_parallel": 2, "split": "layers"}),
+    ("tensorflow", {"data_parallel": 2}),
+    ("tensorflow", {"model_parallel": 2, "split": "layers"}),
+    ("torch", {"data_parallel": 2, "split": "optimizer"}),
+    ("tensorflow", {"model_parallel": 2}),
+    ("torch", {}),
+]
 
 
 def train(ranks: int, framework: str, out: Path, steps: int, *flags: str) -> list[dict[str, float]]:
     pools.hvd_lm(
-        ranks, "train", "--framework", framework, "--out", out, *ODD, "--steps", str(steps), "--batch-size", str(4 // ranks),
-        "--backward-passes-per-step", "2", "--learning-rate", "0.02", "--deterministic", *flags,
+        ranks, "train", "--framework", framework, "--out", out, *ODD, "--steps", str(steps), "--backward-passes-per-step", "2",
+        "--learning-rate", "0.02", "--deterministic", *(() if "--batch-size" in flags else ("--batch-size", str(4 // ranks))), *flags,
     )  # fmt: skip
     return launcher.metrics(out)
 
@@ -50,23 +58,34 @@ def assert_same(found: Checkpoint, expected: Checkpoint) -> None:
 @pytest.mark.ranks
 def test_a_checkpoint_goes_from_grid_to_grid(trained: Path, tmp_path: Path) -> None:
     source = trained
-    for index, (framework, data, model) in enumerate(GRIDS):
+    for index, (framework, topology) in enumerate(GRIDS):
         target = tmp_path / str(index)
-        topology = json.dumps({"data_parallel": data, "model_parallel": model})
-        assert pools.body("round_trip", data * model, framework, topology, source, target) == [6] * data * model
+        ranks = topology.get("data_parallel", 1) * topology.get("model_parallel", 1)
+        assert pools.body("round_trip", ranks, framework, json.dumps(topology), source, target) == [6] * ranks
         assert_same(checkpoints.load(target), checkpoints.load(trained))
         source = target
 
 
 @pytest.mark.ranks
-def test_a_split_run_goes_on_bit_for_bit(framework: str, tmp_path: Path) -> None:
-    split = ("--model-parallel", "2", "--split", "vocabulary", "--dropout", "0.2", "--keep-checkpoints", "9")
+@pytest.mark.parametrize("kind", ["vocabulary", "layers"])
+def test_a_split_run_goes_on_bit_for_bit(framework: str, kind: str, tmp_path: Path) -> None:
+    split = ("--model-parallel", "2", "--split", kind, "--dropout", "0.2")
     whole = train(2, framework, tmp_path / "whole", 6, *split)
     train(2, framework, tmp_path / "parts", 3, *split)
     resumed = train(2, framework, tmp_path / "parts", 6, *split, "--resume", "auto")
     assert [row["loss"] for row in resumed] == [row["loss"] for row in whole]
     assert_same(checkpoints.load(tmp_path / "parts"), checkpoints.load(tmp_path / "whole"))
     assert resumed[-1]["validation_loss"] == whole[-1]["validation_loss"]
+
+
+@pytest.mark.ranks
+def test_a_pipeline_trains_and_validates_as_one_process(framework: str, trained: Path, tmp_path: Path) -> None:
+    """Its ranks read one text: as many sequences as one process."""
+    alone = launcher.metrics(trained)
+    split = train(2, framework, tmp_path, 6, "--model-parallel", "2", "--split", "layers", "--batch-size", "4")
+    np.testing.assert_allclose([row["loss"] for row in split], [row["loss"] for row in alone], rtol=1e-5)
+    np.testing.assert_allclose(split[-1]["validation_loss"], alone[-1]["validation_loss"], rtol=1e-5)
+    assert all(0 < row["pipeline_seconds"] < row["seconds"] for row in split) or framework == "tensorflow"
 
 
 @pytest.mark.ranks

@@ -196,6 +196,8 @@ class Leg:
             "checkpoint_seconds": self._checkpoint_seconds,
         }
         self._checkpoint_seconds = 0.0
+        if self._adapter.is_pipeline:
+            row["pipeline_seconds"] = self._adapter.waited_seconds()
         if self._loss_scale:
             row |= {
                 "skipped": not outcome.applied,

@@ -18,9 +18,9 @@ from hvd_lm.adapters.tensorflow.job import TensorFlowJob
 from hvd_lm.adapters.tensorflow.model_group import ModelGroup
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.reducer import GradientReducer
-from hvd_lm.adapters.tensorflow.stages import make_stages
-from hvd_lm.adapters.tensorflow.stages.base import Stage, Tape, Tensors
-from hvd_lm.adapters.tensorflow.stages.output import Judged
+from hvd_lm.adapters.tensorflow.stages import Divided, Neighbour, make_stages
+from hvd_lm.adapters.tensorflow.stages.base import Tape, Tensors
+from hvd_lm.adapters.tensorflow.stages.output import Judged, Output
 from hvd_lm.adapters.tensorflow.update import DynamicUpdate, Update
 from hvd_lm.adapters.tensorflow.weight import Accumulation, Arriving, Weight, to_numpy
 from hvd_lm.model.split import Share, blocks
@@ -50,18 +50,24 @@ class TensorFlowAdapter(Adapter):
     job_class = TensorFlowJob
 
     def _make(self) -> None:
-        self._weights = {name: Weight(share) for name, share in self.shares.items()}
+        self._weights = {name: Weight(share) for name, share in self.shares.items() if share.rows}
         self._values = {name: weight.value for name, weight in self._weights.items()}
-        group = self.job.groups["model"]
-        model_group = ModelGroup(group, halves=self.communication.compression == "fp16") if group.communicates else None
-        self._lookup, body, self._output = make_stages(self.model, self._weights, self.shares, model_group)
-        self._stages: list[Stage] = [self._lookup, *body]
+        halves, groups = self.communication.compression == "fp16", self.job.groups
+        self._neighbours = {
+            side: Neighbour(groups[side], halves=halves)
+            for side in ("below", "above")
+            if self.is_pipeline and groups[side].communicates
+        }
+        model_group = ModelGroup(groups["model"], halves=halves) if groups["model"].communicates and not self.is_pipeline else None
+        divided = Divided(self.places, self.shares, model_group, **self._neighbours)
+        self._lookup, self._stages, self._output = make_stages(self.model, self._weights, divided)
         self._update: Update | None = None
         if self.update_config:
             self._update = Update(self.update_config, self._weights, self.moment_shares, self.job.groups)
         self._reducer = GradientReducer(self._weights, self.moment_shares, self.job, self.communication)
         self._loss_sum = tf.Variable(tf.zeros((), tf.float64), trainable=False)
-        self._deferred: list[Deferred] = []
+        self._deferred: list[list[Deferred]] = [[]]
+        """Micro-batches whose forward is done: those of each backward."""
         self._arriving: dict[str, Arriving] = {}
         self._begin_window()
         self._compile()
@@ -94,14 +100,15 @@ class TensorFlowAdapter(Adapter):
             activations, stage_after, tape = stage.forward(activations, stage_state, stage_noise)
             tapes.append(tape)
             after.append(stage_after)
-        return after, Deferred(inputs_TB, targets_TB, weight, tapes, activations)
+        return after, Deferred(inputs_TB, targets_TB, weight, tapes, self._output.passed(activations))
 
     def _backward_graph(self, deferred: list[Deferred], in_trouble: tf.Tensor, *, first: bool, last: bool) -> tf.Tensor:
         """Stage by stage from above: with `last`, what is complete travels while the stages below are at work.
 
         Returns the loss of the window so far, and whether this rank is in trouble, [2]; with `last`, their sums over all ranks.
         """
-        self._reducer.note_touched(self._lookup.touched([micro_batch.tapes[0] for micro_batch in deferred]), first=first)
+        if self._lookup:
+            self._reducer.note_touched(self._lookup.touched([micro_batch.tapes[0] for micro_batch in deferred]), first=first)
         send = partial(self._reducer.start, touched=self._reducer.inputs_complete()) if last else _keep
         uses = chain(*(stage.weights for stage in self._stages), self._output.weights)
         accumulation = Accumulation(uses, first=first, send=send)
@@ -130,15 +137,27 @@ class TensorFlowAdapter(Adapter):
         self, inputs_TB: tf.Tensor, targets_TB: tf.Tensor, state: list[Tensors]
     ) -> tuple[tf.Tensor, tf.Tensor, list[Tensors]]:
         outputs_TBH, after = self._infer(inputs_TB, state)
+        outputs_TBH = self._output.passed(outputs_TBH)
         return self._output.losses(outputs_TBH, targets_TB), outputs_TBH, after
 
     def _logits_graph(self, inputs_TB: tf.Tensor, state: list[Tensors]) -> tuple[tf.Tensor, list[Tensors]]:
         outputs_TBH, after = self._infer(inputs_TB, state)
-        return self._output.logits(self._output.rows(outputs_TBH)), after
+        return self._whole_output.logits(self._whole_output.rows(outputs_TBH)), after
 
     def _next_logits_graph(self, inputs_TB: tf.Tensor, state: list[Tensors]) -> tuple[tf.Tensor, list[Tensors]]:
         outputs_TBH, after = self._infer(inputs_TB, state)
-        return self._output.logits(outputs_TBH[-1]), after
+        return self._whole_output.logits(outputs_TBH[-1]), after
+
+    @property
+    def _whole_output(self) -> Output:
+        assert isinstance(self._output, Output), "a pipeline gives no logits: read the model on one rank"
+        return self._output
+
+    def waited_seconds(self) -> float:
+        waited = sum(float(neighbour.waited_seconds) for neighbour in self._neighbours.values())
+        for neighbour in self._neighbours.values():
+            neighbour.waited_seconds.assign(0.0)
+        return waited
 
     # --- weights, moments, state -------------------------------------------------------------------------
 
@@ -200,15 +219,15 @@ class TensorFlowAdapter(Adapter):
     def zero_state(self, batch_size: int) -> State:
         return [tuple(tf.zeros((batch_size, spec.shape[1])) for spec in stage.state_specs) for stage in self._stages]
 
-    def state_to_numpy(self, state: State) -> NDArray[np.float32]:
+    def _state_to_numpy(self, state: State) -> NDArray[np.float32]:
         layers = [layer for layer in state if layer]
         return np.stack([np.concatenate([tensor.numpy() for tensor in tensors], axis=1) for tensors in zip(*layers, strict=True)])
 
-    def state_from_numpy(self, state_2BU: NDArray[np.float32]) -> State:
+    def _state_from_numpy(self, state_2BU: NDArray[np.float32]) -> State:
         state: list[Tensors] = []
         begin = 0
         for stage in self._stages:
-            state.append(tuple(tf.constant(values) for values in state_2BU[:, :, begin : begin + stage.units] if stage.units))
+            state.append(tuple(tf.constant(values) for values in state_2BU[:, :, begin : begin + stage.units] if stage.state_specs))
             begin += stage.units
         return state
 
@@ -225,26 +244,36 @@ class TensorFlowAdapter(Adapter):
         defer: int = 0,
         dropout_masks: Sequence[NDArray[np.bool_]] = (),
     ) -> State:
-        if self._deferred and self._deferred[0].inputs_TB.shape != inputs_TB.shape:
-            self._run_deferred(last=False)
-        masks = iter(dropout_masks)
+        if self._deferred[-1] and self._deferred[-1][0].inputs_TB.shape != inputs_TB.shape:
+            self._end_backward(last=False)
+        masks = iter(dropout_masks[self._drops_below :])
         noise = [tuple(tf.constant(next(masks)) for _ in stage.noise_specs) for stage in self._stages]
         state, deferred = self._forward(inputs_TB, targets_TB, state, weight, noise)
-        self._deferred.append(deferred)
+        self._deferred[-1].append(deferred)
         if last or not defer:
-            self._run_deferred(last=last)
+            self._end_backward(last=last)
         return state
 
-    def _run_deferred(self, *, last: bool) -> None:
+    def _end_backward(self, *, last: bool) -> None:
+        """All micro-batches of a backward are there. It runs, but in a pipeline, where all forwards of a window come first."""
+        if self.is_pipeline and not last:
+            self._deferred.append([])
+            return
+        *others, final = self._deferred
+        self._deferred = [[]]
+        for deferred in others:
+            self._run_backward(deferred, last=False)
+        self._run_backward(final, last=last)
+
+    def _run_backward(self, deferred: list[Deferred], *, last: bool) -> None:
         """The rest of the backward of all micro-batches that wait for it, as of one with the sequences of all."""
-        key = (len(self._deferred), self._first_backward, last)
+        key = (len(deferred), self._first_backward, last)
         if key not in self._backward:
             count, first, _ = key
             graph = partial(self._backward_graph, first=first, last=last)
             signature = ([self._deferred_specs] * count, tf.TensorSpec((), tf.float64))
             self._backward[key] = tf.function(graph, input_signature=signature)
-        sums = self._backward[key](self._deferred, float(self.job.trouble.error is not None))
-        self._deferred.clear()
+        sums = self._backward[key](deferred, float(self.job.trouble.error is not None))
         self._first_backward = False
         if last:
             self._window_sums = sums
@@ -263,8 +292,8 @@ class TensorFlowAdapter(Adapter):
         return loss_sum, in_trouble
 
     def gradients(self) -> Weights:
-        if self._deferred:
-            self._run_deferred(last=False)
+        if self._deferred[-1]:
+            self._end_backward(last=False)
         gradients = {name: weight.gradient for name, weight in self._weights.items()}
         return {} if self._first_backward else to_numpy(gradients)
 
@@ -281,7 +310,8 @@ class TensorFlowAdapter(Adapter):
 
     def evaluate(self, inputs_TB: NDArray[np.int32], targets_TB: NDArray[np.int32], state: State) -> Evaluated:
         losses, outputs_TBH, state = self._evaluate(inputs_TB, targets_TB, state)
-        return Evaluated(losses.numpy().reshape(inputs_TB.shape), outputs_TBH.numpy(), state)
+        losses_TB = self._of_last_rank(losses.numpy().reshape(inputs_TB.shape))
+        return Evaluated(losses_TB, outputs_TBH.numpy(), state)
 
     def logits(self, inputs_TB: NDArray[np.int32], state: State) -> tuple[NDArray[np.float32], State]:
         logits, state = self._logits(inputs_TB, state)

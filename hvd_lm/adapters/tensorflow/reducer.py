@@ -34,7 +34,7 @@ class GradientReducer:
         self, weights: Mapping[str, Weight], moment_shares: Mapping[str, Share], job: Job, communication: CommunicationConfig
     ) -> None:
         """Of a parameter whose moments alone are divided, a rank gets the sum of the rows that it updates."""
-        self._scattered = {name: share for name, share in moment_shares.items() if share != weights[name].share}
+        self._scattered = {name: share for name, share in moment_shares.items() if name in weights and share != weights[name].share}
         self._groups = {name: job.holders(weight.share) for name, weight in weights.items()}
         self._everyone = job.groups["all"]
         self._compression = hvd.Compression.fp16 if communication.compression == "fp16" else hvd.Compression.none

@@ -36,6 +36,7 @@ class Update:
             f"{kind}/{name}": tf.Variable(tf.zeros(share.shape), name=f"{kind}_{name}", trainable=False)
             for kind in config.moments
             for name, share in moment_shares.items()
+            if name in weights
         }
         self.function = tf.function(self._graph, input_signature=[*[tf.TensorSpec((), tf.float32)] * 4, tf.TensorSpec((), tf.bool)])
 
@@ -74,9 +75,10 @@ class Update:
 
     def _global_norm(self) -> tf.Tensor:
         """Of the gradients of all parameters, each counted once. Collective."""
-        by_group: dict[GroupName | None, list[tf.Variable]] = {}
+        by_group: dict[GroupName | None, list[tf.Tensor]] = {}
         for weight in self._weights.values():
-            by_group.setdefault(self._moment_shares[weight.name].divided_over, []).append(weight.gradient)
+            share = self._moment_shares[weight.name]
+            by_group.setdefault(share.divided_over, []).append(weight.gradient if share.counts else tf.zeros(()))
         undivided = tf.linalg.global_norm(by_group.pop(None)) if None in by_group else tf.zeros(())
         if not by_group:
             return undivided

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from hvd_lm.adapters.tensorflow.model_group import ModelGroup
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
@@ -12,6 +13,7 @@ from hvd_lm.adapters.tensorflow.stages.drop import Drop
 from hvd_lm.adapters.tensorflow.stages.lookup import Lookup
 from hvd_lm.adapters.tensorflow.stages.lstm import Lstm
 from hvd_lm.adapters.tensorflow.stages.mlstm import MultiplicativeLstm
+from hvd_lm.adapters.tensorflow.stages.neighbours import Arrive, Depart, Neighbour
 from hvd_lm.adapters.tensorflow.stages.output import Output
 from hvd_lm.adapters.tensorflow.stages.split_lookup import SplitLookup
 from hvd_lm.adapters.tensorflow.stages.split_output import SplitOutput
@@ -24,29 +26,67 @@ from hvd_lm.model.split import Share
 with native_stderr_closed():
     import tensorflow as tf
 
+__all__ = ["Divided", "Made", "Neighbour", "make_stages"]
+
 Weights = Mapping[str, Weight]
 
 
-def make_stages(
-    config: ModelConfig, weights: Weights, shares: Mapping[str, Share], group: ModelGroup | None
-) -> tuple[Lookup, list[Stage], Output]:
-    """The lowest stage of the model, those between, and its output; `weights`, this rank's rows, by their canonical names.
+class Made(NamedTuple):
+    """The stages of a rank, from below."""
 
-    A `group` divides what is split by rows.
-    """
-    lookup, *body, output = declared.stages(config)
-    made = []
-    for stage in body:
+    lookup: Lookup | None
+    """The first of `stages`, if this rank has it."""
+    stages: list[Stage]
+    output: Output | Depart
+
+
+class Divided(NamedTuple):
+    """What stages need to know of other ranks."""
+
+    places: range
+    """Of the declared stages, those of this rank."""
+    shares: Mapping[str, Share]
+    group: ModelGroup | None = None
+    """Divides what is split by rows."""
+    below: Neighbour | None = None
+    above: Neighbour | None = None
+
+
+def make_stages(config: ModelConfig, weights: Weights, divided: Divided) -> Made:
+    """`weights`: this rank's rows, by their canonical names."""
+    made: list[Stage] = []
+    lookup: Lookup | None = None
+    output: Output | Depart | None = None
+    for place, stage in enumerate(declared.stages(config)):
+        if place not in divided.places:
+            continue
+        if divided.below and not made and stage.kind != "lookup":
+            made.append(Arrive(divided.below, stage.input_size))
         of_stage = {role: weights[parameter.name] for role, parameter in stage.parameters.items()}
-        made.append(_MAKERS[stage.kind](config, stage, of_stage))
-    table, kernel, bias = (of.parameters[role].name for of, role in ((lookup, "table"), (output, "kernel"), (output, "bias")))
-    if group:
-        return (
-            SplitLookup(weights[table], shares[table].parts, group),
-            made,
-            SplitOutput(weights[kernel], weights[bias], shares[kernel].parts, group),
-        )
-    return Lookup(weights[table]), made, Output(weights[kernel], weights[bias])
+        if stage.kind == "lookup":
+            lookup = _make_lookup(stage, of_stage, divided)
+            made.append(lookup)
+        elif stage.kind == "output":
+            output = _make_output(stage, of_stage, divided)
+        else:
+            made.append(_MAKERS[stage.kind](config, stage, of_stage))
+        if divided.above:
+            output = Depart(divided.above, stage.output_size)
+    assert output is not None
+    return Made(lookup, made, output)
+
+
+def _make_lookup(stage: declared.Stage, weights: Weights, divided: Divided) -> Lookup:
+    if divided.group:
+        return SplitLookup(weights["table"], divided.shares[stage.parameters["table"].name].parts, divided.group)
+    return Lookup(weights["table"])
+
+
+def _make_output(stage: declared.Stage, weights: Weights, divided: Divided) -> Output:
+    if divided.group:
+        parts = divided.shares[stage.parameters["kernel"].name].parts
+        return SplitOutput(weights["kernel"], weights["bias"], parts, divided.group)
+    return Output(weights["kernel"], weights["bias"])
 
 
 def _make_lstm(_: ModelConfig, __: declared.Stage, weights: Weights) -> Stage:

@@ -58,6 +58,10 @@ class Output:
         """[N, V]"""
         return tf.nn.bias_add(by_transposed(outputs_NH, self.kernel.value), self.bias.value)
 
+    def passed(self, outputs_TBH: tf.Tensor) -> tf.Tensor:
+        """The outputs of the stage below, when whoever needs them has them."""
+        return outputs_TBH
+
     def losses(self, outputs_TBH: tf.Tensor, targets_TB: tf.Tensor) -> tf.Tensor:
         """Cross-entropy of every target, [N]; 0 where it is ignored."""
         outputs_NH, targets_N = self.rows(outputs_TBH), tf.reshape(targets_TB, (-1,))
@@ -77,7 +81,7 @@ class Output:
 
         Adds to the gradients of the weights.
         """
-        outputs_TBH, targets_TB, weights_TB = side_by_side(judged, (1, 1, 1))
+        outputs_TBH, targets_TB, weights_TB = joined(judged)
         outputs_NH = self.rows(outputs_TBH)
         targets_N, weights_N = tf.reshape(targets_TB, (-1,)), tf.reshape(weights_TB, (-1,))
         kernel, bias = accumulation.begin(self.kernel), accumulation.begin(self.bias)
@@ -102,6 +106,12 @@ class Output:
     def rows(self, outputs_TBH: tf.Tensor) -> tf.Tensor:
         """[N, H]"""
         return tf.reshape(outputs_TBH, (-1, self.units))
+
+
+def joined(judged: Sequence[Judged]) -> Judged:
+    """Of several micro-batches, side by side."""
+    together: Judged = side_by_side(judged, (1, 1, 1))
+    return together
 
 
 def chunks_of(rows: tf.Tensor) -> tf.Tensor:

@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 from hvd_lm.adapters.tensorflow.model_group import ModelGroup
 from hvd_lm.adapters.tensorflow.products import by
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
-from hvd_lm.adapters.tensorflow.stages.base import side_by_side
-from hvd_lm.adapters.tensorflow.stages.output import CHUNK, Judged, Output, chunks_of
+from hvd_lm.adapters.tensorflow.stages.output import CHUNK, Judged, Output, chunks_of, joined
 from hvd_lm.adapters.tensorflow.weight import Accumulation, Weight
 from hvd_lm.model.cost import tokens_together
 
@@ -57,7 +56,7 @@ class SplitOutput(Output):
         return self._own(self._joined(parts.concat()).losses_A, targets_N)
 
     def backward(self, judged: Sequence[Judged], accumulation: Accumulation) -> tuple[tf.Tensor, tf.Tensor]:
-        outputs_TBH, targets_TB, weights_TB = side_by_side(judged, (1, 1, 1))
+        outputs_TBH, targets_TB, weights_TB = joined(judged)
         outputs_NH = self.rows(outputs_TBH)
         targets_N, weights_N = tf.reshape(targets_TB, (-1,)), tf.reshape(weights_TB, (-1,))
         gradients = accumulation.begin(self.kernel), accumulation.begin(self.bias)
