@@ -17,6 +17,7 @@ from hvd_lm.job import launcher
 from hvd_lm.job.agreement import settings
 from hvd_lm.job.messages import warn
 from hvd_lm.job.topology import arrange
+from hvd_lm.model.split import shares
 from hvd_lm.training.folder import claimed, writing
 from hvd_lm.training.leg import Leg, Outlets
 from hvd_lm.training.metrics import MetricsWriter
@@ -53,6 +54,7 @@ def train(config: RunConfig) -> TrainingResult:
         warn(said)
     texts = read_texts(config.data, config.model.vocabulary_size, topology.readers)
     config = with_vocabulary_size(config, texts.tokenizer.vocabulary_size)
+    shares(config.model, topology)  # refuses a split that cannot be
     with ExitStack() as held:
         earlier = None
         if topology.is_writer:
