@@ -253,7 +253,15 @@ def test_a_loss_that_is_not_finite_ends_the_job_and_keeps_the_weights(framework:
     assert (tmp_path / "checkpoints" / f"step-{steps:08d}" / "checkpoint.json").is_file()
 
 
-@pytest.mark.parametrize(("controller", "flags"), [("gloo", ()), ("mpi", ()), ("gloo", ("--model-parallel", "2"))])
+@pytest.mark.parametrize(
+    ("controller", "flags"),
+    [
+        ("gloo", ()),
+        ("mpi", ()),
+        ("gloo", ("--model-parallel", "2")),
+        ("gloo", ("--model-parallel", "2", "--split", "layers")),
+    ],
+)
 def test_a_rank_that_dies_ends_the_job(framework: str, controller: str, flags: tuple[str, ...], tmp_path: Path) -> None:
     """Killed in the middle of training: the job ends, and the metrics up to there are whole."""
     with ThreadPoolExecutor(1) as pool:
