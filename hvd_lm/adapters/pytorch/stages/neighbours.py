@@ -34,7 +34,8 @@ class Neighbour:
 
     def send(self, rows: Tensor, name: str) -> None:
         """To the other rank, which receives under the same name."""
-        if len(self._leaving) == _NAMES:
+        # What has arrived is let go; only a name that is used again is waited for.
+        while self._leaving and (len(self._leaving) == _NAMES or hvd.poll(self._leaving[0])):
             hvd.synchronize(self._leaving.popleft())
         rows = rows.contiguous().half() if self._halves else rows.contiguous()
         self._leaving.append(self._exchange(rows, len(rows), f"{name}.{self._sent % _NAMES}"))
