@@ -16,6 +16,7 @@ import pytest
 from conftest import INSTALLED
 
 from hvd_lm import checkpoint as checkpoints
+from hvd_lm.data.corpus import embedded_corpus
 
 RECIPE = [*launcher.SMALL, "--backward-passes-per-step", "2", "--learning-rate", "0.005", "--dropout", "0.2", "--threads", "1"]
 FOUR = ["--batch-size", "4"]
@@ -77,8 +78,9 @@ def test_a_run_goes_on_in_the_other_framework(tmp_path: Path) -> None:
 
 def test_other_ranks_read_the_rest_of_the_epoch(framework: str, tmp_path: Path) -> None:
     """2 -> 1 -> 4 ranks of the same batch size each: the epoch has every token once, and the next one begins whole."""
-    out = tmp_path / "run"
-    flags = ["--framework", framework, *RECIPE, *FOUR, "--validation-share", "0"]
+    out, text = tmp_path / "run", tmp_path / "text.txt"
+    text.write_text(embedded_corpus()[-220_000:])
+    flags = ["--framework", framework, *RECIPE, *FOUR, "--validation-share", "0", "--data", text]
     for ranks, steps in ((2, 30), (1, 60), (4, 90)):
         pools.hvd_lm(ranks, "train", "--out", out, *flags, "--steps", str(steps), "--resume", "auto")
     pools.hvd_lm(4, "train", "--out", out, *flags, "--epochs", "1", "--resume", "auto")
@@ -89,7 +91,7 @@ def test_other_ranks_read_the_rest_of_the_epoch(framework: str, tmp_path: Path) 
     from hvd_lm.config import DataConfig
     from hvd_lm.data.texts import read_texts
 
-    corpus = read_texts(DataConfig(validation_share=0), vocabulary_size=1000)
+    corpus = read_texts(DataConfig((text,), validation_share=0), vocabulary_size=1000)
     assert rows[-1]["tokens"] == len(corpus.training)
     assert {row["epoch"] for row in rows} == {1}
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
