@@ -67,6 +67,11 @@ class ModelConfig:
     (Zaremba et al. 2014, arXiv:1409.2329). The masks are the same in both frameworks and for any number of ranks."""
     tie_embedding: bool = False
     """Use the embedding as output kernel too (Press & Wolf 2017, arXiv:1608.05859); needs E = H of the last layer."""
+    softmax: Literal["full", "sampled"] = "full"
+    """What training judges a target against. full: all words. sampled: --sampled-words of them, drawn anew for each micro-batch
+    (Jean et al. 2015, arXiv:1412.2007); the loss of training is of these, that of validation always of all words."""
+    sampled_words: int = 8192
+    """Different words that --softmax sampled draws, log-uniformly over a vocabulary in the order of frequency."""
 
     def __post_init__(self) -> None:
         """Brings `hidden_size` and `layers` to one form: a number where all layers are as wide, and how many there are."""
@@ -86,6 +91,13 @@ class ModelConfig:
             f"--vocabulary-size must be at least 2 (<unk> and <eos>), not {self.vocabulary_size}",
         )
         require(0.0 <= self.dropout <= 0.99, f"--dropout must be in [0, 0.99], not {self.dropout}")
+        require(self.softmax in ("full", "sampled"), f"--softmax must be full or sampled, not {self.softmax}")
+        require(self.sampled_words >= 1, f"--sampled-words must be at least 1, not {self.sampled_words}")
+        require(
+            self.softmax == "full" or self.vocabulary_size is None or self.sampled_words < self.vocabulary_size,
+            f"--sampled-words {self.sampled_words} is not below the vocabulary of {self.vocabulary_size} words: take fewer, or "
+            "--softmax full",
+        )
         require(
             not self.tie_embedding or self.embedding_size == self.units[-1],
             f"--tie-embedding needs --embedding-size equal to --hidden-size (of the last layer), not {self.embedding_size} and "
@@ -281,7 +293,7 @@ class RunConfig:
     epochs: int | None = None
     """Passes over the text to train for. With --steps too, the shorter one holds; with neither, one pass."""
     seed: int = 1
-    """Seed of the initial weights and of dropout."""
+    """Seed of the initial weights, of dropout and of sampled words."""
     threads: int | None = None
     """Compute threads of a rank. Unless given: the cores of the machine shared by its ranks."""
     validation_every: int | None = None

@@ -49,8 +49,12 @@ def run(
     state: State | None = None,
     masks: Sequence[NDArray[np.bool_]] = (),
     keep_probability: float = 1.0,
+    sampled: tuple[NDArray[np.int32], int] | None = None,
 ) -> Outcome:
-    """Cross-entropy summed over the targets >= 0, and its gradient for every weight."""
+    """Cross-entropy summed over the targets >= 0, and its gradient for every weight.
+
+    `sampled`: the candidates of a sampled softmax, and in how many log-uniform draws they were found.
+    """
     w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
     layers = sum(name.endswith(".recurrent_kernel") for name in w)
     units = [w[f"lstm.{index}.recurrent_kernel"].shape[1] for index in range(layers)]
@@ -84,7 +88,8 @@ def run(
     logits_TBV = x_TBD @ kernel.T + w["output_bias"]
 
     # Loss
-    shifted = logits_TBV - logits_TBV.max(-1, keepdims=True)
+    judged_TBV = logits_TBV if sampled is None else _of_samples(logits_TBV, targets_TB, *sampled)
+    shifted = judged_TBV - judged_TBV.max(-1, keepdims=True)
     log_probabilities = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     counted = targets_TB >= 0
     targets = np.where(counted, targets_TB, 0)
@@ -129,3 +134,12 @@ def run(
         d_x = d_inputs
     np.add.at(gradients["embedding"], inputs_TB, d_x * scales[0])
     return Outcome(logits_TBV, loss_sum, gradients, after)
+
+
+def _of_samples(logits_TBV: Array, targets_TB: NDArray[np.int32], words_S: NDArray[np.int32], draws: int) -> Array:
+    """Less the log of each word's expected count; without all words that are neither candidates nor the target."""
+    size = logits_TBV.shape[-1]
+    words = np.arange(size)
+    probabilities = np.log((words + 2) / (words + 1)) / np.log(size + 1)
+    takes_part = np.isin(words, words_S) | (words == np.maximum(targets_TB, 0)[..., None])
+    return np.where(takes_part, logits_TBV - np.log(1 - (1 - probabilities) ** draws), -np.inf)

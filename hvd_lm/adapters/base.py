@@ -21,6 +21,7 @@ from hvd_lm.adapters.job import Job
 from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig
 from hvd_lm.errors import CheckpointError
 from hvd_lm.job.topology import GroupName
+from hvd_lm.model.candidates import Candidates
 from hvd_lm.model.pipeline import stages_of_ranks
 from hvd_lm.model.split import Share, blocks, moment_shares, shares
 from hvd_lm.model.stages import stages
@@ -215,6 +216,7 @@ class Adapter(ABC):
         last: bool,
         defer: int = 0,
         dropout_masks: Sequence[NDArray[np.bool_]] = (),
+        candidates: Candidates | None = None,
     ) -> State:
         """Forward and backward of one micro-batch; adds ``weight * d(sum of cross-entropy)`` to the window's gradient.
 
@@ -222,7 +224,8 @@ class Adapter(ABC):
         With `last` each gradient then starts its reduction over the ranks that hold its parameter as soon as it is complete
         (collective). The loss travels too, and beside it whether this rank is in trouble (`job.trouble`). Where a model group
         divides the parameters every call is collective over it, with micro-batches of one shape.
-        Targets of `streams.IGNORED` do not count. Returns the state after the last token.
+        Targets of `streams.IGNORED` do not count. With `candidates` the cross-entropy, and the loss of the step, is that against
+        these words alone, the same for all ranks. Returns the state after the last token.
         """
 
     @abstractmethod

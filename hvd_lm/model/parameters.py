@@ -6,8 +6,8 @@
     lstm.<l>.bias                              [4H]      one bias (PyTorch's second one is fixed at zero)
     lstm.<l>.multiplicative_input_kernel       [H, D]    of the multiplicative LSTM
     lstm.<l>.multiplicative_recurrent_kernel   [H, H]    the same
-    output_kernel                              [V, H]    absent if tied to the embedding
-    output_bias                                [V]
+    output_kernel                              [V, H]    absent if tied to the embedding; looked up by a sampled softmax
+    output_bias                                [V]       the same
 
 All float32. Checkpoints hold them under these names, optimizer moments too. Which of them a model has: `stages.parameters`.
 """
@@ -35,7 +35,7 @@ class Parameter:
     split: Split = "none"
     """How workers may share it: by rows, as a part of its layer, or not at all."""
     looked_up: bool = False
-    """Whether its gradient is zero but for the rows that the inputs of a window name."""
+    """Whether its gradient is zero but for the rows that a window names: as inputs, or as what a sampled softmax judges."""
 
 
 def key_of_name(name: str) -> tuple[int, ...]:

@@ -55,7 +55,7 @@ def _stages(config: ModelConfig) -> Iterator[Stage]:
     if vocabulary is None:
         raise ConfigError("the model needs a vocabulary size: set vocabulary_size, or train a tokenizer first")
     width = config.embedding_size
-    # A tied embedding is the output kernel too: no row of its gradient is zero.
+    # A tied embedding is the output kernel too: no row of its gradient is zero, unless that is sampled, which it does not tell.
     looked_up = not config.tie_embedding
     embedding = Parameter("embedding", (vocabulary, width), _EMBEDDING_RANGE, (0,), split="rows", looked_up=looked_up)
     yield Stage("lookup", vocabulary, width, {"table": embedding})
@@ -66,8 +66,10 @@ def _stages(config: ModelConfig) -> Iterator[Stage]:
         width = units
     # Keys of the first format count its parameters: its initial values are bit for bit what they were.
     before = 1 + 3 * len(config.units)
-    kernel = Parameter("output_kernel", (vocabulary, width), _EMBEDDING_RANGE, (before,), split="rows")
-    bias = Parameter("output_bias", (vocabulary,), 0.0, (before if config.tie_embedding else before + 1,), split="rows")
+    sampled = config.softmax == "sampled"
+    kernel = Parameter("output_kernel", (vocabulary, width), _EMBEDDING_RANGE, (before,), split="rows", looked_up=sampled)
+    of_bias = before if config.tie_embedding else before + 1
+    bias = Parameter("output_bias", (vocabulary,), 0.0, (of_bias,), split="rows", looked_up=sampled)
     kernel = embedding if config.tie_embedding else kernel
     yield Stage("output", width, vocabulary, {"kernel": kernel, "bias": bias})
 

@@ -25,6 +25,7 @@ from hvd_lm.errors import CheckpointError, DataError, TrainingError
 from hvd_lm.evaluation.exact_loss import evaluation_streams, exact_loss
 from hvd_lm.evaluation.figures import Evaluation
 from hvd_lm.job.agreement import Trouble
+from hvd_lm.model.candidates import candidates
 from hvd_lm.model.noise import dropout_masks, dropout_widths
 from hvd_lm.training import parts, replicas
 from hvd_lm.training.cursor import Masks, go_on, text_cursor
@@ -222,6 +223,11 @@ class Leg:
                 last=left == 0,
                 defer=left % self._together,
                 dropout_masks=masks,
+                candidates=candidates(
+                    self._config.model,
+                    micro_batch=self._cursor.micro_batches_read + index - window.start,
+                    seed=self._config.seed,
+                ),
             )
         return state, waited
 

@@ -18,6 +18,7 @@ from common import report
 import hvd_lm.data.sources
 from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig, TopologyConfig
 from hvd_lm.model import cost
+from hvd_lm.model.candidates import candidates
 from hvd_lm.model.noise import dropout_masks, dropout_widths
 from hvd_lm.model.weights import initial_rows
 
@@ -57,6 +58,7 @@ def main(framework: str, settings: str) -> dict[str, Any]:
                 micro_batch=micro_batch,
                 seed=9,
             )
+            of_micro_batch = candidates(model, micro_batch=micro_batch, seed=9)
             micro_batch += 1
             state = adapter.accumulate(
                 np.ascontiguousarray(inputs[index, :, mine]),
@@ -66,6 +68,7 @@ def main(framework: str, settings: str) -> dict[str, Any]:
                 last=index == count - 1,
                 defer=(count - 1 - index) % 2,
                 dropout_masks=masks,
+                candidates=of_micro_batch,
             )
         outcome = adapter.step(learning_rate=0.03, clip=0.2, unscale=1 / scale)
         results.append((outcome.loss_sum / counted, outcome.gradient_norm))

@@ -22,9 +22,11 @@ from hvd_lm.adapters.pytorch.optimizer_split import OptimizerSplit
 from hvd_lm.adapters.pytorch.reducer import GradientReducer
 from hvd_lm.adapters.pytorch.stages import Divided, LayerState, Made, Neighbour, Output, Stage, make_stages
 from hvd_lm.adapters.pytorch.stages.drop import Drop
+from hvd_lm.adapters.pytorch.stages.sampled_softmax import SampledWords
 from hvd_lm.adapters.pytorch.update import Update, norm_of
 from hvd_lm.config import CommunicationConfig
 from hvd_lm.job.topology import GroupName
+from hvd_lm.model.candidates import Candidates
 from hvd_lm.model.split import blocks
 from hvd_lm.model.weights import Array, Weights
 
@@ -169,6 +171,7 @@ class PyTorchAdapter(Adapter):
         last: bool,
         defer: int = 0,
         dropout_masks: Sequence[NDArray[np.bool_]] = (),
+        candidates: Candidates | None = None,
     ) -> State:
         if self._waiting[-1] and self._waiting[-1][0] != inputs_TB.shape:
             self._end_backward(last=False)
@@ -176,10 +179,10 @@ class PyTorchAdapter(Adapter):
         masks = [torch.from_numpy(mask).to(self._device) for mask in dropout_masks[self._drops_below :]]
         inputs = self._indices(inputs_TB)
         outputs_TBH, state = self._forward(made, inputs, state, masks, keep=1 if last else 1 + defer)
-        made.output.keep(outputs_TBH, self._indices(targets_TB), weight)
+        made.output.keep(outputs_TBH, self._indices(targets_TB), weight, self._sampled(candidates, targets_TB))
         self._waiting[-1].append(inputs_TB.shape)
         if self._reducer and made.lookup:
-            self._reducer.note_touched(made.lookup.touched)
+            self._reducer.note_inputs(made.lookup.touched)
         if last or not defer:
             self._end_backward(last=last)
         return state
@@ -223,17 +226,26 @@ class PyTorchAdapter(Adapter):
         self._weights_changed()  # what the forwards derived from them leaves room for logits
         made = self._copy(number)
         loss, gradients = made.output.backward()
+        if self._reducer and made.output.weights:
+            self._reducer.note_outputs(made.output.touched)
         self._sums[0] += loss
         if last:
             self._sums[1] = self.job.trouble.error is not None
             self._complete = True
         if reducer:
+            reducer.outputs_complete()
             reducer.start_sums(self._sums)
         for weight in made.output.weights:
             if not (made.lookup and weight is made.lookup.table):
                 complete(weight)
         for stage in reversed(made.stages):
             gradients = stage.backward(gradients, complete)
+
+    def _sampled(self, candidates: Candidates | None, targets_TB: NDArray[np.int32]) -> SampledWords | None:
+        if candidates is None:
+            return None
+        log_expected = (self._tensor(candidates.log_expected(words)) for words in (candidates.words_S, targets_TB.ravel()))
+        return SampledWords(self._indices(candidates.words_S), *log_expected)
 
     def _indices(self, array: NDArray[np.int32]) -> Tensor:
         return torch.from_numpy(array).to(self._device, torch.int64)

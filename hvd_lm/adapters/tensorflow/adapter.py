@@ -21,8 +21,10 @@ from hvd_lm.adapters.tensorflow.reducer import GradientReducer
 from hvd_lm.adapters.tensorflow.stages import Divided, Neighbour, make_stages
 from hvd_lm.adapters.tensorflow.stages.base import Tape, Tensors
 from hvd_lm.adapters.tensorflow.stages.output import Judged, Output
+from hvd_lm.adapters.tensorflow.stages.sampled_softmax import SAMPLED_SPECS, SampledWords
 from hvd_lm.adapters.tensorflow.update import DynamicUpdate, Update
 from hvd_lm.adapters.tensorflow.weight import Accumulation, Arriving, Weight, to_numpy
+from hvd_lm.model.candidates import Candidates
 from hvd_lm.model.split import Share, blocks
 from hvd_lm.model.weights import Array, Weights
 
@@ -41,6 +43,8 @@ class Deferred(NamedTuple):
     """Of the stages below the output, from below."""
     outputs_TBH: tf.Tensor
     """Of the last of them."""
+    sampled: SampledWords | tuple[()] = ()
+    """What the output judges against, if not all words."""
 
 
 class TensorFlowAdapter(Adapter):
@@ -80,7 +84,7 @@ class TensorFlowAdapter(Adapter):
         self._forward = tf.function(self._forward_graph, input_signature=(indices, indices, state, scalar, noise))
         outputs = tf.TensorSpec((None, None, self._output.units), tf.float32)
         self._deferred_specs = Deferred(indices, indices, scalar, [stage.tape_specs for stage in self._stages], outputs)
-        self._backward: dict[tuple[int, bool, bool], Callable[[list[Deferred], float], tf.Tensor]] = {}
+        self._backward: dict[tuple[int, bool, bool, bool], Callable[[list[Deferred], float], tf.Tensor]] = {}
         self._evaluate = tf.function(self._evaluate_graph, input_signature=(indices, indices, state))
         self._logits = tf.function(self._logits_graph, input_signature=(indices, state))
         self._next_logits = tf.function(self._next_logits_graph, input_signature=(indices, state))
@@ -108,12 +112,16 @@ class TensorFlowAdapter(Adapter):
         Returns the loss of the window so far, and whether this rank is in trouble, [2]; with `last`, their sums over all ranks.
         """
         if self._lookup:
-            self._reducer.note_touched(self._lookup.touched([micro_batch.tapes[0] for micro_batch in deferred]), first=first)
-        send = partial(self._reducer.start, touched=self._reducer.inputs_complete()) if last else _keep
+            self._reducer.note_inputs(self._lookup.touched([micro_batch.tapes[0] for micro_batch in deferred]), first=first)
+        touched = self._reducer.inputs_complete() if last else {}
+        send = partial(self._reducer.start, touched=touched) if last else _keep
         uses = chain(*(stage.weights for stage in self._stages), self._output.weights)
         accumulation = Accumulation(uses, first=first, send=send)
-        judged = [Judged(m.outputs_TBH, m.targets_TB, tf.fill(tf.shape(m.inputs_TB), m.weight)) for m in deferred]
+        judged = [Judged(m.outputs_TBH, m.targets_TB, tf.fill(tf.shape(m.inputs_TB), m.weight), m.sampled) for m in deferred]
         gradient, loss = self._output.backward(judged, accumulation)
+        self._reducer.note_outputs(accumulation.touched, first=first)
+        if last:
+            touched |= self._reducer.outputs_complete()
         loss = self._loss_sum.assign(loss if first else self._loss_sum + loss)
         sums = tf.stack([loss, in_trouble])
         if last:
@@ -243,12 +251,16 @@ class TensorFlowAdapter(Adapter):
         last: bool,
         defer: int = 0,
         dropout_masks: Sequence[NDArray[np.bool_]] = (),
+        candidates: Candidates | None = None,
     ) -> State:
         if self._deferred[-1] and self._deferred[-1][0].inputs_TB.shape != inputs_TB.shape:
             self._end_backward(last=False)
         masks = iter(dropout_masks[self._drops_below :])
         noise = [tuple(tf.constant(next(masks)) for _ in stage.noise_specs) for stage in self._stages]
         state, deferred = self._forward(inputs_TB, targets_TB, state, weight, noise)
+        if candidates:
+            counts = candidates.log_expected(candidates.words_S), candidates.log_expected(targets_TB)
+            deferred = deferred._replace(sampled=SampledWords(*map(tf.constant, (candidates.words_S, *counts))))
         self._deferred[-1].append(deferred)
         if last or not defer:
             self._end_backward(last=last)
@@ -267,11 +279,13 @@ class TensorFlowAdapter(Adapter):
 
     def _run_backward(self, deferred: list[Deferred], *, last: bool) -> None:
         """The rest of the backward of all micro-batches that wait for it, as of one with the sequences of all."""
-        key = (len(deferred), self._first_backward, last)
+        sampled = bool(deferred[0].sampled)
+        key = (len(deferred), self._first_backward, last, sampled)
         if key not in self._backward:
-            count, first, _ = key
+            count, first, *_ = key
             graph = partial(self._backward_graph, first=first, last=last)
-            signature = ([self._deferred_specs] * count, tf.TensorSpec((), tf.float64))
+            specs = self._deferred_specs._replace(sampled=SAMPLED_SPECS) if sampled else self._deferred_specs
+            signature = ([specs] * count, tf.TensorSpec((), tf.float64))
             self._backward[key] = tf.function(graph, input_signature=signature)
         sums = self._backward[key](deferred, float(self.job.trouble.error is not None))
         self._first_backward = False

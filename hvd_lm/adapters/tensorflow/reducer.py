@@ -22,6 +22,8 @@ _VALUES = 1 << 19
 """That are sent at a time where a rank gets a part of a sum (2 MiB)."""
 _ON_THE_WAY = 4
 """Sendings that a rank does not wait for."""
+_BY_INPUTS = "embedding"
+"""What inputs look up; all else that is looked up is the output's."""
 
 
 class GradientReducer:
@@ -46,19 +48,34 @@ class GradientReducer:
             if weight.share.parameter.looked_up and self._groups[name].communicates
         }
 
-    def note_touched(self, rows: tf.Tensor, *, first: bool) -> None:
+        self._of_outputs = [name for name in self._touched if name != _BY_INPUTS]
+
+    def note_inputs(self, rows: tf.Tensor, *, first: bool) -> None:
         """Rows that were looked up, of each backward of a window; the `first` one forgets those of the window before."""
-        for touched_V in self._touched.values():
-            if first:
-                touched_V.assign(tf.zeros_like(touched_V))
-            touched_V.scatter_update(tf.IndexedSlices(tf.ones_like(rows, tf.float16), rows))
+        if _BY_INPUTS in self._touched:
+            _note(self._touched[_BY_INPUTS], rows, first=first)
 
     def inputs_complete(self) -> dict[str, tf.Tensor]:
-        """For each looked-up parameter, above 0 where a row is touched on some rank, [V]. Collective."""
-        return {
-            name: hvd.allreduce(touched_V, name="touched_rows", op=hvd.Sum, process_set=self._groups[name].process_set)
-            for name, touched_V in self._touched.items()
-        }
+        """For each parameter that inputs look up, above 0 where a row is touched on some rank, [V]. Collective."""
+        return self._union([name for name in self._touched if name == _BY_INPUTS], "touched_rows")
+
+    def note_outputs(self, touched: Mapping[str, Sequence[tf.Tensor]], *, first: bool) -> None:
+        """As `note_inputs`, of rows of the output's weights, by name; all rows of those that are absent."""
+        for name in self._of_outputs[:1]:
+            rows = tf.concat(touched[name], 0) if name in touched else tf.range(self._touched[name].shape[0])
+            _note(self._touched[name], rows, first=first)
+
+    def outputs_complete(self) -> dict[str, tf.Tensor]:
+        """As `inputs_complete`; all weights of the output have the same rows. Collective."""
+        return self._union(self._of_outputs, "touched_rows.output")
+
+    def _union(self, names: Sequence[str], as_name: str) -> dict[str, tf.Tensor]:
+        if not names:
+            return {}
+        process_set = self._groups[names[0]].process_set
+        return dict.fromkeys(
+            names, hvd.allreduce(self._touched[names[0]].read_value(), name=as_name, op=hvd.Sum, process_set=process_set)
+        )
 
     def sums(self, sums: tf.Tensor) -> tf.Tensor:
         """Of the loss, and of what travels beside it, over all ranks. Collective."""
@@ -102,3 +119,9 @@ class GradientReducer:
     def _all_reduce(self, name: str, wire: tf.Tensor, context: tf.DType | None) -> tf.Tensor:
         total = hvd.allreduce(wire, name=f"gradient.{name}", op=self._op, process_set=self._groups[name].process_set)
         return self._compression.decompress(total, context)
+
+
+def _note(touched_V: tf.Variable, rows: tf.Tensor, *, first: bool) -> None:
+    if first:
+        touched_V.assign(tf.zeros_like(touched_V))
+    touched_V.scatter_update(tf.IndexedSlices(tf.ones_like(rows, tf.float16), rows))

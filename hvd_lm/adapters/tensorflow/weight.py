@@ -70,6 +70,8 @@ class Accumulation:
         self._send = send
         self.sent: list[tf.Tensor] = []
         """What has left for the other ranks."""
+        self.touched: dict[str, list[tf.Tensor]] = {}
+        """Rows to which stages added, of weights of which they know."""
 
     def begin(self, weight: Weight) -> tf.Variable:
         """The gradient to add to: zeros, unless something has been added."""
@@ -83,6 +85,10 @@ class Accumulation:
         assign = weight.gradient.assign_add if weight.name in self._begun else weight.gradient.assign
         assign(gradient)
         self._begun.add(weight.name)
+
+    def touch(self, weight: Weight, rows: tf.Tensor) -> None:
+        """A stage has added to these rows alone."""
+        self.touched.setdefault(weight.name, []).append(rows)
 
     def complete(self, *weights: Weight) -> None:
         """A stage has added all that it has; the last one of a weight lets it go."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hvd_lm.adapters.job import Group
 from hvd_lm.adapters.pytorch.stages.base import Complete, LayerState, Stage
+from hvd_lm.adapters.pytorch.stages.sampled_softmax import SampledWords
 
 _NAMES = 64
 """Sendings in one direction that may be on their way together, each under a name of its own."""
@@ -84,7 +85,9 @@ class Depart:
         self._above = above
         self._shapes: list[torch.Size] = []
 
-    def keep(self, outputs_TBH: Tensor, targets_TB: Tensor, weight: float) -> None:
+    touched = None
+
+    def keep(self, outputs_TBH: Tensor, targets_TB: Tensor, weight: float, sampled: SampledWords | None = None) -> None:
         """Let a micro-batch go on, and wait for its gradient."""
         self._above.send(outputs_TBH, "activations")
         self._shapes.append(outputs_TBH.shape)

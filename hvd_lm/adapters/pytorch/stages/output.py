@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hvd_lm.adapters.pytorch.model_group import ModelGroup
 from hvd_lm.adapters.pytorch.products import add_product_to_gradient, add_to_gradient, product
+from hvd_lm.adapters.pytorch.stages.sampled_softmax import SampledWords, accumulate_sampled
 from hvd_lm.data.sources import IGNORED
 
 CHUNK = 256
@@ -35,6 +37,7 @@ class _Kept:
     outputs_TBH: Tensor
     targets_TB: Tensor
     weight: float
+    sampled: SampledWords | None
 
 
 class Output:
@@ -45,14 +48,49 @@ class Output:
         self.kernel, self.bias = kernel_VH, bias_V
         self.weights: tuple[nn.Parameter, ...] = (kernel_VH, bias_V)
         self._kept: list[_Kept] = []
+        self._words, self._group = range(len(kernel_VH)), None
+        self.touched: Tensor | None = None
+        """Rows of the weights to whose gradients the last backward added; None for all."""
 
-    def keep(self, outputs_TBH: Tensor, targets_TB: Tensor, weight: float) -> None:
-        """Let a micro-batch wait; `weight` multiplies its gradient."""
-        self._kept.append(_Kept(outputs_TBH, targets_TB, weight))
+    _words: range
+    """That this rank has."""
+    _group: ModelGroup | None
+    """Has the others."""
+
+    def keep(self, outputs_TBH: Tensor, targets_TB: Tensor, weight: float, sampled: SampledWords | None = None) -> None:
+        """Let a micro-batch wait; `weight` multiplies its gradient. It is judged against the words that were `sampled`, if any."""
+        self._kept.append(_Kept(outputs_TBH, targets_TB, weight, sampled))
 
     def backward(self) -> tuple[Tensor, Tensor]:
         """Sum of the cross-entropies of all micro-batches that were kept (scalar), and its weighted gradient by their outputs,
         [K, T, B, H]; adds to the gradients of the weights."""
+        if self._kept[0].sampled:
+            return self._backward_of_sampled()
+        self.touched = None
+        return self._backward_of_all()
+
+    def _backward_of_sampled(self) -> tuple[Tensor, Tensor]:
+        """One by one: each has its own candidates."""
+        kept, self._kept = self._kept, []
+        parts = [
+            accumulate_sampled(
+                self.kernel,
+                self.bias,
+                of.outputs_TBH.flatten(0, 1),
+                of.targets_TB.flatten(),
+                of.weight,
+                of.sampled,
+                self._words,
+                self._group,
+            )
+            for of in kept
+            if of.sampled
+        ]
+        self.touched = torch.cat([part.touched for part in parts])
+        loss = torch.stack([part.loss for part in parts]).sum()
+        return loss, torch.stack([part.gradients_NH for part in parts]).view(len(kept), *kept[0].outputs_TBH.shape)
+
+    def _backward_of_all(self) -> tuple[Tensor, Tensor]:
         targets = [kept.targets_TB.flatten() for kept in self._kept]
         weights = [
             target.new_full((), kept.weight, dtype=torch.float32).expand(len(target))

@@ -63,7 +63,9 @@ class SplitOutput(Output):
         """Whose logits exist at a time."""
         return chunk_tokens(self.kernel.device, len(self._words))
 
-    def backward(self) -> tuple[Tensor, Tensor]:
+    _group: ModelGroup
+
+    def _backward_of_all(self) -> tuple[Tensor, Tensor]:
         kept, self._kept = self._kept, []
         shape = (len(kept), *kept[0].outputs_TBH.shape)
         outputs_NH = torch.cat([of.outputs_TBH.flatten(0, 1) for of in kept])

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from hvd_lm.adapters.tensorflow.model_group import ModelGroup
 from hvd_lm.adapters.tensorflow.products import by, by_transposed
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.stages.base import side_by_side
+from hvd_lm.adapters.tensorflow.stages.sampled_softmax import SampledWords, Words, accumulate_sampled
 from hvd_lm.adapters.tensorflow.weight import Accumulation, Weight
 
 with native_stderr_closed():
@@ -30,6 +32,8 @@ class Judged(NamedTuple):
     targets_TB: tf.Tensor
     weights_TB: tf.Tensor
     """Multiply the gradient of each target's cross-entropy."""
+    sampled: SampledWords | tuple[()] = ()
+    """The words that it is judged against; all without."""
 
 
 class _Softmax(NamedTuple):
@@ -53,6 +57,12 @@ class Output:
         self.kernel, self.bias = kernel_VH, bias_V
         self.weights = (kernel_VH, bias_V)
         self.units = kernel_VH.shape[1]
+        self._words, self._group = range(kernel_VH.shape[0]), None
+
+    _words: range
+    """That this rank has."""
+    _group: ModelGroup | None
+    """Has the others."""
 
     def logits(self, outputs_NH: tf.Tensor) -> tf.Tensor:
         """[N, V]"""
@@ -81,7 +91,25 @@ class Output:
 
         Adds to the gradients of the weights.
         """
-        outputs_TBH, targets_TB, weights_TB = joined(judged)
+        return (self._backward_of_sampled if judged[0].sampled else self._backward_of_all)(judged, accumulation)
+
+    def _backward_of_sampled(self, judged: Sequence[Judged], accumulation: Accumulation) -> tuple[tf.Tensor, tf.Tensor]:
+        """One by one: each has its own candidates."""
+        words = Words(self.kernel, self.bias, self._words, self._group)
+        gradients, loss, before = [], tf.zeros((), tf.float64), list[tf.Tensor]()
+        for number, of in enumerate(judged):
+            with tf.control_dependencies(before):
+                rows = self.rows(of.outputs_TBH), tf.reshape(of.targets_TB, (-1,)), tf.reshape(of.weights_TB, (-1,))
+                gradient_NH, of_part = accumulate_sampled(
+                    words, *rows, SampledWords(*of.sampled), accumulation, f"sampled.{number}"
+                )
+            gradients.append(tf.reshape(gradient_NH, tf.shape(of.outputs_TBH)))
+            loss += tf.cast(of_part, tf.float64)
+            before = [gradient_NH]
+        return tf.concat(gradients, 1), loss
+
+    def _backward_of_all(self, judged: Sequence[Judged], accumulation: Accumulation) -> tuple[tf.Tensor, tf.Tensor]:
+        outputs_TBH, targets_TB, weights_TB, _ = joined(judged)
         outputs_NH = self.rows(outputs_TBH)
         targets_N, weights_N = tf.reshape(targets_TB, (-1,)), tf.reshape(weights_TB, (-1,))
         kernel, bias = accumulation.begin(self.kernel), accumulation.begin(self.bias)
@@ -109,9 +137,9 @@ class Output:
 
 
 def joined(judged: Sequence[Judged]) -> Judged:
-    """Of several micro-batches, side by side."""
-    together: Judged = side_by_side(judged, (1, 1, 1))
-    return together
+    """Of several micro-batches that are judged against all words, side by side."""
+    outputs_TBH, targets_TB, weights_TB = side_by_side([tuple(of)[:3] for of in judged], (1, 1, 1))
+    return Judged(outputs_TBH, targets_TB, weights_TB)
 
 
 def chunks_of(rows: tf.Tensor) -> tf.Tensor:

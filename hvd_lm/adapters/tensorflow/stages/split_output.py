@@ -55,8 +55,10 @@ class SplitOutput(Output):
         (parts,) = _each_chunk(outputs_AH, judge, ((None, 3),))
         return self._own(self._joined(parts.concat()).losses_A, targets_N)
 
-    def backward(self, judged: Sequence[Judged], accumulation: Accumulation) -> tuple[tf.Tensor, tf.Tensor]:
-        outputs_TBH, targets_TB, weights_TB = joined(judged)
+    _group: ModelGroup
+
+    def _backward_of_all(self, judged: Sequence[Judged], accumulation: Accumulation) -> tuple[tf.Tensor, tf.Tensor]:
+        outputs_TBH, targets_TB, weights_TB, _ = joined(judged)
         outputs_NH = self.rows(outputs_TBH)
         targets_N, weights_N = tf.reshape(targets_TB, (-1,)), tf.reshape(weights_TB, (-1,))
         gradients = accumulation.begin(self.kernel), accumulation.begin(self.bias)

@@ -1,0 +1,129 @@
+"""Training against sampled words: candidates, gradients by the reference, the same figures on any grid, and what it learns."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import launcher
+import numpy as np
+import pools
+import pytest
+import reference_lstm
+from conftest import INSTALLED, MakeAdapter
+
+from hvd_lm.config import ModelConfig, OptimizerConfig
+from hvd_lm.errors import ConfigError
+from hvd_lm.model.candidates import candidates
+from hvd_lm.model.weights import initial_weights
+
+SAMPLED = {"vocabulary_size": 51, "softmax": "sampled", "sampled_words": 12}
+PLAIN = ModelConfig(embedding_size=12, hidden_size=16, **SAMPLED)  # type: ignore[arg-type]
+TIED = ModelConfig(embedding_size=16, hidden_size=16, tie_embedding=True, **SAMPLED)  # type: ignore[arg-type]
+
+
+def test_candidates_are_a_function_of_seed_and_micro_batch() -> None:
+    model = ModelConfig(vocabulary_size=1000, softmax="sampled", sampled_words=50)
+    drawn = [candidates(model, micro_batch=number, seed=3) for number in (0, 0, 1)]
+    first, again, other = (of.words_S for of in drawn if of)
+    np.testing.assert_array_equal(first, again)
+    assert set(first) != set(other)
+    assert len(set(first)) == len(first) == 50
+    assert candidates(ModelConfig(vocabulary_size=1000), micro_batch=0, seed=3) is None
+
+
+def test_words_are_drawn_as_often_as_expected() -> None:
+    model = ModelConfig(vocabulary_size=100, softmax="sampled", sampled_words=20)
+    words, seen, expected = np.arange(100, dtype=np.int32), np.zeros(100), np.zeros(100)
+    for number in range(2000):
+        of = candidates(model, micro_batch=number, seed=1)
+        assert of is not None
+        seen[of.words_S] += 1
+        expected += np.exp(of.log_expected(words))
+    np.testing.assert_allclose(seen, expected, atol=6 * math.sqrt(500))
+    assert seen[0] > 3 * seen[99] > 0
+
+
+def test_fewer_words_than_the_vocabulary() -> None:
+    with pytest.raises(ConfigError, match="--sampled-words 51 is not below the vocabulary of 51 words"):
+        ModelConfig(vocabulary_size=51, softmax="sampled", sampled_words=51)
+
+
+@pytest.mark.parametrize("model", [pytest.param(PLAIN, id="plain"), pytest.param(TIED, id="tied")])
+def test_gradients_are_those_of_the_reference(make_adapter: MakeAdapter, model: ModelConfig) -> None:
+    """Of two micro-batches that share a backward, each with candidates of its own."""
+    adapter = make_adapter(model, OptimizerConfig())
+    adapter.load_weights(initial_weights(model, seed=2))
+    weights, state, before = adapter.weights(), adapter.zero_state(5), None
+    expected = {name: np.zeros(value.shape) for name, value in weights.items()}
+    loss = 0.0
+    for number in range(2):
+        inputs, targets = np.random.default_rng(number).integers(0, 51, (2, 7, 5), dtype=np.int32)
+        targets[number + 1 :, number] = -1
+        drawn = candidates(model, micro_batch=number, seed=1)
+        assert drawn is not None
+        assert np.isin(targets, drawn.words_S).any(), "a candidate is hit by accident"
+        state = adapter.accumulate(inputs, targets, state, weight=0.25, last=number == 1, defer=1 - number, candidates=drawn)
+        outcome = reference_lstm.run(weights, inputs, targets, before, sampled=(drawn.words_S, drawn.draws))
+        before = outcome.state
+        loss += outcome.loss_sum
+        for name, gradient in outcome.gradients.items():
+            expected[name] += 0.25 * gradient
+    for name, gradient in adapter.gradients().items():
+        scale = float(np.abs(expected[name]).max())
+        np.testing.assert_allclose(gradient, expected[name], rtol=1e-5, atol=1e-5 * scale, err_msg=name)
+    assert adapter.step(learning_rate=1e-3, clip=None, unscale=1.0).loss_sum == pytest.approx(loss, rel=1e-6)
+
+
+def on_grid(framework: str, data: int, model: int, **settings: Any) -> Any:
+    settings |= {"data_parallel": data, "model_parallel": model, "steps": 20}
+    return np.array(pools.body("grid", data * model, framework, json.dumps(SAMPLED | settings))[0]["figures"])
+
+
+@pytest.mark.ranks
+def test_figures_are_those_of_one_process(framework: str) -> None:
+    alone = on_grid(framework, 1, 1)
+    for data, model in ((2, 1), (1, 2), (1, 3)):
+        on_ranks = on_grid(framework, data, model)
+        np.testing.assert_allclose(on_ranks[:, 0], alone[:, 0], rtol=1e-5, err_msg=f"{data}x{model}")
+        np.testing.assert_allclose(on_ranks[:, 1], alone[:, 1], rtol=1e-4, err_msg=f"{data}x{model}")
+    tied = {"tie_embedding": True, "embedding_size": 16}
+    np.testing.assert_allclose(on_grid(framework, 2, 1, **tied), on_grid(framework, 1, 1, **tied), rtol=1e-4)
+    halves = on_grid(framework, 1, 2, compression="fp16")
+    np.testing.assert_allclose(halves[:, 0], alone[:, 0], rtol=5e-3)
+
+
+@pytest.mark.ranks
+@pytest.mark.skipif(len(INSTALLED) < 2, reason="parity needs both frameworks")
+def test_frameworks_agree() -> None:
+    first, second = (on_grid(framework, 1, 1) for framework in INSTALLED)
+    np.testing.assert_allclose(second, first, rtol=1e-4)
+
+
+RECIPE = [
+    *("--vocabulary-size", "1000", "--embedding-size", "48", "--hidden-size", "96", "--layers", "1", "--batch-size", "8"),
+    *("--sequence-length", "16", "--backward-passes-per-step", "2", "--learning-rate", "0.005", "--threads", "1"),
+]
+
+
+@pytest.mark.ranks
+def test_a_run_goes_on_bit_for_bit(framework: str, tmp_path: Path) -> None:
+    flags = ["--framework", framework, *RECIPE, "--softmax", "sampled", "--sampled-words", "100", "--deterministic"]
+    pools.hvd_lm(1, "train", "--out", tmp_path / "whole", *flags, "--steps", "10")
+    for steps in ("5", "10"):
+        pools.hvd_lm(1, "train", "--out", tmp_path / "parts", *flags, "--steps", steps, "--resume", "auto")
+    assert launcher.losses(tmp_path / "parts") == launcher.losses(tmp_path / "whole")
+
+
+@pytest.mark.ranks
+def test_it_learns_nearly_what_full_training_does(tmp_path: Path) -> None:
+    validated = {}
+    for softmax in ("full", "sampled"):
+        out = tmp_path / softmax
+        more = ["--softmax", softmax, "--sampled-words", "200", "--steps", "300"]
+        pools.hvd_lm(1, "train", "--framework", INSTALLED[0], "--out", out, *RECIPE, *more)
+        validated[softmax] = launcher.metrics(out)[-1]["validation_loss"]
+    assert validated["full"] < 5.5, "it learns at all"
+    assert validated["sampled"] < validated["full"] + 0.15
