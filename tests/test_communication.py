@@ -218,13 +218,15 @@ def test_fp16_learns_like_fp32(framework: str, tmp_path: Path) -> None:
     assert (compressed != plain).any(), "fp16 was on the wire"
 
 
-def test_gradients_are_reduced_inside_the_data_group(framework: str) -> None:
-    """4 ranks as 2 x 2: two groups with different texts, each in step within, and apart from the other."""
+def test_gradients_are_reduced_where_their_rows_are(framework: str) -> None:
+    """4 ranks as 2 x 2: two data groups with different rows, each in step within; what is not divided is the same everywhere."""
     results = launcher.body("process_sets", 4, framework)
     groups = [results[0::2], results[1::2]]
     for group in groups:
         assert group[0] == group[1]
-    assert groups[0][0]["weights"] != groups[1][0]["weights"]
+    assert groups[0][0]["rows"] != groups[1][0]["rows"]
+    for name in ("loss", "norm", "common"):
+        assert len({result[name] for result in results}) == 1
     assert [group[0]["ranks"] for group in groups] == [0 + 2, 1 + 3]
 
 

@@ -13,6 +13,7 @@ from hvd_lm.adapters import adapter_class
 from hvd_lm.adapters.job import Group, device_of
 from hvd_lm.config import ModelConfig
 from hvd_lm.errors import ConfigError
+from hvd_lm.model.split import whole
 from hvd_lm.model.stages import parameters
 
 pytestmark = pytest.mark.ranks
@@ -78,16 +79,16 @@ def test_a_rank_that_is_shown_one_device_takes_it() -> None:
 
 def test_a_tensor_that_horovod_cannot_count_is_refused(framework: str) -> None:
     job = adapter_class(framework).job_class(threads=1)
-    large = next(iter(parameters(ModelConfig(vocabulary_size=2**22, embedding_size=2**9)).values()))
+    large = whole(next(iter(parameters(ModelConfig(vocabulary_size=2**22, embedding_size=2**9)).values())))
     assert job.holders(large).size == 1
-    job.groups = {**job.groups, "data": Group((0, 1), 0, None)}
+    job.groups = {**job.groups, "readers": Group((0, 1), 0, None)}
     with pytest.raises(ConfigError, match=r"2,147,483,648 values.*--vocabulary-size"):
         job.holders(large)
 
 
 def test_alone_nothing_travels(framework: str) -> None:
     job = adapter_class(framework).job_class(threads=1)
-    assert [group.communicates for group in job.groups.values()] == [False] * 3
+    assert [group.communicates for group in job.groups.values()] == [False] * 4
     values = np.array([1.5, 2.0])
     np.testing.assert_array_equal(job.sum(values), values)
     np.testing.assert_array_equal(job.gather(values), [values])
