@@ -99,22 +99,28 @@ class _Reading:
             width = self._widest(len(columns))
             if not width:
                 return
-            shape = (self._streams.sequence_length, width)
-            inputs_TB, targets_TB = np.zeros(shape, np.int32), np.full(shape, IGNORED, np.int32)
             with self._adapter.job.trouble.noted():
-                batch = self._streams.micro_batch(index)
-                inputs_TB[:, : len(columns)] = batch.inputs_TB[:, columns]
-                targets_TB[:, : len(columns)] = batch.targets_TB[:, columns]
+                columns, state_2BU = self._read(index, columns, state_2BU, width)
             if self.failed:
                 columns, state_2BU = columns[:0], state_2BU[:, :0]
-            before_2BU = np.zeros((2, width, state_2BU.shape[2]), np.float32)
-            before_2BU[:, : len(columns)] = state_2BU
-            outcome = self._adapter.evaluate(inputs_TB, targets_TB, self._adapter.state_from_numpy(before_2BU))
-            state_2BU = self._adapter.state_to_numpy(outcome.state)[:, : len(columns)]
-            self.losses_CB[index, columns] = outcome.losses_TB[:, : len(columns)].sum(axis=0, dtype=np.float64)
-            columns, state_2BU = self._note(index, columns, state_2BU)
         self.ends_2BU[:, columns] = state_2BU
         self._was_read = True
+
+    def _read(self, index: int, columns: NDArray[np.intp], state_2BU: Array, width: int) -> tuple[NDArray[np.intp], Array]:
+        """Micro-batch `index`, among `width` columns; which streams are still to be read, and their states."""
+        shape = (self._streams.sequence_length, width)
+        inputs_TB, targets_TB = np.zeros(shape, np.int32), np.full(shape, IGNORED, np.int32)
+        with self._adapter.job.trouble.noted():
+            batch = self._streams.micro_batch(index)
+            inputs_TB[:, : len(columns)] = batch.inputs_TB[:, columns]
+            targets_TB[:, : len(columns)] = batch.targets_TB[:, columns]
+        # A rank that cannot read keeps step with its model group.
+        before_2BU = np.zeros((2, width, state_2BU.shape[2]), np.float32)
+        before_2BU[:, : len(columns)] = state_2BU
+        outcome = self._adapter.evaluate(inputs_TB, targets_TB, self._adapter.state_from_numpy(before_2BU))
+        state_2BU = self._adapter.state_to_numpy(outcome.state)[:, : len(columns)]
+        self.losses_CB[index, columns] = outcome.losses_TB[:, : len(columns)].sum(axis=0, dtype=np.float64)
+        return self._note(index, columns, state_2BU)
 
     def _widest(self, columns: int) -> int:
         """The most that a rank of the model group, which makes every call alike, has left to read."""

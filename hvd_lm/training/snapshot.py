@@ -32,8 +32,10 @@ def enter(adapter: Adapter, snapshot: Snapshot | None, seed: int) -> tuple[int, 
     step, progress = job.broadcast((snapshot.step, snapshot.progress) if snapshot else (0, None))
     if progress:
         parts.distribute(adapter, snapshot)
-    elif job.topology.data_rank == 0:
-        adapter.load_weights(initial_rows(adapter.model, seed))
+    with job.trouble.noted():
+        if not progress and job.topology.data_rank == 0:
+            adapter.load_weights(initial_rows(adapter.model, seed))
+    job.agree()
     adapter.broadcast_state()
     return_freed_memory()
     return step, progress
