@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
-import numpy as np
-import pools
 import pytest
+from grids import alone, assert_halves_travelled, assert_same_figures, on_grid
 
 from hvd_lm.config import ModelConfig
 from hvd_lm.errors import ConfigError
@@ -16,51 +12,20 @@ from hvd_lm.model.pipeline import stages_of_ranks
 from hvd_lm.model.split import shares
 from hvd_lm.model.stages import stages
 
-CASES = {
-    "untied": {"vocabulary_size": 51},
-    "tied, with dropout": {"vocabulary_size": 50, "tie_embedding": True, "embedding_size": 16, "dropout": 0.25},
-    "three layers": {"vocabulary_size": 51, "layers": 3, "tie_embedding": True, "embedding_size": 16, "dropout": 0.25},
-}
-
-
-def on_grid(framework: str, data: int, model: int, **settings: Any) -> list[dict[str, Any]]:
-    if model > 1:
-        settings |= {"split": "layers"}
-    settings |= {"data_parallel": data, "model_parallel": model}
-    return pools.body("grid", data * model, framework, json.dumps(settings))
-
-
-@pytest.fixture(scope="module")
-def alone() -> dict[tuple[str, str], Any]:
-    """Figures of one process, by framework and case; filled as they are asked for."""
-    return {}
-
-
-def figures_alone(alone: dict[tuple[str, str], Any], framework: str, case: str) -> Any:
-    if (framework, case) not in alone:
-        alone[framework, case] = np.array(on_grid(framework, 1, 1, **CASES[case])[0]["figures"])
-    return alone[framework, case]
-
 
 @pytest.mark.ranks
 @pytest.mark.parametrize(("data", "model", "case"), [(1, 2, "untied"), (2, 2, "tied, with dropout"), (1, 3, "three layers")])
-def test_figures_are_those_of_one_process(
-    framework: str, data: int, model: int, case: str, alone: dict[tuple[str, str], Any]
-) -> None:
-    expected = figures_alone(alone, framework, case)
+def test_figures_are_those_of_one_process(framework: str, data: int, model: int, case: str) -> None:
+    expected = alone(framework, case)
     assert (expected[:, 1] > 0.2).any(), "clipping took place"
-    of_ranks = on_grid(framework, data, model, **CASES[case])
-    assert all(result["figures"] == of_ranks[0]["figures"] for result in of_ranks), "all ranks see the same"
-    np.testing.assert_allclose(np.array(of_ranks[0]["figures"])[:, 0], expected[:, 0], rtol=1e-5)
-    np.testing.assert_allclose(np.array(of_ranks[0]["figures"])[:, 1], expected[:, 1], rtol=1e-4)
+    of_ranks = on_grid(framework, data * model, case, split="layers", data_parallel=data, model_parallel=model)
+    assert_same_figures(of_ranks, expected)
 
 
 @pytest.mark.ranks
-def test_activations_travel_as_halves(framework: str, alone: dict[tuple[str, str], Any]) -> None:
-    expected = figures_alone(alone, framework, "untied")
-    compressed = np.array(on_grid(framework, 1, 2, **CASES["untied"], compression="fp16")[0]["figures"])
-    np.testing.assert_allclose(compressed, expected, rtol=5e-3)
-    assert (compressed != expected).mean() > 0.8, "fp16 was on the wire"
+def test_activations_travel_as_halves(framework: str) -> None:
+    of_ranks = on_grid(framework, 2, "untied", split="layers", model_parallel=2, compression="fp16")
+    assert_halves_travelled(of_ranks, alone(framework, "untied"))
 
 
 # --- who holds what --------------------------------------------------------------------------------------

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import launcher
 import numpy as np
 import pools
 import pytest
+from grids import alone, assert_same_figures, on_grid
 
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm.config import ModelConfig, TopologyConfig
@@ -16,23 +16,11 @@ from hvd_lm.job.topology import Topology
 from hvd_lm.model.split import moment_shares, shares
 from hvd_lm.model.stages import parameters
 
-CASES = {
-    "untied": {"vocabulary_size": 51},
-    "tied, with dropout": {"vocabulary_size": 50, "tie_embedding": True, "embedding_size": 16, "dropout": 0.25},
-}
-
 
 @pytest.mark.ranks
 @pytest.mark.parametrize(("ranks", "case"), [(2, "tied, with dropout"), (3, "untied")])
 def test_figures_are_those_of_one_process(framework: str, ranks: int, case: str) -> None:
-    def on(count: int, **more: str) -> list[dict[str, list[list[float]]]]:
-        return pools.body("grid", count, framework, json.dumps(CASES[case] | more))
-
-    expected = np.array(on(1)[0]["figures"])
-    of_ranks = on(ranks, split="optimizer")
-    assert all(result["figures"] == of_ranks[0]["figures"] for result in of_ranks), "all ranks see the same"
-    np.testing.assert_allclose(np.array(of_ranks[0]["figures"])[:, 0], expected[:, 0], rtol=1e-5)
-    np.testing.assert_allclose(np.array(of_ranks[0]["figures"])[:, 1], expected[:, 1], rtol=1e-4)
+    assert_same_figures(on_grid(framework, ranks, case, split="optimizer"), alone(framework, case))
 
 
 @pytest.mark.ranks

@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from hvd_lm.adapters.assembly import Divided  # noqa: E402
 from hvd_lm.adapters.pytorch import stages  # noqa: E402
 from hvd_lm.adapters.pytorch.memory import Weight  # noqa: E402
 from hvd_lm.adapters.pytorch.stages.base import LayerState  # noqa: E402
@@ -173,5 +174,5 @@ def test_the_faster_layer_is_taken_by_its_size() -> None:
     sizes = (UNITS, stages.ONEDNN_UNITS - 1, stages.ONEDNN_UNITS)
     model = ModelConfig(vocabulary_size=9, embedding_size=WIDTH, hidden_size=sizes)
     weights = {name: Weight(*parameter.shape) for name, parameter in parameters(model).items()}
-    body = stages.make_stages(model, weights, stages.Divided(range(5), {})).stages
+    body = stages.make_stages(model, weights, Divided(range(5), {})).stages
     assert [type(stage) for stage in body if stage.units] == [TorchLstm, TorchLstm, OneDnnLstm]

@@ -93,6 +93,8 @@ class Adapter(ABC):
     """Name of a parameter -> the rows of it that this rank holds."""
     moment_shares: Mapping[str, Share]
     """The same of its moments."""
+    held: Mapping[str, Share]
+    """Both, by the names of a checkpoint: of weights, and ``<moment>/<weight name>``."""
     is_pipeline: bool
     """Whether the ranks of a model group pass activations on to each other."""
     places: range
@@ -118,6 +120,9 @@ class Adapter(ABC):
         if self.is_pipeline:
             self.places = stages_of_ranks(model, topology.model_size)[topology.model_rank]
         self.shares, self.moment_shares = shares(model, topology), moment_shares(model, topology)
+        moments = update.moments if update else ()
+        of_moments = {f"{moment}/{name}": share for moment in moments for name, share in self.moment_shares.items()}
+        self.held = {**self.shares, **of_moments}
         self._make()
 
     @abstractmethod
@@ -137,16 +142,14 @@ class Adapter(ABC):
         """Set the moments, of which only this rank's rows are read. Raises CheckpointError if they are not the optimizer's."""
         assert self.update_config is not None, READ_ONLY
         self.check_moments(state.moments)
-        for moment in self.update_config.moments:
-            for name, share in self.moment_shares.items():
-                self._load(f"{moment}/{name}", share, state.moments[f"{moment}/{name}"])
+        for name, moment in state.moments.items():
+            self._load(name, self.held[name], moment)
         self.set_applied_steps(state.applied_steps)
 
     def check_moments(self, moments: Mapping[str, Rows]) -> None:
         """Raises CheckpointError if they are not those of the optimizer."""
         assert self.update_config is not None, READ_ONLY
-        wanted = {f"{moment}/{name}" for moment in self.update_config.moments for name in self.shares}
-        if set(moments) != wanted:
+        if set(moments) != self.held.keys() - self.shares.keys():
             raise CheckpointError(f"the optimizer state does not fit {self.update_config.optimizer}: it is of another optimizer")
 
     def _load(self, name: str, share: Share, values: Rows) -> None:

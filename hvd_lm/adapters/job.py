@@ -230,11 +230,7 @@ class Job(ABC):
 
     def gather(self, values: NDArray[_Number], group: GroupName = "readers") -> NDArray[_Number]:
         """`values` of every rank of the group, of one shape, stacked in the order of its ranks: ``[R, ...]``. Collective."""
-        its = self.groups[group]
-        if not its.communicates:
-            return values[None].copy()
-        tensor = self._to_tensor(np.ascontiguousarray(values[None]))
-        return self._to_numpy(self.horovod.allgather(tensor, name=f"gather.{group}", process_set=its.process_set))
+        return self.concatenate(values[None], group)
 
     def concatenate(self, rows: NDArray[_Number], group: GroupName) -> NDArray[_Number]:
         """The rows of every rank of the group, of any number, in the order of its ranks. Collective."""
@@ -270,11 +266,9 @@ class Job(ABC):
 
     def tell(self, word: Any, group: GroupName = "all") -> list[Any]:
         """`word`, plain values as JSON has them, of every rank of the group, in the order of its ranks. Collective."""
-        its = self.groups[group]
-        if not its.communicates:
+        if not self.groups[group].communicates:
             return [word]
-        line = self._to_tensor(np.frombuffer(json.dumps(word).encode() + b"\n", np.uint8))
-        lines = self._to_numpy(self.horovod.allgather(line, name=f"tell.{group}", process_set=its.process_set))
+        lines = self.concatenate(np.frombuffer(json.dumps(word).encode() + b"\n", np.uint8), group)
         return [json.loads(line) for line in lines.tobytes().splitlines()]
 
     def common_error(self, values: Mapping[str, Any] | None = None) -> Exception | None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Split = Literal["none", "rows", "layer"]
+LookedUp = Literal["inputs", "output"] | None
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ class Parameter:
     """With the seed of the run it decides the initial values, so that no other parameter has a say in them."""
     split: Split = "none"
     """How workers may share it: by rows, as a part of its layer, or not at all."""
-    looked_up: bool = False
-    """Whether its gradient is zero but for the rows that a window names: as inputs, or as what a sampled softmax judges."""
+    looked_up: LookedUp = None
+    """What names the rows that alone have a gradient in a window: its inputs, or what the output judges by a sampled softmax.
+    None if all rows have one."""
 
 
 def key_of_name(name: str) -> tuple[int, ...]:

@@ -23,6 +23,10 @@ from hvd_lm.model.stages import parameters, stages
 
 BLOCK = 1 << 22
 """Values that are read, sent or written at a time (16 MiB)."""
+SUMMED_VALUES = 1 << 19
+"""Values that are sent at a time where a rank gets a part of a sum (2 MiB)."""
+ON_THE_WAY = 4
+"""Sendings of such that a rank does not wait for."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Literal
 
 from hvd_lm.config import Cell, ModelConfig
 from hvd_lm.errors import ConfigError
-from hvd_lm.model.parameters import Parameter, key_of_name
+from hvd_lm.model.parameters import LookedUp, Parameter, key_of_name
 
 Kind = Literal["lookup", "drop", "output"] | Cell
 
@@ -56,7 +56,7 @@ def _stages(config: ModelConfig) -> Iterator[Stage]:
         raise ConfigError("the model needs a vocabulary size: set vocabulary_size, or train a tokenizer first")
     width = config.embedding_size
     # A tied embedding is the output kernel too: no row of its gradient is zero, unless that is sampled, which it does not tell.
-    looked_up = not config.tie_embedding
+    looked_up: LookedUp = None if config.tie_embedding else "inputs"
     embedding = Parameter("embedding", (vocabulary, width), _EMBEDDING_RANGE, (0,), split="rows", looked_up=looked_up)
     yield Stage("lookup", vocabulary, width, {"table": embedding})
     yield from _drop(config, width)
@@ -66,7 +66,7 @@ def _stages(config: ModelConfig) -> Iterator[Stage]:
         width = units
     # Keys of the first format count its parameters: its initial values are bit for bit what they were.
     before = 1 + 3 * len(config.units)
-    sampled = config.softmax == "sampled"
+    sampled: LookedUp = "output" if config.softmax == "sampled" else None
     kernel = Parameter("output_kernel", (vocabulary, width), _EMBEDDING_RANGE, (before,), split="rows", looked_up=sampled)
     of_bias = before if config.tie_embedding else before + 1
     bias = Parameter("output_bias", (vocabulary,), 0.0, (of_bias,), split="rows", looked_up=sampled)

@@ -21,7 +21,7 @@ from hvd_lm.model.weights import Array, Weights
 
 def is_divided(adapter: Adapter) -> bool:
     """Whether no rank holds all weights and moments."""
-    return any(share.divided_over for share in (*adapter.shares.values(), *adapter.moment_shares.values()))
+    return any(share.divided_over for share in adapter.held.values())
 
 
 def save(adapter: Adapter, checkpoint: Checkpoint, writer: CheckpointWriter | None) -> None:
@@ -47,7 +47,7 @@ def _collected(adapter: Adapter, weights: Weights, moments: Mapping[str, Array])
 
     Whoever leaves early, because a disk is full, keeps step with the others.
     """
-    of_moments = {name: adapter.moment_shares[name.partition("/")[2]] for name in _names_of_moments(adapter)}
+    of_moments = {name: share for name, share in adapter.held.items() if name not in adapter.shares}
     both = _tensors(adapter.job, adapter.shares, weights), _tensors(adapter.job, of_moments, moments)
     try:
         yield both
@@ -61,20 +61,12 @@ def distribute(adapter: Adapter, checkpoint: Checkpoint | None) -> None:
     """Give rank 0's group what each of it holds of the `checkpoint`, which only rank 0 has. Collective."""
     job = adapter.job
     arrays = {**checkpoint.weights, **checkpoint.optimizer_state.moments} if checkpoint else {}
-    named = dict(adapter.shares)
-    if adapter.update_config:
-        named |= {name: adapter.moment_shares[name.partition("/")[2]] for name in _names_of_moments(adapter)}
-    for name, share in named.items():
+    for name, share in adapter.held.items():
         if _takes_part(job, share):
             for row, values in _sent(job, share, arrays.get(name)):
                 adapter.set_rows(name, row, values)
     if checkpoint and adapter.update_config:
         adapter.set_applied_steps(checkpoint.optimizer_state.applied_steps)
-
-
-def _names_of_moments(adapter: Adapter) -> list[str]:
-    assert adapter.update_config is not None
-    return [f"{moment}/{name}" for moment in adapter.update_config.moments for name in adapter.shares]
 
 
 def _takes_part(job: Job, share: Share) -> bool:

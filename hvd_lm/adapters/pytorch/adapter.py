@@ -14,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hvd_lm.adapters.assembly import Divided, Made
 from hvd_lm.adapters.base import INCOMPLETE, READ_ONLY, Adapter, Evaluated, OptimizerState, State, StepResult
 from hvd_lm.adapters.pytorch.job import PyTorchJob
 from hvd_lm.adapters.pytorch.memory import Weight, to_numpy
 from hvd_lm.adapters.pytorch.model_group import ModelGroup
 from hvd_lm.adapters.pytorch.optimizer_split import OptimizerSplit
 from hvd_lm.adapters.pytorch.reducer import GradientReducer
-from hvd_lm.adapters.pytorch.stages import Divided, LayerState, Made, Neighbour, Output, Stage, make_stages
+from hvd_lm.adapters.pytorch.stages import Depart, LayerState, Lookup, Neighbour, Output, Stage, make_stages
 from hvd_lm.adapters.pytorch.stages.drop import Drop
 from hvd_lm.adapters.pytorch.stages.sampled_softmax import SampledWords
 from hvd_lm.adapters.pytorch.update import Update, norm_of
@@ -29,6 +30,8 @@ from hvd_lm.job.topology import GroupName
 from hvd_lm.model.candidates import Candidates
 from hvd_lm.model.split import blocks
 from hvd_lm.model.weights import Array, Weights
+
+_Made = Made[Lookup, Stage, Output | Depart]
 
 
 class PyTorchAdapter(Adapter):
@@ -58,7 +61,7 @@ class PyTorchAdapter(Adapter):
             ModelGroup(groups["model"], halves=halves) if groups["model"].communicates and not self.is_pipeline else None,
             **self._neighbours,
         )
-        self._copies: list[Made] = []
+        self._copies: list[_Made] = []
         """The stages, once for each of the backwards that wait in a pipeline: each remembers its micro-batches."""
         self._waiting: list[list[tuple[int, ...]]] = [[]]
         """[T, B] of the micro-batches whose forward is done: those of each backward."""
@@ -76,8 +79,8 @@ class PyTorchAdapter(Adapter):
 
     def set_rows(self, name: str, start: int, values: Array) -> None:
         weight = self._weights.get(name)
-        share = self.moment_shares[name.partition("/")[2]] if weight is None else self.shares[name]
-        rows = slice(start - share.rows.start, start - share.rows.start + len(values))
+        first = start - self.held[name].rows.start
+        rows = slice(first, first + len(values))
         with torch.no_grad():
             (self._trained.moments[name] if weight is None else weight)[rows].copy_(torch.from_numpy(values))
         if weight is not None:
@@ -92,7 +95,7 @@ class PyTorchAdapter(Adapter):
             for stage in copy.stages:
                 stage.weights_changed()
 
-    def _copy(self, number: int) -> Made:
+    def _copy(self, number: int) -> _Made:
         while number >= len(self._copies):
             self._copies.append(make_stages(self.model, self._weights, self._divided))
         return self._copies[number]
@@ -124,9 +127,9 @@ class PyTorchAdapter(Adapter):
             return
         steps = torch.tensor(update.applied_steps)
         update.applied_steps = int(hvd.broadcast(steps, 0, name="state.applied_steps", process_set=everyone.process_set))
-        named = {name: (self.shares[name], weight.data) for name, weight in self._weights.items()}
+        named = {name: weight.data for name, weight in self._weights.items()}
         if update.applied_steps:
-            named |= {name: (self.moment_shares[name.partition("/")[2]], moment) for name, moment in update.moments.items()}
+            named |= update.moments
         else:
             # Two thirds of all that would travel, and nothing but zeros.
             for moment in update.moments.values():
@@ -136,8 +139,8 @@ class PyTorchAdapter(Adapter):
             hvd.broadcast_async_(
                 tensor[rows.start : rows.stop], group.ranks[0], name=f"state.{name}.{rows.start}", process_set=group.process_set
             )
-            for name, (share, tensor) in named.items()
-            if (group := self.job.holders(share)).communicates
+            for name, tensor in named.items()
+            if (group := self.job.holders(self.held[name])).communicates
             for rows in blocks(range(len(tensor)), tensor.shape)
         ]
         for handle in handles:
@@ -202,7 +205,7 @@ class PyTorchAdapter(Adapter):
 
     @torch.no_grad()
     def _forward(
-        self, made: Made, inputs_TB: Tensor, state: State, masks: Sequence[Tensor] = (), *, keep: int = 0
+        self, made: _Made, inputs_TB: Tensor, state: State, masks: Sequence[Tensor] = (), *, keep: int = 0
     ) -> tuple[Tensor, State]:
         """Outputs of the last stage below the output [T, B, H], and the state after."""
         activations, masks_left = inputs_TB, iter(masks)

@@ -16,12 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_lm.adapters.job import Job
-from hvd_lm.model.split import Share, rounds
-
-_VALUES = 1 << 19
-"""That are sent at a time (2 MiB)."""
-_ON_THE_WAY = 4
-"""Sendings that a rank does not wait for."""
+from hvd_lm.model.split import ON_THE_WAY, SUMMED_VALUES, Share, rounds
 
 
 class OptimizerSplit:
@@ -61,8 +56,8 @@ class OptimizerSplit:
             torch.sum(received.to(own.dtype).view(self._group.size, *own.shape), 0, out=own)
 
         share = self.divided[name]
-        for number, blocks in enumerate(rounds(share, max(1, _VALUES // self._group.size))):
-            if len(on_the_way) == _ON_THE_WAY:
+        for number, blocks in enumerate(rounds(share, max(1, SUMMED_VALUES // self._group.size))):
+            if len(on_the_way) == ON_THE_WAY:
                 take()
             sent = torch.cat([gradient[block.start : block.stop] for block in blocks])
             splits = torch.tensor([len(block) for block in blocks], dtype=torch.int32)

@@ -110,7 +110,7 @@ class GradientReducer:
             if name not in weights or not share.parameter.looked_up or not self._groups[name].communicates:
                 continue
             of_rows = len(weights[name]), weights[name].device, self._groups[name]
-            if name == "embedding":
+            if share.parameter.looked_up == "inputs":
                 self._by_inputs = self._touched[name] = TouchedRows(*of_rows, "touched_rows")
             else:
                 self._by_outputs = self._touched[name] = self._by_outputs or TouchedRows(*of_rows, "touched_rows.output")

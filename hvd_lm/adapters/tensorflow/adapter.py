@@ -13,19 +13,20 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hvd_lm.adapters.assembly import Divided
 from hvd_lm.adapters.base import INCOMPLETE, READ_ONLY, Adapter, Evaluated, OptimizerState, State, StepResult
 from hvd_lm.adapters.tensorflow.job import TensorFlowJob
 from hvd_lm.adapters.tensorflow.model_group import ModelGroup
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.reducer import GradientReducer
-from hvd_lm.adapters.tensorflow.stages import Divided, Neighbour, make_stages
+from hvd_lm.adapters.tensorflow.stages import Neighbour, make_stages
 from hvd_lm.adapters.tensorflow.stages.base import Tape, Tensors
 from hvd_lm.adapters.tensorflow.stages.output import Judged, Output
 from hvd_lm.adapters.tensorflow.stages.sampled_softmax import SAMPLED_SPECS, SampledWords
 from hvd_lm.adapters.tensorflow.update import DynamicUpdate, Update
 from hvd_lm.adapters.tensorflow.weight import Accumulation, Arriving, Weight, to_numpy
 from hvd_lm.model.candidates import Candidates
-from hvd_lm.model.split import Share, blocks
+from hvd_lm.model.split import blocks
 from hvd_lm.model.weights import Array, Weights
 
 with native_stderr_closed():
@@ -171,7 +172,7 @@ class TensorFlowAdapter(Adapter):
 
     def set_rows(self, name: str, start: int, values: Array) -> None:
         weight = self._values.get(name)
-        share = self.moment_shares[name.partition("/")[2]] if weight is None else self.shares[name]
+        share = self.held[name]
         variable = self._trained.moments[name] if weight is None else weight
         if len(values) == len(share.rows):
             variable.assign(values)
@@ -202,16 +203,17 @@ class TensorFlowAdapter(Adapter):
             name = "state.applied_steps"
             update.applied_steps = int(hvd.broadcast(steps, 0, name=name, process_set=everyone.process_set))
         for name, variable in self._values.items():
-            self._broadcast(name, variable, self.shares[name])
+            self._broadcast(name, variable)
         for name, moment in update.moments.items() if update else ():
             if update and update.applied_steps:
-                self._broadcast(name, moment, self.moment_shares[name.partition("/")[2]])
+                self._broadcast(name, moment)
             else:
                 # Two thirds of all that would travel, and nothing but zeros.
                 moment.assign(tf.zeros_like(moment))
 
-    def _broadcast(self, name: str, variable: tf.Variable, share: Share) -> None:
+    def _broadcast(self, name: str, variable: tf.Variable) -> None:
         """From the first rank that holds the same rows to the others."""
+        share = self.held[name]
         group = self.job.holders(share)
         if not group.communicates:
             return

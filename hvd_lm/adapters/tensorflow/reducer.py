@@ -11,19 +11,12 @@ from hvd_lm.adapters.job import Job
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.weight import Weight
 from hvd_lm.config import CommunicationConfig
-from hvd_lm.model.split import Share, rounds
+from hvd_lm.model.parameters import LookedUp
+from hvd_lm.model.split import ON_THE_WAY, SUMMED_VALUES, Share, rounds
 
 with native_stderr_closed():
     import horovod.tensorflow as hvd
     import tensorflow as tf
-
-
-_VALUES = 1 << 19
-"""That are sent at a time where a rank gets a part of a sum (2 MiB)."""
-_ON_THE_WAY = 4
-"""Sendings that a rank does not wait for."""
-_BY_INPUTS = "embedding"
-"""What inputs look up; all else that is looked up is the output's."""
 
 
 class GradientReducer:
@@ -41,41 +34,49 @@ class GradientReducer:
         self._everyone = job.groups["all"]
         self._compression = hvd.Compression.fp16 if communication.compression == "fp16" else hvd.Compression.none
         self._op = hvd.Adasum if communication.reduction == "adasum" else hvd.Sum
+        self._looked_up: dict[LookedUp, list[str]] = {
+            by: [
+                name
+                for name, weight in weights.items()
+                if weight.share.parameter.looked_up == by and self._groups[name].communicates
+            ]
+            for by in ("inputs", "output")
+        }
+        """Names of parameters that have the same rows."""
         # Halves are the smallest numbers that Horovod reduces in both frameworks; any number above 0 means touched.
         self._touched = {
-            name: tf.Variable(tf.zeros(weight.shape[0], tf.float16), trainable=False)
-            for name, weight in weights.items()
-            if weight.share.parameter.looked_up and self._groups[name].communicates
+            by: tf.Variable(tf.zeros(weights[names[0]].shape[0], tf.float16), trainable=False)
+            for by, names in self._looked_up.items()
+            if names
         }
-
-        self._of_outputs = [name for name in self._touched if name != _BY_INPUTS]
 
     def note_inputs(self, rows: tf.Tensor, *, first: bool) -> None:
         """Rows that were looked up, of each backward of a window; the `first` one forgets those of the window before."""
-        if _BY_INPUTS in self._touched:
-            _note(self._touched[_BY_INPUTS], rows, first=first)
+        if "inputs" in self._touched:
+            _note(self._touched["inputs"], rows, first=first)
 
     def inputs_complete(self) -> dict[str, tf.Tensor]:
         """For each parameter that inputs look up, above 0 where a row is touched on some rank, [V]. Collective."""
-        return self._union([name for name in self._touched if name == _BY_INPUTS], "touched_rows")
+        return self._union("inputs", "touched_rows")
 
     def note_outputs(self, touched: Mapping[str, Sequence[tf.Tensor]], *, first: bool) -> None:
         """As `note_inputs`, of rows of the output's weights, by name; all rows of those that are absent."""
-        for name in self._of_outputs[:1]:
-            rows = tf.concat(touched[name], 0) if name in touched else tf.range(self._touched[name].shape[0])
-            _note(self._touched[name], rows, first=first)
+        for name in self._looked_up["output"][:1]:
+            touched_V = self._touched["output"]
+            rows = tf.concat(touched[name], 0) if name in touched else tf.range(touched_V.shape[0])
+            _note(touched_V, rows, first=first)
 
     def outputs_complete(self) -> dict[str, tf.Tensor]:
-        """As `inputs_complete`; all weights of the output have the same rows. Collective."""
-        return self._union(self._of_outputs, "touched_rows.output")
+        """As `inputs_complete`, of the output's weights. Collective."""
+        return self._union("output", "touched_rows.output")
 
-    def _union(self, names: Sequence[str], as_name: str) -> dict[str, tf.Tensor]:
+    def _union(self, by: LookedUp, as_name: str) -> dict[str, tf.Tensor]:
+        names = self._looked_up[by]
         if not names:
             return {}
         process_set = self._groups[names[0]].process_set
-        return dict.fromkeys(
-            names, hvd.allreduce(self._touched[names[0]].read_value(), name=as_name, op=hvd.Sum, process_set=process_set)
-        )
+        of_all_V = hvd.allreduce(self._touched[by].read_value(), name=as_name, op=hvd.Sum, process_set=process_set)
+        return dict.fromkeys(names, of_all_V)
 
     def sums(self, sums: tf.Tensor) -> tf.Tensor:
         """Of the loss, and of what travels beside it, over all ranks. Collective."""
@@ -106,8 +107,8 @@ class GradientReducer:
         """
         name, sums = share.parameter.name, list[tf.Tensor]()
         group = self._groups[name]
-        for number, blocks in enumerate(rounds(share, max(1, _VALUES // group.size))):
-            with tf.control_dependencies(sums[-_ON_THE_WAY:][:1] if number >= _ON_THE_WAY else []):
+        for number, blocks in enumerate(rounds(share, max(1, SUMMED_VALUES // group.size))):
+            with tf.control_dependencies(sums[-ON_THE_WAY:][:1] if number >= ON_THE_WAY else []):
                 sent = tf.concat([gradient[block.start : block.stop] for block in blocks], 0)
             wire, context = self._compression.compress(sent)
             splits = [len(block) for block in blocks]

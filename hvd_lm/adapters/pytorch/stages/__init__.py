@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 from torch import nn
 
-from hvd_lm.adapters.pytorch.model_group import ModelGroup
+from hvd_lm.adapters.assembly import Divided, Kit, Made, assemble
 from hvd_lm.adapters.pytorch.products import has_avx512, uses_onednn
 from hvd_lm.adapters.pytorch.stages.base import Complete, LayerState, Stage
 from hvd_lm.adapters.pytorch.stages.drop import Drop
@@ -22,67 +21,15 @@ from hvd_lm.adapters.pytorch.stages.torch_lstm import TorchLstm
 from hvd_lm.config import ModelConfig
 from hvd_lm.model import stages as declared
 from hvd_lm.model.noise import keep_probability
-from hvd_lm.model.split import Share
 
-__all__ = ["Complete", "Divided", "LayerState", "Made", "Neighbour", "Output", "Stage", "make_stages"]
+__all__ = ["Complete", "Depart", "LayerState", "Lookup", "Neighbour", "Output", "Stage", "make_stages"]
 
 Weights = Mapping[str, nn.Parameter]
 
 
-class Made(NamedTuple):
-    """The stages of a rank, from below."""
-
-    lookup: Lookup | None
-    """The first of `stages`, if this rank has it."""
-    stages: list[Stage]
-    output: Output | Depart
-
-
-class Divided(NamedTuple):
-    """What stages need to know of other ranks."""
-
-    places: range
-    """Of the declared stages, those of this rank."""
-    shares: Mapping[str, Share]
-    group: ModelGroup | None = None
-    """Divides what is split by rows."""
-    below: Neighbour | None = None
-    above: Neighbour | None = None
-
-
-def make_stages(config: ModelConfig, weights: Weights, divided: Divided) -> Made:
+def make_stages(config: ModelConfig, weights: Weights, divided: Divided) -> Made[Lookup, Stage, Output | Depart]:
     """`weights`: this rank's rows, by their canonical names."""
-    made: list[Stage] = []
-    lookup: Lookup | None = None
-    output: Output | Depart | None = Depart(divided.above) if divided.above else None
-    for place, stage in enumerate(declared.stages(config)):
-        if place not in divided.places:
-            continue
-        if divided.below and not made and stage.kind != "lookup":
-            made.append(Arrive(divided.below, stage.input_size))
-        of_stage = {role: weights[parameter.name] for role, parameter in stage.parameters.items()}
-        if stage.kind == "lookup":
-            lookup = _make_lookup(stage, of_stage, divided)
-            made.append(lookup)
-        elif stage.kind == "output":
-            output = _make_output(stage, of_stage, divided)
-        else:
-            made.append(_MAKERS[stage.kind](config, stage, of_stage))
-    assert output is not None
-    return Made(lookup, made, output)
-
-
-def _make_lookup(stage: declared.Stage, weights: Weights, divided: Divided) -> Lookup:
-    if divided.group:
-        return SplitLookup(weights["table"], divided.shares[stage.parameters["table"].name].parts, divided.group)
-    return Lookup(weights["table"])
-
-
-def _make_output(stage: declared.Stage, weights: Weights, divided: Divided) -> Output:
-    if divided.group:
-        parts = divided.shares[stage.parameters["kernel"].name].parts
-        return SplitOutput(weights["kernel"], weights["bias"], parts, divided.group)
-    return Output(weights["kernel"], weights["bias"])
+    return assemble(config, weights, divided, _KIT)
 
 
 ONEDNN_UNITS = 512 if has_avx512() else 1024
@@ -100,3 +47,13 @@ _MAKERS: dict[declared.Kind, Callable[[ModelConfig, declared.Stage, Weights], St
     "lstm": _make_lstm,
     "mlstm": lambda _, stage, weights: MultiplicativeLstm(weights, stage.units),
 }
+
+_KIT: Kit[Lookup, Stage, Output | Depart] = Kit(
+    lookup=Lookup,
+    split_lookup=SplitLookup,
+    output=Output,
+    split_output=SplitOutput,
+    arrive=Arrive,
+    depart=lambda above, _: Depart(above),
+    others=_MAKERS,
+)

@@ -84,12 +84,9 @@ def accumulate_sampled(
     exps = logits.sub_(largest_A[:, None]).exp_()
     here_A3 = torch.stack([largest_A, exps.sum(1), of_targets_A * held_A], 1)
     statistics_MA3 = group.gather(here_A3[None], "statistics") if group else here_A3[None]
-    of_ranks_MA, sums_MA, targets_MA = statistics_MA3.unbind(2)
-    greatest_A = of_ranks_MA.amax(0)
-    total_A = (sums_MA * (of_ranks_MA - greatest_A).exp()).sum(0)
-    losses_A = greatest_A + total_A.log() - targets_MA.sum(0)
+    losses_A, shares_A = softmax_of_ranks(largest_A, statistics_MA3)
 
-    by_logits = exps.mul_((of_all.counted_A * (largest_A - greatest_A).exp() / total_A)[:, None])
+    by_logits = exps.mul_((of_all.counted_A * shares_A)[:, None])
     by_logits[:, count] -= of_all.counted_A * held_A
     by_candidates_AC, by_targets_A1 = by_logits[:, :count], by_logits[:, count:]
     gradients_AH = torch.addmm(by_targets_A1 * kernel_AH, by_candidates_AC, kernel_CH)
@@ -105,6 +102,17 @@ def accumulate_sampled(
         total.index_add_(0, rows_of_targets, by_targets)
     losses_N = losses_A[group.place * len(targets_N) :][: len(targets_N)] if group else losses_A
     return Sampled((losses_N * (targets_N != IGNORED)).sum(), returning(), torch.cat([rows_C, rows_of_targets]))
+
+
+def softmax_of_ranks(largest_A: Tensor, statistics_MA3: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the tokens of all, [A], and what makes a softmax of the exponentials of this rank's words, [A].
+
+    Of each rank the largest logit (`largest_A` of this one), the sum of exponentials, and the target's logit or 0.
+    """
+    largest_MA, sums_MA, of_targets_MA = statistics_MA3.unbind(2)
+    greatest_A = largest_MA.amax(0)
+    total_A = (sums_MA * (largest_MA - greatest_A).exp()).sum(0)
+    return greatest_A + total_A.log() - of_targets_MA.sum(0), (largest_A - greatest_A).exp() / total_A
 
 
 def _gathered(own: _Tokens, group: ModelGroup) -> _Tokens:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hvd_lm.adapters.pytorch.model_group import Later, ModelGroup
 from hvd_lm.adapters.pytorch.products import add_product_to_gradient, add_to_gradient, product
 from hvd_lm.adapters.pytorch.stages.output import Output, chunk_tokens
+from hvd_lm.adapters.pytorch.stages.sampled_softmax import softmax_of_ranks
 from hvd_lm.data.sources import IGNORED
 from hvd_lm.model.cost import tokens_together
 
@@ -54,7 +55,7 @@ class SplitOutput(Output):
         parts = zip(*(torch.split(tensor, self._tokens) for tensor in (outputs_AH, targets_A)), strict=True)
         judged = [self._judge(self._logits(outputs), targets) for outputs, targets in parts]
         here = _Judged(*map(torch.cat, zip(*judged, strict=True)))
-        losses_A, _ = self._joined(here, self._statistics_later(here)())
+        losses_A, _ = softmax_of_ranks(here.largest_A, self._statistics_later(here)())
         losses_N = losses_A[self._group.place * count :][:count]
         return losses_N * (targets_N != IGNORED)
 
@@ -97,7 +98,7 @@ class SplitOutput(Output):
         here = _Judged(*map(torch.cat, zip(*judged, strict=True)))
         statistics = self._statistics_later(here)
         gradients_AH = torch.cat([product(exps, self.kernel.t()) for exps in exps_of_chunks])
-        losses_A, share_A = self._joined(here, statistics())
+        losses_A, share_A = softmax_of_ranks(here.largest_A, statistics())
         # A softmax of this rank's words is their exponentials times this; the target's own is one less.
         factors_A = share_A * counted_A
         gradients_AH *= factors_A[:, None]
@@ -137,11 +138,3 @@ class SplitOutput(Output):
     def _statistics_later(self, here: _Judged) -> Later:
         """Of all ranks, [M, A, 3]."""
         return self._group.gather_later(torch.stack(here, 1)[None], "statistics")
-
-    def _joined(self, here: _Judged, statistics_MA3: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of the tokens of all, [A], and what makes a softmax of the exponentials of this rank's words, [A]."""
-        largest_MA, sums_MA, of_targets_MA = statistics_MA3.unbind(2)
-        largest_A = largest_MA.amax(0)
-        total_A = (sums_MA * (largest_MA - largest_A).exp()).sum(0)
-        losses_A = largest_A + total_A.log() - of_targets_MA.sum(0)
-        return losses_A, (here.largest_A - largest_A).exp() / total_A

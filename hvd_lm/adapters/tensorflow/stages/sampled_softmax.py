@@ -93,12 +93,9 @@ def accumulate_sampled(
     exps_AC, exps_A = tf.exp(logits_AC - largest_A[:, None]), tf.exp(judged_A - largest_A)
     here_A3 = tf.stack((largest_A, tf.reduce_sum(exps_AC, 1) + exps_A, of_targets_A * holds_A), 1)
     statistics_MA3 = group.gather(here_A3[None], f"statistics.{name}") if group else here_A3[None]
-    of_ranks_MA, sums_MA, targets_MA = tf.unstack(statistics_MA3, axis=2)
-    greatest_A = tf.reduce_max(of_ranks_MA, 0)
-    total_A = tf.reduce_sum(sums_MA * tf.exp(of_ranks_MA - greatest_A), 0)
-    losses_A = greatest_A + tf.math.log(total_A) - tf.reduce_sum(targets_MA, 0)
+    losses_A, shares_A = softmax_of_ranks(largest_A, statistics_MA3)
 
-    factors_A = of_all.counted_A * tf.exp(largest_A - greatest_A) / total_A
+    factors_A = of_all.counted_A * shares_A
     by_candidates_AC = exps_AC * factors_A[:, None]
     by_targets_A = exps_A * factors_A - of_all.counted_A * holds_A
     gradients_AH = tf.matmul(by_candidates_AC, kernel_CH) + by_targets_A[:, None] * kernel_AH
@@ -113,6 +110,18 @@ def accumulate_sampled(
     count = tf.size(targets_N)
     losses_N = losses_A[group.place * count :][:count] if group else losses_A
     return gradients_NH, tf.reduce_sum(losses_N * counts_N)
+
+
+def softmax_of_ranks(largest_A: tf.Tensor, statistics_MA3: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Cross-entropy of the tokens of all, [A], and what makes a softmax of the exponentials of this rank's words, [A].
+
+    Of each rank the largest logit (`largest_A` of this one), the sum of exponentials, and the target's logit or 0.
+    """
+    largest_MA, sums_MA, of_targets_MA = tf.unstack(statistics_MA3, axis=2)
+    greatest_A = tf.reduce_max(largest_MA, 0)
+    total_A = tf.reduce_sum(sums_MA * tf.exp(largest_MA - greatest_A), 0)
+    losses_A = greatest_A + tf.math.log(total_A) - tf.reduce_sum(of_targets_MA, 0)
+    return losses_A, tf.exp(largest_A - greatest_A) / total_A
 
 
 def _gathered(own: _Tokens, group: ModelGroup, name: str) -> _Tokens:

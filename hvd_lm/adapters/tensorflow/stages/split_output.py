@@ -13,26 +13,18 @@ Shapes: M ranks, N tokens of this rank, A = M*N tokens of all, R words of this r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from hvd_lm.adapters.tensorflow.model_group import ModelGroup
 from hvd_lm.adapters.tensorflow.products import by
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.stages.output import CHUNK, Judged, Output, chunks_of, joined
+from hvd_lm.adapters.tensorflow.stages.sampled_softmax import softmax_of_ranks
 from hvd_lm.adapters.tensorflow.weight import Accumulation, Weight
 from hvd_lm.model.cost import tokens_together
 
 with native_stderr_closed():
     import tensorflow as tf
-
-
-class _Joined(NamedTuple):
-    """What the words of all ranks say of the tokens of all."""
-
-    losses_A: tf.Tensor
-    """Also where a target is ignored."""
-    shares_A: tf.Tensor
-    """What makes a softmax of the exponentials of this rank's words."""
 
 
 class SplitOutput(Output):
@@ -53,7 +45,8 @@ class SplitOutput(Output):
             return (statistics,)
 
         (parts,) = _each_chunk(outputs_AH, judge, ((None, 3),))
-        return self._own(self._joined(parts.concat()).losses_A, targets_N)
+        losses_A, _ = self._joined(parts.concat())
+        return self._own(losses_A, targets_N)
 
     _group: ModelGroup
 
@@ -91,9 +84,9 @@ class SplitOutput(Output):
             return statistics, exps_NR, by(exps_NR, self.kernel.value)
 
         statistics, exps, products = _each_chunk(outputs_AH, judge, ((None, 3), (None, len(self._words)), (None, self.units)))
-        joined = self._joined(statistics.concat())
+        losses_A, shares_A = self._joined(statistics.concat())
         # A softmax of this rank's words is their exponentials times this; the target's own is one less.
-        factors_A = joined.shares_A * counted_A
+        factors_A = shares_A * counted_A
         own_A = tf.where(self._holds(targets_A))[:, 0]
         rows_A, weights_A = tf.gather(targets_A, own_A) - self._words.start, tf.gather(counted_A, own_A)
         of_targets_AH = tf.gather(self.kernel.value, rows_A) * weights_A[:, None]
@@ -111,7 +104,7 @@ class SplitOutput(Output):
             return ()
 
         _each_chunk(outputs_AH, add, ())
-        return tf.reduce_sum(self._own(joined.losses_A, targets_N)), gradient_NH
+        return tf.reduce_sum(self._own(losses_A, targets_N)), gradient_NH
 
     def _holds(self, targets_N: tf.Tensor) -> tf.Tensor:
         """Whether a target is a word of this rank."""
@@ -128,12 +121,9 @@ class SplitOutput(Output):
             exps_NR = tf.exp(logits_NR - largest_N[:, None])
         return tf.stack((largest_N, tf.reduce_sum(exps_NR, 1), of_targets_N), 1), exps_NR
 
-    def _joined(self, statistics_A3: tf.Tensor) -> _Joined:
-        largest_MA, sums_MA, of_targets_MA = tf.unstack(self._group.gather(statistics_A3[None], "statistics"), axis=2)
-        largest_A = tf.reduce_max(largest_MA, 0)
-        total_A = tf.reduce_sum(sums_MA * tf.exp(largest_MA - largest_A), 0)
-        losses_A = largest_A + tf.math.log(total_A) - tf.reduce_sum(of_targets_MA, 0)
-        return _Joined(losses_A, tf.exp(statistics_A3[:, 0] - largest_A) / total_A)
+    def _joined(self, statistics_A3: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """As `softmax_of_ranks`, of what this rank knows."""
+        return softmax_of_ranks(statistics_A3[:, 0], self._group.gather(statistics_A3[None], "statistics"))
 
     def _own(self, losses_A: tf.Tensor, targets_N: tf.Tensor) -> tf.Tensor:
         """Of this rank's tokens; 0 where a target is ignored."""
