@@ -298,6 +298,8 @@ class RunConfig:
     """Compute threads of a rank. Unless given: the cores of the machine shared by its ranks."""
     validation_every: int | None = None
     """Optimizer steps between validations. Unless given: at the end of each epoch and of the run."""
+    max_hours: float | None = None
+    """Stop after so many hours, with a checkpoint that --resume auto goes on with, and exit code 5."""
     checkpoint_every: int | None = None
     """Optimizer steps between checkpoints. Unless given: at the end of each epoch and of the run."""
     keep_checkpoints: int = 2
@@ -321,6 +323,7 @@ class RunConfig:
         for name in ("steps", "epochs", "threads", "validation_every", "checkpoint_every", "keep_checkpoints"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        _require_positive(self, "max_hours")
         require(self.resume != "", "--resume needs auto or a folder")
         require(self.seed >= 0, f"--seed must not be negative, not {self.seed}")
 

@@ -46,6 +46,12 @@ class LostWorkerError(HvdLmError):
     exit_code = 4
 
 
+class StoppedError(HvdLmError):
+    """Training was asked to stop, and did: it can go on from its checkpoint."""
+
+    exit_code = 5
+
+
 # --- what the operating system refuses -------------------------------------------------------------------
 
 _ADVICE: Mapping[int, str] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -9,9 +10,13 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 BODIES = Path(__file__).with_name("ranks")
 SCRIPTS = sysconfig.get_path("scripts")
@@ -84,6 +89,55 @@ def body(name: str, ranks: int, *arguments: str | Path, controller: str = "gloo"
         environment["HVD_LM_TEST_RESULTS"] = folder
         job(ranks, sys.executable, BODIES / f"{name}.py", *arguments, controller=controller, **environment).expect_success()
         return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(ranks)]
+
+
+ENDLESS = ["--steps", "100000", "--checkpoint-every", "100000", "--validation-every", "100000"]
+"""So many steps that a run cannot end before it is ended, and no checkpoint meanwhile."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run in progress."""
+
+    job: subprocess.Popen[bytes]
+    ranks: list[psutil.Process]
+    """In any order."""
+    log: Path
+    """Standard output and error of the job."""
+
+    def ended(self, timeout: float = 60) -> Ended:
+        """The job, once it has ended, and its ranks with it."""
+        code = self.job.wait(timeout)
+        _, alive = psutil.wait_procs(self.ranks, timeout=10)
+        assert not alive, "ranks outlive their job"
+        return Ended(shlex.join(map(str, self.job.args)), code, self.log.read_text())
+
+
+@contextlib.contextmanager
+def training(ranks: int, out: Path, *flags: str | Path, after_step: int, controller: str = "gloo") -> Iterator[Training]:
+    """An endless run into `out` that has done `after_step` steps; nothing of it is left at the end."""
+    command = of_ranks(ranks, "hvd-lm", "train", "--out", out, *flags, *ENDLESS, controller=controller)
+    log, rows = out.with_suffix(".log"), out / "metrics.jsonl"
+    with (
+        log.open("wb") as told,
+        subprocess.Popen(command, env=with_scripts(), stdout=told, stderr=told, start_new_session=True) as job,
+    ):
+        started = psutil.Process(job.pid)
+        found = []
+        try:
+            deadline = time.monotonic() + 120
+            while not rows.exists() or rows.read_text().count("\n") < after_step:
+                assert job.poll() is None, f"the job has ended:\n{log.read_text()}"
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            processes = [started, *started.children(recursive=True)]
+            found = [process for process in processes if any(word.endswith("/hvd-lm") for word in process.cmdline()[:2])]
+            assert len(found) == ranks
+            yield Training(job, found, log)
+        finally:
+            for process in (*found, started):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:

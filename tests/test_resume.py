@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import launcher
 import numpy as np
 import pools
-import psutil
 import pytest
 from conftest import INSTALLED
 
@@ -24,36 +19,22 @@ FOUR = ["--batch-size", "4"]
 pytestmark = pytest.mark.ranks
 
 
-def start_and_kill(ranks: int, out: Path, *flags: str, after_step: int) -> None:
-    """Start a run, and kill -9 one of its ranks once `after_step` is done; all of its processes must be gone then."""
-    command = ["hvd-lm", "train", "--out", str(out), *flags]
-    if ranks > 1:
-        command = ["horovodrun", "-np", str(ranks), "-H", f"localhost:{ranks}", "--gloo", *command]
-    env = {**os.environ, "PATH": os.pathsep.join((launcher.SCRIPTS, os.environ["PATH"]))}
-    with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as job:
-        metrics = out / "metrics.jsonl"
-        deadline = time.monotonic() + 120
-        while not metrics.exists() or metrics.read_text().count("\n") < after_step:
-            assert job.poll() is None, "the job ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        rank = job.pid
-        if ranks > 1:
-            trainers = [p for p in psutil.Process(job.pid).children(recursive=True) if "hvd-lm" in " ".join(p.cmdline()[:3])]
-            rank = trainers[-1].pid
-        os.kill(rank, signal.SIGKILL)
-        assert job.wait(timeout=60) != 0
+SPLIT_OF = dict(zip(INSTALLED, ("layers", "vocabulary"), strict=False))  # the others: test_split_checkpoints.py
 
 
-@pytest.mark.parametrize(("framework", "ranks"), [(INSTALLED[0], 1), *((name, 2) for name in INSTALLED)])
-def test_a_killed_run_goes_on_bit_for_bit(framework: str, ranks: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("framework", "ranks", "split"),
+    [(INSTALLED[0], 1, None), *((name, 2, None) for name in INSTALLED), *((name, 2, SPLIT_OF[name]) for name in INSTALLED)],
+)
+def test_a_killed_run_goes_on_bit_for_bit(framework: str, ranks: int, split: str | None, tmp_path: Path) -> None:
     flags = ["--framework", framework, *RECIPE, *FOUR, "--deterministic"]
+    flags += ["--model-parallel", str(ranks), "--split", split] if split else []
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     pools.hvd_lm(ranks, "train", "--out", whole, *flags, "--steps", "60")
     pools.hvd_lm(ranks, "train", "--out", parts, *flags, "--steps", "30")
-    # So many steps that it cannot end before it is killed, and no checkpoint meanwhile.
-    endless = ["--steps", "100000", "--checkpoint-every", "100000", "--validation-every", "100000"]
-    start_and_kill(ranks, parts, *flags, *endless, "--resume", "auto", after_step=33)
+    with launcher.training(ranks, parts, *flags, "--resume", "auto", after_step=33) as run:
+        run.ranks[-1].kill()
+        assert run.ended().code != 0
     assert checkpoints.load(parts).step == 30
     launcher.hvd_lm(ranks, "train", "--out", parts, *flags, "--steps", "60", "--resume", "auto").expect_success()
     rows = launcher.metrics(parts)

@@ -77,6 +77,17 @@ def test_gradients_are_those_of_the_reference(make_adapter: MakeAdapter, model: 
     assert adapter.step(learning_rate=1e-3, clip=None, unscale=1.0).loss_sum == pytest.approx(loss, rel=1e-6)
 
 
+GRIDS: list[tuple[int, int, dict[str, Any]]] = [
+    (2, 1, {}),
+    (1, 2, {}),
+    (1, 3, {}),
+    (2, 2, {}),
+    (2, 1, {"split": "optimizer"}),
+    (1, 2, {"split": "layers"}),
+    (2, 2, {"split": "layers"}),
+]
+
+
 def on_grid(framework: str, data: int, model: int, **settings: Any) -> Any:
     settings |= {"data_parallel": data, "model_parallel": model, "steps": 20}
     return np.array(pools.body("grid", data * model, framework, json.dumps(SAMPLED | settings))[0]["figures"])
@@ -85,10 +96,10 @@ def on_grid(framework: str, data: int, model: int, **settings: Any) -> Any:
 @pytest.mark.ranks
 def test_figures_are_those_of_one_process(framework: str) -> None:
     alone = on_grid(framework, 1, 1)
-    for data, model in ((2, 1), (1, 2), (1, 3)):
-        on_ranks = on_grid(framework, data, model)
-        np.testing.assert_allclose(on_ranks[:, 0], alone[:, 0], rtol=1e-5, err_msg=f"{data}x{model}")
-        np.testing.assert_allclose(on_ranks[:, 1], alone[:, 1], rtol=1e-4, err_msg=f"{data}x{model}")
+    for data, model, split in GRIDS:
+        on_ranks = on_grid(framework, data, model, **split)
+        np.testing.assert_allclose(on_ranks[:, 0], alone[:, 0], rtol=1e-5, err_msg=f"{data}x{model} {split}")
+        np.testing.assert_allclose(on_ranks[:, 1], alone[:, 1], rtol=1e-4, err_msg=f"{data}x{model} {split}")
     tied = {"tie_embedding": True, "embedding_size": 16}
     np.testing.assert_allclose(on_grid(framework, 2, 1, **tied), on_grid(framework, 1, 1, **tied), rtol=1e-4)
     halves = on_grid(framework, 1, 2, compression="fp16")

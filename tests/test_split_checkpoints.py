@@ -9,6 +9,7 @@ import launcher
 import numpy as np
 import pools
 import pytest
+from conftest import INSTALLED
 from safetensors.numpy import load_file, save_file
 
 from hvd_lm import checkpoint as checkpoints
@@ -68,7 +69,8 @@ def test_a_checkpoint_goes_from_grid_to_grid(trained: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("kind", ["vocabulary", "layers"])
+# The other pairs: test_resume.py.
+@pytest.mark.parametrize(("framework", "kind"), zip(INSTALLED, ("vocabulary", "layers"), strict=False))
 def test_a_split_run_goes_on_bit_for_bit(framework: str, kind: str, tmp_path: Path) -> None:
     split = ("--model-parallel", "2", "--split", kind, "--dropout", "0.2")
     whole = train(2, framework, tmp_path / "whole", 6, *split)

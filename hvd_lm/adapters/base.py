@@ -46,6 +46,8 @@ class StepResult:
     """False if the loss or the gradient was not finite, or a rank was in trouble: then weights and moments are unchanged."""
     ranks_in_trouble: int = 0
     """How many of them have something to tell (`Job.agree`)."""
+    ranks_asked_to_stop: int = 0
+    """How many of them are (`Job.stop`)."""
 
 
 @dataclass(frozen=True)
@@ -225,8 +227,8 @@ class Adapter(ABC):
 
         `defer`: for how many more micro-batches the backward waits. Those that have waited go backward together, layer by layer.
         With `last` each gradient then starts its reduction over the ranks that hold its parameter as soon as it is complete
-        (collective). The loss travels too, and beside it whether this rank is in trouble (`job.trouble`). Where a model group
-        divides the parameters every call is collective over it, with micro-batches of one shape.
+        (collective). The loss travels too, and beside it `Job.flags`. Where a model group divides the parameters every
+        call is collective over it, with micro-batches of one shape.
         Targets of `streams.IGNORED` do not count. With `candidates` the cross-entropy, and the loss of the step, is that against
         these words alone, the same for all ranks. Returns the state after the last token.
         """

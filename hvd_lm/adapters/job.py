@@ -27,6 +27,7 @@ from hvd_lm.job.agreement import Trouble, source_digest
 from hvd_lm.job.levers import horovod_environment, levers
 from hvd_lm.job.memory import keep_freed_memory
 from hvd_lm.job.messages import warn
+from hvd_lm.job.stop import Stop
 from hvd_lm.job.threads import default_threads
 from hvd_lm.job.topology import GroupName, Topology, arrange
 from hvd_lm.model.split import Share
@@ -108,6 +109,8 @@ class Job(ABC):
         self.groups: Mapping[GroupName, Group] = {name: self._group(ranks, sets) for name, ranks in self.topology.groups().items()}
         self.trouble = Trouble(self.communication_errors)
         """What this rank has to tell when the ranks agree."""
+        self.stop = Stop()
+        """Whether this rank is asked to stop."""
         with self.trouble.noted():
             self._choose_device(hvd.local_rank())
         with lost_workers_reported(self):
@@ -270,6 +273,10 @@ class Job(ABC):
             return [word]
         lines = self.concatenate(np.frombuffer(json.dumps(word).encode() + b"\n", np.uint8), group)
         return [json.loads(line) for line in lines.tobytes().splitlines()]
+
+    def flags(self) -> tuple[float, float]:
+        """What this rank tells beside the loss of a step: 1 if it is in trouble, and 1 if it is asked to stop; else 0."""
+        return float(self.trouble.error is not None), float(self.stop.reason is not None)
 
     def common_error(self, values: Mapping[str, Any] | None = None) -> Exception | None:
         """What all ranks have to raise: trouble of one of them, or a ConfigError where `values` differ. Collective.

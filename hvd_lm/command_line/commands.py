@@ -18,12 +18,13 @@ from hvd_lm.command_line import streams
 from hvd_lm.command_line.flags import PROGRAM, parse, parse_with_yaml
 from hvd_lm.config import RunConfig
 from hvd_lm.data.prepare import PrepareConfig, prepare
-from hvd_lm.errors import ConfigError, HvdLmError, is_refusal, why
+from hvd_lm.errors import ConfigError, HvdLmError, StoppedError, is_refusal, why
 from hvd_lm.evaluation import perplexity
 from hvd_lm.evaluation.perplexity import EvaluateConfig
 from hvd_lm.export import ExportConfig, export
 from hvd_lm.generation.text import GenerateConfig, TextGenerator
 from hvd_lm.job import launcher
+from hvd_lm.job.stop import leave_by_own_code
 from hvd_lm.report.page import ReportConfig, report
 from hvd_lm.training.loop import train
 from hvd_lm.training.metrics import finite
@@ -33,7 +34,8 @@ SECONDS_FOR_RANK_0 = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (0 done, 1 crash, 2 bad input, 3 training failed, 4 worker lost, 141 reader gone)."""
+    """Run one command; returns the exit code (0 done, 1 crash, 2 bad input, 3 training failed, 4 worker lost, 5 stopped, 141 reader
+    gone)."""
     streams.make_ready()
     try:
         code = run(sys.argv[1:] if argv is None else list(argv))
@@ -41,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except streams.ReaderGoneError as gone:
         return fail("", gone.exit_code)
+    except StoppedError as error:
+        leave_by_own_code()
+        return fail("" if launcher.launched_rank() else f"{PROGRAM}: {one_line(str(error))}", error.exit_code)
     except HvdLmError as error:
         return fail(f"{PROGRAM}: error: {one_line(str(error))}", error.exit_code)
     except KeyboardInterrupt:

@@ -21,7 +21,7 @@ from hvd_lm.config import RunConfig, to_dict
 from hvd_lm.data.sources import IGNORED, MicroBatch, Window
 from hvd_lm.data.streams import Streams
 from hvd_lm.data.texts import Texts
-from hvd_lm.errors import CheckpointError, DataError, TrainingError
+from hvd_lm.errors import CheckpointError, DataError, StoppedError, TrainingError
 from hvd_lm.evaluation.exact_loss import evaluation_streams, exact_loss
 from hvd_lm.evaluation.figures import Evaluation
 from hvd_lm.job.agreement import Trouble
@@ -77,6 +77,7 @@ class Leg:
         """Targets so far, all ranks."""
         self._seconds = 0.0
         self._best_validation_loss: float | None = None
+        self._asked_to_stop = False
         self._saved_step: int | None = None
         self._checkpoint_seconds = 0.0
         """That the loop was held up by checkpoints since the last row."""
@@ -123,12 +124,17 @@ class Leg:
     def run(self, until: int | None = None) -> tuple[float, Evaluation | None]:
         """Train until the run is done, or step `until` is; the loss of the last window, and what was validated after it.
 
-        Raises, on all ranks alike, TrainingError, or what went wrong on one of them; the weights are written before. Collective.
+        Raises, on all ranks alike, TrainingError, StoppedError, or what went wrong on one of them; the weights are written before.
+        Collective.
         """
         last: tuple[float, Evaluation | None] = (math.nan, None)
+        end = min(self.total_steps, until or self.total_steps)
         try:
-            while self.step < min(self.total_steps, until or self.total_steps):
-                last = self._step()
+            with self._adapter.job.stop.signals_heard():
+                while self.step < end and not self._asked_to_stop:
+                    last = self._step()
+                if self.step < end:
+                    self._stop()
         finally:
             self._cursor.rest()
         with self._trouble.noted():
@@ -175,6 +181,7 @@ class Leg:
         self._release_checkpoint()
         outcome = self._adapter.step(learning_rate=rate, clip=self._config.optimizer.clip, unscale=unscale)
         loss = outcome.loss_sum / window.target_count
+        self._asked_to_stop = outcome.ranks_asked_to_stop > 0
         if outcome.ranks_in_trouble:
             self._agree()
         self._judge(loss, outcome)
@@ -289,6 +296,18 @@ class Leg:
         if largest > replicas.ROUNDING:
             raise TrainingError(f"{what}: look after that machine, then go on with --resume auto{self._keep_weights()}")
         self.outlets.metrics.say(f"{what}, as rounding on unlike processors makes them: they were given those of rank 0")
+
+    def _stop(self) -> None:
+        """Raises StoppedError, on all ranks alike, once the weights are written. Collective."""
+        job = self._adapter.job
+        self._checkpoint(None)
+        with self._trouble.noted():
+            if self.outlets.writer:
+                self.outlets.writer.wait()
+        self._agree()
+        reasons = zip(job.tell(job.stop.reason), job.places, strict=True)
+        why = next(f"{reason} ({place})" if job.topology.size > 1 else reason for reason, place in reasons if reason)
+        raise StoppedError(f"stopped after step {self.step} by {why}: go on with --resume auto")
 
     def _keep_weights(self) -> str:
         """Write them, if there has been a step, and say so. Collective."""

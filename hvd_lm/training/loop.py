@@ -44,8 +44,8 @@ OF_A_RANK = ("out", "resume", "threads", "data", "validation_data", "timeline_fi
 def train(config: RunConfig) -> TrainingResult:
     """Train as `config` says, alone or as one rank of a job; rank 0 writes into `config.out`. Collective.
 
-    Raises a HvdLmError (ConfigError, DataError, CheckpointError, FrameworkError, TrainingError, LostWorkerError) that says
-    what to do; once Horovod has started, on all ranks alike.
+    Raises a HvdLmError (ConfigError, DataError, CheckpointError, FrameworkError, TrainingError, LostWorkerError, StoppedError)
+    that says what to do; once Horovod has started, on all ranks alike.
     """
     # What can be refused before Horovod starts is.
     launcher.refuse_unknown_launcher()
@@ -64,6 +64,8 @@ def train(config: RunConfig) -> TrainingResult:
             config.framework, config.communication, config.topology, config.threads, deterministic=config.deterministic
         )
         job = adapter.job
+        if config.max_hours:
+            job.stop.ask_after(config.max_hours)
         held.enter_context(lost_workers_reported(job))
         with job.trouble.noted():
             adapter.build(config.model, config.optimizer)

@@ -70,8 +70,8 @@ class PyTorchAdapter(Adapter):
         self._reducer: GradientReducer | None = None
         if update and self.job.groups["all"].communicates:
             self._reducer = GradientReducer(self.shares, self._weights, self._optimizer_split, self.job, self.communication)
-        self._sums = torch.zeros(2, dtype=torch.float64, device=self._device)
-        """Of the window: its loss, and ranks in trouble."""
+        self._sums = torch.zeros(3, dtype=torch.float64, device=self._device)
+        """Of the window: its loss, and the flags of all ranks."""
         self._complete = False
         """Whether the window has had its last micro-batch."""
 
@@ -233,7 +233,7 @@ class PyTorchAdapter(Adapter):
             self._reducer.note_outputs(made.output.touched)
         self._sums[0] += loss
         if last:
-            self._sums[1] = self.job.trouble.error is not None
+            self._sums[1:] = torch.tensor(self.job.flags())
             self._complete = True
         if reducer:
             reducer.outputs_complete()
@@ -259,7 +259,7 @@ class PyTorchAdapter(Adapter):
         if self._reducer:
             self._reducer.finish_sums()
         norm = self._global_norm() * unscale
-        loss_sum, in_trouble = self._sums.tolist()
+        loss_sum, in_trouble, asked_to_stop = self._sums.tolist()
         applied = bool(np.isfinite(norm) and np.isfinite(loss_sum) and not in_trouble)
         if applied:
             self._weights_changed()
@@ -267,7 +267,7 @@ class PyTorchAdapter(Adapter):
             update.apply(learning_rate, unscale if clip is None or norm <= clip else unscale * clip / norm)
             self._optimizer_split.share_updated()
         self._begin_window()
-        return StepResult(loss_sum, norm, applied, int(in_trouble))
+        return StepResult(loss_sum, norm, applied, int(in_trouble), int(asked_to_stop))
 
     def _global_norm(self) -> float:
         """Of the gradients of the window, each parameter counted once."""

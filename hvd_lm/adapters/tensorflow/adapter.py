@@ -93,7 +93,7 @@ class TensorFlowAdapter(Adapter):
     def _begin_window(self) -> None:
         self._first_backward = True
         self._window_sums: tf.Tensor | None = None
-        """Of a window that is complete: its loss, and ranks in trouble."""
+        """Of a window that is complete: its loss, and the flags of all ranks."""
 
     # --- graphs ------------------------------------------------------------------------------------------
 
@@ -107,10 +107,10 @@ class TensorFlowAdapter(Adapter):
             after.append(stage_after)
         return after, Deferred(inputs_TB, targets_TB, weight, tapes, self._output.passed(activations))
 
-    def _backward_graph(self, deferred: list[Deferred], in_trouble: tf.Tensor, *, first: bool, last: bool) -> tf.Tensor:
+    def _backward_graph(self, deferred: list[Deferred], flags: tf.Tensor, *, first: bool, last: bool) -> tf.Tensor:
         """Stage by stage from above: with `last`, what is complete travels while the stages below are at work.
 
-        Returns the loss of the window so far, and whether this rank is in trouble, [2]; with `last`, their sums over all ranks.
+        Returns the loss of the window so far, and `Job.flags` of this rank, [3]; with `last`, their sums over all ranks.
         """
         if self._lookup:
             self._reducer.note_inputs(self._lookup.touched([micro_batch.tapes[0] for micro_batch in deferred]), first=first)
@@ -124,7 +124,7 @@ class TensorFlowAdapter(Adapter):
         if last:
             touched |= self._reducer.outputs_complete()
         loss = self._loss_sum.assign(loss if first else self._loss_sum + loss)
-        sums = tf.stack([loss, in_trouble])
+        sums = tf.concat([[loss], flags], 0)
         if last:
             sums = self._reducer.sums(sums)
         accumulation.complete(*self._output.weights)
@@ -287,25 +287,25 @@ class TensorFlowAdapter(Adapter):
             count, first, *_ = key
             graph = partial(self._backward_graph, first=first, last=last)
             specs = self._deferred_specs._replace(sampled=SAMPLED_SPECS) if sampled else self._deferred_specs
-            signature = ([specs] * count, tf.TensorSpec((), tf.float64))
+            signature = ([specs] * count, tf.TensorSpec((2,), tf.float64))
             self._backward[key] = tf.function(graph, input_signature=signature)
-        sums = self._backward[key](deferred, float(self.job.trouble.error is not None))
+        sums = self._backward[key](deferred, tf.constant(self.job.flags(), tf.float64))
         self._first_backward = False
         if last:
             self._window_sums = sums
 
     def step(self, *, learning_rate: float, clip: float | None, unscale: float) -> StepResult:
-        loss_sum, in_trouble = self._complete_sums("step()")
+        loss_sum, in_trouble, asked_to_stop = self._complete_sums("step()")
         trusted = bool(np.isfinite(loss_sum) and not in_trouble)
         norm, applied = self._trained.apply(learning_rate=learning_rate, clip=clip, unscale=unscale, trusted=trusted)
         self._begin_window()
-        return StepResult(loss_sum, norm, applied, int(in_trouble))
+        return StepResult(loss_sum, norm, applied, int(in_trouble), int(asked_to_stop))
 
-    def _complete_sums(self, caller: str) -> tuple[float, float]:
+    def _complete_sums(self, caller: str) -> list[float]:
         if self._window_sums is None:
             raise RuntimeError(INCOMPLETE.format(caller))
-        loss_sum, in_trouble = self._window_sums.numpy().tolist()
-        return loss_sum, in_trouble
+        sums: list[float] = self._window_sums.numpy().tolist()
+        return sums
 
     def gradients(self) -> Weights:
         if self._deferred[-1]:
@@ -317,7 +317,7 @@ class TensorFlowAdapter(Adapter):
         self._dynamic_update = DynamicUpdate(self._weights, rates, decays)
 
     def dynamic_step(self) -> float:
-        loss_sum, _ = self._complete_sums("dynamic_step()")
+        loss_sum, *_ = self._complete_sums("dynamic_step()")
         self._dynamic_update.apply()
         self._begin_window()
         return loss_sum

@@ -1,0 +1,67 @@
+"""A job that is asked to stop, by a signal to any of its ranks or by the clock: it ends its step, and nothing is lost.
+
+Schedulers warn with SIGTERM or SIGUSR1 before they kill, a person with Ctrl-C (SIGINT). The rank that hears of it tells the others
+beside the loss of the next step (`Job.flags`), so that all stop after the same one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Stop:
+    """Whether this rank is asked to stop, and why."""
+
+    def __init__(self) -> None:
+        self._reason: str | None = None
+        self._deadline = float("inf")
+        self._after = ""
+
+    @property
+    def reason(self) -> str | None:
+        """A few words for a message; None if it is not."""
+        if self._reason is None and time.monotonic() >= self._deadline:
+            self._reason = self._after
+        return self._reason
+
+    def ask(self, reason: str) -> None:
+        """The first reason holds."""
+        self._reason = self._reason or reason
+
+    def ask_after(self, hours: float) -> None:
+        """From now."""
+        self._deadline, self._after = time.monotonic() + 3600 * hours, f"--max-hours {hours:g}"
+
+    @contextlib.contextmanager
+    def signals_heard(self) -> Iterator[None]:
+        """Within, signals that would end this process ask it to stop; a second SIGINT ends it at once.
+
+        Signals that it was started to ignore, as by nohup, stay ignored. Elsewhere than in the main thread Python cannot hear any.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._hear) for number in heard}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _hear(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)  # Python would not come to a handler while it waits for another rank
+        self.ask(signal.Signals(number).name)
+
+
+def leave_by_own_code() -> None:
+    """From here on a launcher that ends the ranks which it finds running does not change how this one ends."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
