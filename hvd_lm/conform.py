@@ -90,6 +90,13 @@ def kind(hint: Any) -> str:
     return _KINDS.get(hint, [str(hint)])[0]
 
 
+def count(value: Any) -> int:
+    """`value`, if it can be a number of steps, tokens or the like. Raises ValueError."""
+    if type(value) is not int or not 0 <= value < 10**18:  # no isinstance: a bool is no integer here
+        raise ValueError(f"{shown(value)} where a count should be")
+    return value
+
+
 def shown(value: Any) -> str:
     """`value` for a message: on one line, and not long."""
     try:

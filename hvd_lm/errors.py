@@ -91,9 +91,13 @@ def why(error: Exception, known: Path | None = None) -> str:
     return f"{said}{about}{advice}"
 
 
-def is_refusal(error: OSError) -> bool:
-    """Whether `error` comes from where a program runs, and not from the program."""
-    return error.errno in _ADVICE
+def in_family(error: Exception) -> HvdLmError | None:
+    """`error` as one of the family: itself, or what the operating system refused, in words; None for a bug."""
+    if isinstance(error, HvdLmError):
+        return error
+    if isinstance(error, OSError) and error.errno in _ADVICE:
+        return HvdLmError(why(error))
+    return None
 
 
 def errno_of(error: Exception) -> int | None:

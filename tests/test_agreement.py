@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,10 @@ def test_trouble_of_one_rank_is_raised_by_all_with_its_exit_code(error: HvdLmErr
 
 
 def test_an_error_of_the_system_is_no_bug() -> None:
-    told, _ = verdicts({}, {}, errors={1: BrokenPipeError(32, "Broken pipe")})
+    told, _ = verdicts({}, {}, errors={1: OSError(errno.ENOSPC, "whatever the library says", "a/b")})
     assert isinstance(told, HvdLmError)
-    assert (str(told), told.exit_code) == ("[Errno 32] Broken pipe (rank 1 on one)", 2)
+    words = "No space left on device (a/b); make room there, or name another place (rank 1 on one)"
+    assert (str(told), told.exit_code) == (words, 2)
 
 
 def test_a_bug_on_one_rank_is_told_with_its_traceback() -> None:

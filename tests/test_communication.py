@@ -102,8 +102,9 @@ def test_each_gradient_travels_once_a_window(train_with_timeline: Callable[[str]
         expected = [*gradients, "loss", "touched_rows"]
         assert {name: counts.pop(name) for name in expected} == dict.fromkeys(expected, STEPS)
         assert counts.total() == 0, counts
-        # Their names are Horovod's own in TensorFlow.
-        assert len(timeline.gathers) == 10, "ten in a run, and none in a step"
+        # Who is where, versions, settings and text, a checkpoint, weights, files; at the end trouble twice, weights, LSTM states.
+        # All frameworks name them alike.
+        assert Counter(timeline.gathers) == {"concatenate.all": 9, "concatenate.readers": 1}, "ten in a run, and none in a step"
         travelled[compression] = sum(r.bytes for r in found if r.tensor in dense)
         item_size = 4 if compression == "none" else 2
         embedding = [r.bytes / item_size / MODEL.embedding_size for r in found if r.tensor == "gradient.embedding"]

@@ -135,6 +135,18 @@ def test_evaluate_takes_copies_of_the_same(trained: Path, tmp_path: Path) -> Non
     assert f'"loss": {alone:.6f}'[:-1] in ended.output
 
 
+@pytest.mark.skipif(len(INSTALLED) < 2, reason="one framework is installed")
+def test_ranks_of_different_frameworks_meet_and_say_so(tmp_path: Path) -> None:
+    text = Path(__file__).parent / "assets" / "format1" / "text.txt"
+    script = f"names=({' '.join(INSTALLED)}); exec hvd-lm train --framework ${{names[$HOROVOD_RANK]}} --threads 1 "
+    script += f"--data {text} --out {tmp_path} --vocabulary-size 40 --embedding-size 6 --hidden-size 8 --batch-size 2"
+    ended = launcher.job(2, "bash", "-c", script, timeout=SECONDS)
+    assert ended.code != 0
+    (line,) = (line for line in ended.output.splitlines() if "hvd-lm: " in line)
+    assert f"1 of 2 ranks run another framework than rank 0 ({INSTALLED[1]} " in line
+    assert f" instead of {INSTALLED[0]} " in line
+
+
 def test_a_full_disk_under_the_metrics_ends_the_job_with_one_line(tmp_path: Path) -> None:
     flags = "--vocabulary-size 40 --embedding-size 6 --hidden-size 8 --batch-size 2 --sequence-length 8 --steps 100000"
     text = Path(__file__).parent / "assets" / "format1" / "text.txt"

@@ -136,7 +136,7 @@ def test_any_shard_that_the_header_vouches_for(data: st.DataObject, prepared_fol
     [
         ({"file": "/etc/hostname"}, "'/etc/hostname' is not the name of shard 0"),
         ({"file": "../out/training-00000.bin"}, "is not the name of shard 0"),
-        ({"tokens": -1}, "counts -1"),
+        ({"tokens": -1}, "-1 where a count should be"),
         ({"tokens": 1}, "hold other than"),
     ],
 )

@@ -156,7 +156,7 @@ class Job(ABC):
         framework = self.horovod.__name__.rpartition(".")[2]
         return {
             "run another hvd_lm": f"{importlib.metadata.version('hvd_lm')} ({source_digest()})",
-            f"run another {framework}": sys.modules[framework].__version__,
+            "run another framework": f"{framework} {sys.modules[framework].__version__}",
             "run another Horovod": importlib.metadata.version("horovod"),
         }
 
@@ -240,8 +240,11 @@ class Job(ABC):
         its = self.groups[group]
         if not its.communicates:
             return rows.copy()
-        tensor = self._to_tensor(np.ascontiguousarray(rows))
-        return self._to_numpy(self.horovod.allgather(tensor, name=f"concatenate.{group}", process_set=its.process_set))
+        return self._to_numpy(self._allgather(self._to_tensor(np.ascontiguousarray(rows)), f"concatenate.{group}", its.process_set))
+
+    def _allgather(self, rows: Any, name: str, process_set: Any) -> Any:
+        """Of the framework's tensors. Ranks of all frameworks meet in it: so they can tell each other that they differ."""
+        return self.horovod.allgather(rows, name=name, process_set=process_set)
 
     def scatter_sum(self, values: NDArray[_Number], group: GroupName = "readers") -> NDArray[_Number]:
         """This rank's share of the rows of the sum of `values` over the group; the first ranks have one more. Collective."""

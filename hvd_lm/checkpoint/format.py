@@ -37,7 +37,7 @@ from hvd_lm.adapters.base import OptimizerState
 from hvd_lm.checkpoint import tensors
 from hvd_lm.checkpoint.files import checksum, sha256
 from hvd_lm.config import ModelConfig, OptimizerConfig, from_dict
-from hvd_lm.conform import shown
+from hvd_lm.conform import count
 from hvd_lm.data import tokenizer as tokenizers
 from hvd_lm.data.sources import Position
 from hvd_lm.data.tokenizer import Tokenizer
@@ -240,13 +240,6 @@ def _check_moments(moments: Mapping[str, Array], weights: Weights) -> None:
         weight = weights.get(name.partition("/")[2])
         if weight is None or moment.shape != weight.shape or moment.dtype != np.float32:
             raise CheckpointError(f"{name} is no moment of a weight")
-
-
-def count(value: Any) -> int:
-    """`value`, if it can be a number of steps or the like. Raises CheckpointError."""
-    if type(value) is not int or not 0 <= value < 10**18:
-        raise CheckpointError(f"{shown(value)} where a count should be")
-    return value
 
 
 def _side_by_side(state_L2SH: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ from hvd_lm.command_line import streams
 from hvd_lm.command_line.flags import PROGRAM, parse, parse_with_yaml
 from hvd_lm.config import RunConfig
 from hvd_lm.data.prepare import PrepareConfig, prepare
-from hvd_lm.errors import ConfigError, HvdLmError, StoppedError, is_refusal, why
+from hvd_lm.errors import ConfigError, StoppedError, in_family
 from hvd_lm.evaluation import perplexity
 from hvd_lm.evaluation.perplexity import EvaluateConfig
 from hvd_lm.export import ExportConfig, export
@@ -46,13 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StoppedError as error:
         leave_by_own_code()
         return fail("" if launcher.launched_rank() else f"{PROGRAM}: {one_line(str(error))}", error.exit_code)
-    except HvdLmError as error:
-        return fail(f"{PROGRAM}: error: {one_line(str(error))}", error.exit_code)
     except KeyboardInterrupt:
         return fail(f"{PROGRAM}: interrupted", 130)
     except Exception as error:
-        if isinstance(error, OSError) and is_refusal(error):
-            return fail(f"{PROGRAM}: error: {one_line(why(error))}", HvdLmError.exit_code)
+        if told := in_family(error):
+            return fail(f"{PROGRAM}: error: {one_line(str(told))}", told.exit_code)
         return fail(f"{traceback.format_exc()}{PROGRAM}: this is a bug in hvd_lm; the lines above tell where", 1)
 
 

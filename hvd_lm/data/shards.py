@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from hvd_lm.checkpoint.files import checksum, sha256
 from hvd_lm.config import from_dict
+from hvd_lm.conform import count
 from hvd_lm.data import tokenizer as tokenizers
 from hvd_lm.data.counts import TextCounts
 from hvd_lm.data.tokenizer import Tokenizer
@@ -197,7 +198,7 @@ def load(folder: Path) -> Prepared:
             split = dict(description["splits"][name])
             shards = [_shard(name, index, shard) for index, shard in enumerate(split.pop("shards"))]
             split.pop("unknown_share")
-            counts[name] = from_dict(TextCounts, {key: _count(value) for key, value in split.items()})
+            counts[name] = from_dict(TextCounts, {key: count(value) for key, value in split.items()})
             if counts[name].tokens != sum(shard.tokens for shard in shards):
                 raise DataError(f"the shards of its {name} split hold other than {counts[name].tokens} tokens")
             arrays = [_open(folder / shard.file, shard, dtype, tokenizer.vocabulary_size) for shard in shards]
@@ -209,16 +210,10 @@ def load(folder: Path) -> Prepared:
         raise DataError(f"the prepared text {folder} cannot be used ({reason}): prepare it again") from error
 
 
-def _count(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise DataError(f"{HEADER} counts {value!r}")
-    return value
-
-
 def _shard(split: Split, index: int, description: dict[str, Any]) -> Shard:
     """Raises DataError for any file but the one that `ShardWriter` makes."""
     shard = from_dict(Shard, description)
-    _count(shard.tokens)
+    count(shard.tokens)
     if shard.file != _shard_name(split, index):
         raise DataError(f"{shard.file!r} is not the name of shard {index} of its {split} split")
     return shard

@@ -65,10 +65,8 @@ class Trouble:
 
 
 def _told(error: Exception) -> dict[str, str]:
-    if isinstance(error, HvdLmError):
-        return {"kind": type(error).__name__, "message": str(error)}
-    if isinstance(error, OSError):
-        return {"kind": HvdLmError.__name__, "message": str(error)}
+    if told := errors.in_family(error):
+        return {"kind": type(told).__name__, "message": str(told)}
     return {"kind": "", "message": "".join(traceback.format_exception(error)).rstrip()}
 
 

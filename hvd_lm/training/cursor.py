@@ -6,7 +6,7 @@ Shapes: B sequences of this rank, S sequences of all ranks.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,17 +105,27 @@ class Cursor:
 def text_cursor(texts: Texts, data: DataConfig, topology: Topology, noise: Noise) -> Cursor:
     """At the beginning of the training text, of which this rank reads its streams."""
 
-    def open_epoch() -> Source:
-        return Streams(
-            texts.training,
-            first_input=texts.tokenizer.end_of_line_id,
-            batch_size=data.batch_size,
-            sequence_length=data.sequence_length,
-            data_rank=topology.reader,
-            data_size=topology.readers,
-        )
+    return Cursor(lambda: Streams(texts.training, **_cut(texts, data, topology)), noise)
 
-    return Cursor(open_epoch, noise)
+
+class _Cut(TypedDict):
+    """How a text is cut into streams, and which of them this rank reads."""
+
+    first_input: int
+    batch_size: int
+    sequence_length: int
+    data_rank: int
+    data_size: int
+
+
+def _cut(texts: Texts, data: DataConfig, topology: Topology) -> _Cut:
+    return {
+        "first_input": texts.tokenizer.end_of_line_id,
+        "batch_size": data.batch_size,
+        "sequence_length": data.sequence_length,
+        "data_rank": topology.reader,
+        "data_size": topology.readers,
+    }
 
 
 def go_on(cursor: Cursor, progress: Progress, texts: Texts, data: DataConfig, topology: Topology) -> NDArray[np.float32]:
@@ -125,15 +135,7 @@ def go_on(cursor: Cursor, progress: Progress, texts: Texts, data: DataConfig, to
     """
     if any(stop > len(texts.training) for _, stop in progress.position.segments):
         raise CheckpointError(_NOWHERE)
-    streams, micro_batch, continued = continue_streams(
-        progress.position,
-        texts.training,
-        first_input=texts.tokenizer.end_of_line_id,
-        batch_size=data.batch_size,
-        sequence_length=data.sequence_length,
-        data_rank=topology.reader,
-        data_size=topology.readers,
-    )
+    streams, micro_batch, continued = continue_streams(progress.position, texts.training, **_cut(texts, data, topology))
     if micro_batch > streams.micro_batches:
         raise CheckpointError(_NOWHERE)
     cursor.go_on(streams, micro_batch, epoch=progress.epoch, micro_batches_read=progress.micro_batches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,18 @@ class TensorFlowJob(Job):
         devices = ", ".join(device.device_type for device in tf.config.get_visible_devices())
         return f"TensorFlow {tf.__version__} on {devices}"
 
+    def _allgather(self, rows: tf.Tensor, name: str, process_set: Any) -> tf.Tensor:
+        return _named_allgather(rows, f"allgather.{name}", process_set)  # what Horovod makes of `name` in PyTorch
+
     def _to_tensor(self, values: NDArray[Any]) -> tf.Tensor:
         return tf.constant(values)
 
     def _to_numpy(self, tensor: tf.Tensor) -> NDArray[Any]:
         return np.asarray(tensor.numpy())
+
+
+@partial(tf.function, reduce_retracing=True)
+def _named_allgather(rows: tf.Tensor, name: str, process_set: Any) -> tf.Tensor:
+    """`name` as it is: Horovod names what is outside of graphs in a way of TensorFlow's own."""
+    with tf.device("CPU"):
+        return hvd.allgather(rows, name=name, ignore_name_scope=True, process_set=process_set)
