@@ -16,6 +16,7 @@ import yaml
 from hvd_lm import plain_yaml
 from hvd_lm.conform import conform, kind, shown
 from hvd_lm.errors import ConfigError
+from hvd_lm.model.clusters import check_clusters
 from hvd_lm.paths import at_home, make_paths
 
 Framework = Literal["torch", "tensorflow"]
@@ -67,11 +68,17 @@ class ModelConfig:
     (Zaremba et al. 2014, arXiv:1409.2329). The masks are the same in both frameworks and for any number of ranks."""
     tie_embedding: bool = False
     """Use the embedding as output kernel too (Press & Wolf 2017, arXiv:1608.05859); needs E = H of the last layer."""
-    softmax: Literal["full", "sampled"] = "full"
+    softmax: Literal["full", "sampled", "adaptive"] = "full"
     """What training judges a target against. full: all words. sampled: --sampled-words of them, drawn anew for each micro-batch
-    (Jean et al. 2015, arXiv:1412.2007); the loss of training is of these, that of validation always of all words."""
+    (Jean et al. 2015, arXiv:1412.2007); the loss of training is of these, that of validation always of all words. adaptive: rare
+    words in clusters, cut at --adaptive-cutoffs, with narrower weights of their own (Grave et al. 2017, arXiv:1609.04309)."""
     sampled_words: int = 8192
     """Different words that --softmax sampled draws, log-uniformly over a vocabulary in the order of frequency."""
+    adaptive_cutoffs: tuple[int, ...] = ()
+    """Where --softmax adaptive cuts a vocabulary in the order of frequency: words below the first number are in its head, those
+    from each number up to the next, or to the end, are a cluster."""
+    adaptive_division: float = 4.0
+    """How much narrower the first cluster of --softmax adaptive is than --hidden-size, and each other than the one before."""
 
     def __post_init__(self) -> None:
         """Brings `hidden_size` and `layers` to one form: a number where all layers are as wide, and how many there are."""
@@ -91,10 +98,10 @@ class ModelConfig:
             f"--vocabulary-size must be at least 2 (<unk> and <eos>), not {self.vocabulary_size}",
         )
         require(0.0 <= self.dropout <= 0.99, f"--dropout must be in [0, 0.99], not {self.dropout}")
-        require(self.softmax in ("full", "sampled"), f"--softmax must be full or sampled, not {self.softmax}")
+        require(self.softmax in ("full", "sampled", "adaptive"), f"--softmax must be full, sampled or adaptive, not {self.softmax}")
         require(self.sampled_words >= 1, f"--sampled-words must be at least 1, not {self.sampled_words}")
         require(
-            self.softmax == "full" or self.vocabulary_size is None or self.sampled_words < self.vocabulary_size,
+            self.softmax != "sampled" or self.vocabulary_size is None or self.sampled_words < self.vocabulary_size,
             f"--sampled-words {self.sampled_words} is not below the vocabulary of {self.vocabulary_size} words: take fewer, or "
             "--softmax full",
         )
@@ -103,6 +110,10 @@ class ModelConfig:
             f"--tie-embedding needs --embedding-size equal to --hidden-size (of the last layer), not {self.embedding_size} and "
             f"{self.units[-1]}",
         )
+        object.__setattr__(self, "adaptive_cutoffs", tuple(self.adaptive_cutoffs))
+        if self.softmax == "adaptive":
+            require(not self.tie_embedding, "--tie-embedding does not go with --softmax adaptive: its clusters are narrower")
+            check_clusters(self.units[-1], self.adaptive_cutoffs, self.adaptive_division, self.vocabulary_size)
 
     @property
     def units(self) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from hvd_lm.config import CommunicationConfig, OptimizerConfig, RunConfig
+from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig, RunConfig
 
 
 class _Needs(NamedTuple):
@@ -18,7 +18,10 @@ class _Needs(NamedTuple):
 _ADAM = _Needs("--optimizer adam", lambda config: config.optimizer.optimizer == "adam")
 _SGD = _Needs("--optimizer sgd", lambda config: config.optimizer.optimizer == "sgd")
 _HALVES = _Needs("--compression fp16", lambda config: config.communication.compression == "fp16")
+_ADAPTIVE = _Needs("--softmax adaptive", lambda config: config.model.softmax == "adaptive")
 _NEEDS: Mapping[str, _Needs] = {
+    "adaptive_cutoffs": _ADAPTIVE,
+    "adaptive_division": _ADAPTIVE,
     "beta1": _ADAM,
     "beta2": _ADAM,
     "epsilon": _ADAM,
@@ -33,7 +36,12 @@ _NEEDS: Mapping[str, _Needs] = {
 def idle_settings(config: RunConfig) -> list[str]:
     """One sentence for each setting that is not at its default and has no effect beside the others."""
     found = []
-    for section, default in ((config.optimizer, OptimizerConfig()), (config.communication, CommunicationConfig())):
+    sections = (
+        (config.model, ModelConfig()),
+        (config.optimizer, OptimizerConfig()),
+        (config.communication, CommunicationConfig()),
+    )
+    for section, default in sections:
         for name, needs in _NEEDS.items():
             if hasattr(section, name) and getattr(section, name) != getattr(default, name) and not needs.hold(config):
                 found.append(f"--{name.replace('_', '-')} has no effect without {needs.words}")

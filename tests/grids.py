@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 CASES: dict[str, dict[str, Any]] = {
     "untied": {"vocabulary_size": 51},
     "tied, with dropout": {"vocabulary_size": 50, "tie_embedding": True, "embedding_size": 16, "dropout": 0.25},
+    "adaptive": {"vocabulary_size": 51, "dropout": 0.25, "softmax": "adaptive", "adaptive_cutoffs": [8, 20]},
     "three layers": {"vocabulary_size": 51, "layers": 3, "tie_embedding": True, "embedding_size": 16, "dropout": 0.25},
 }
 

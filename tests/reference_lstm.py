@@ -1,7 +1,8 @@
 """The judge: the language model in plain NumPy, float64, forward and gradients by hand (back-propagation through time).
 
 It knows only the canonical weights of hvd_lm.model.parameters, and from their names and shapes which cell a layer is (LSTM, or
-multiplicative LSTM) and how wide; `test_reference_lstm.py` checks it against finite differences.
+multiplicative LSTM) and how wide, and whether the softmax is adaptive; then logits are log probabilities.
+`test_reference_lstm.py` checks it against finite differences.
 
 Shapes: T time, B sequences, V vocabulary, D input width, H units.
 """
@@ -85,7 +86,7 @@ def run(
         after.append((layer.h[-1], layer.c[-1]))
         x_TBD = np.stack(layer.h[1:]) * scales[index + 1]
     kernel = w.get("output_kernel", w["embedding"])
-    logits_TBV = x_TBD @ kernel.T + w["output_bias"]
+    logits_TBV = _adaptive(w, x_TBD) if _tails(w) else x_TBD @ kernel.T + w["output_bias"]
 
     # Loss
     judged_TBV = logits_TBV if sampled is None else _of_samples(logits_TBV, targets_TB, *sampled)
@@ -101,9 +102,12 @@ def run(
     d_logits = np.exp(log_probabilities)
     np.put_along_axis(d_logits, targets[..., None], np.take_along_axis(d_logits, targets[..., None], -1) - 1.0, -1)
     d_logits *= counted[..., None]
-    gradients["output_kernel" if "output_kernel" in w else "embedding"] += np.einsum("tbv,tbh->vh", d_logits, x_TBD)
-    gradients["output_bias"] += d_logits.sum((0, 1))
-    d_x = d_logits @ kernel
+    if _tails(w):
+        d_x = _adaptive_backward(w, x_TBD, d_logits, gradients)
+    else:
+        gradients["output_kernel" if "output_kernel" in w else "embedding"] += np.einsum("tbv,tbh->vh", d_logits, x_TBD)
+        gradients["output_bias"] += d_logits.sum((0, 1))
+        d_x = d_logits @ kernel
     for index in reversed(range(layers)):
         layer = tape[index]
         d_x = d_x * scales[index + 1]
@@ -134,6 +138,53 @@ def run(
         d_x = d_inputs
     np.add.at(gradients["embedding"], inputs_TB, d_x * scales[0])
     return Outcome(logits_TBV, loss_sum, gradients, after)
+
+
+def _log_softmax(logits: Array) -> Array:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def _tails(w: Mapping[str, Array]) -> int:
+    return sum(name.startswith("output.tail.") for name in w) // 2
+
+
+def _adaptive(w: Mapping[str, Array], x_TBH: Array) -> Array:
+    """Log probabilities: of a word of the head its own, of others the cluster's and that within it (Grave et al. 2017)."""
+    tails = _tails(w)
+    head = _log_softmax(x_TBH @ w["output_kernel"].T + w["output_bias"])
+    words = head.shape[-1] - tails
+    parts = [head[..., :words]]
+    for i in range(tails):
+        projected = x_TBH @ w[f"output.tail.{i}.projection_kernel"].T
+        parts.append(head[..., words + i, None] + _log_softmax(projected @ w[f"output.tail.{i}.kernel"].T))
+    return np.concatenate(parts, -1)
+
+
+def _adaptive_backward(w: Mapping[str, Array], x_TBH: Array, d_TBV: Array, gradients: Mapping[str, Array]) -> Array:
+    """Of `_adaptive`, whose gradient is `d_TBV`: that by its inputs; adds those of the weights."""
+
+    def through(log_probabilities: Array, d: Array, inputs: Array, kernel: str) -> tuple[Array, Array]:
+        d_logits = d - np.exp(log_probabilities) * d.sum(-1, keepdims=True)
+        gradients[kernel] += np.einsum("tbv,tbh->vh", d_logits, inputs)
+        return d_logits, d_logits @ w[kernel]
+
+    tails = _tails(w)
+    words = len(w["output_kernel"]) - tails
+    start, d_head, d_x = words, [d_TBV[..., :words]], np.zeros_like(x_TBH)
+    for i in range(tails):
+        projection, kernel = f"output.tail.{i}.projection_kernel", f"output.tail.{i}.kernel"
+        d = d_TBV[..., start : start + len(w[kernel])]
+        start += len(w[kernel])
+        d_head.append(d.sum(-1, keepdims=True))
+        projected = x_TBH @ w[projection].T
+        _, d_projected = through(_log_softmax(projected @ w[kernel].T), d, projected, kernel)
+        gradients[projection] += np.einsum("tbp,tbh->ph", d_projected, x_TBH)
+        d_x += d_projected @ w[projection]
+    head = _log_softmax(x_TBH @ w["output_kernel"].T + w["output_bias"])
+    d_logits, d_below = through(head, np.concatenate(d_head, -1), x_TBH, "output_kernel")
+    gradients["output_bias"] += d_logits.sum((0, 1))
+    return d_x + d_below
 
 
 def _of_samples(logits_TBV: Array, targets_TB: NDArray[np.int32], words_S: NDArray[np.int32], draws: int) -> Array:

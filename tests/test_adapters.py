@@ -25,6 +25,9 @@ DEEP = ModelConfig(vocabulary_size=V, embedding_size=12, hidden_size=16, layers=
 DROPPING = ModelConfig(vocabulary_size=V, embedding_size=12, hidden_size=16, layers=2, dropout=0.4)
 TAPERED = ModelConfig(vocabulary_size=V, embedding_size=12, hidden_size=(20, 16, 12), dropout=0.3, tie_embedding=True)
 MULTIPLICATIVE = ModelConfig(vocabulary_size=V, embedding_size=12, hidden_size=(16, 20), cell="mlstm", dropout=0.2)
+ADAPTIVE = ModelConfig(
+    vocabulary_size=V, embedding_size=12, hidden_size=(20, 16), dropout=0.2, softmax="adaptive", adaptive_cutoffs=(10, 24)
+)
 MODELS = [
     pytest.param(model, id=name)
     for name, model in {
@@ -34,6 +37,7 @@ MODELS = [
         "dropout": DROPPING,
         "tapered": TAPERED,
         "mlstm": MULTIPLICATIVE,
+        "adaptive": ADAPTIVE,
     }.items()
 ]
 
@@ -292,8 +296,9 @@ def test_a_step_needs_a_whole_window(make_adapter: MakeAdapter) -> None:
         adapter.dynamic_step()
 
 
-def test_evaluate_is_the_loss_of_the_reference(make_adapter: MakeAdapter) -> None:
-    adapter = ready(make_adapter, DROPPING)
+@pytest.mark.parametrize("model", [DROPPING, ADAPTIVE], ids=["dropout", "adaptive"])
+def test_evaluate_is_the_loss_of_the_reference(make_adapter: MakeAdapter, model: ModelConfig) -> None:
+    adapter = ready(make_adapter, model)
     inputs, targets = random_tokens(0)
     outcome = adapter.evaluate(inputs, targets, adapter.zero_state(B))
     expected = reference_lstm.run(adapter.weights(), inputs, targets)
@@ -361,7 +366,7 @@ def test_the_state_survives_a_round_trip(make_adapter: MakeAdapter, model: Model
     np.testing.assert_array_equal(adapter.logits(inputs, restored)[0], adapter.logits(inputs, state)[0])
 
 
-@pytest.mark.parametrize("model", [PLAIN, TIED], ids=["plain", "tied"])
+@pytest.mark.parametrize("model", [PLAIN, TIED, ADAPTIVE], ids=["plain", "tied", "adaptive"])
 def test_the_next_logits_are_the_last_of_all(make_adapter: MakeAdapter, model: ModelConfig) -> None:
     adapter = ready(make_adapter, model)
     inputs, _ = random_tokens(9)
@@ -372,8 +377,9 @@ def test_the_next_logits_are_the_last_of_all(make_adapter: MakeAdapter, model: M
     np.testing.assert_array_equal(adapter.state_to_numpy(last_state), adapter.state_to_numpy(state))
 
 
-def test_more_tokens_than_a_chunk_of_logits_are_judged_alike(make_adapter: MakeAdapter) -> None:
-    adapter = ready(make_adapter, PLAIN)
+@pytest.mark.parametrize("model", [PLAIN, ADAPTIVE], ids=["plain", "adaptive"])
+def test_more_tokens_than_a_chunk_of_logits_are_judged_alike(make_adapter: MakeAdapter, model: ModelConfig) -> None:
+    adapter = ready(make_adapter, model)
     inputs, targets = random_tokens(0, steps=121)
     assert inputs.size > 600
     targets[60:70] = -1

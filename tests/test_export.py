@@ -43,7 +43,8 @@ MODELS = {
 UNEVEN = replace(PLAIN, hidden_size=(24, 16))
 MULTIPLICATIVE = replace(PLAIN, cell="mlstm")
 ANY_WIDTHS = {**MODELS, "uneven": UNEVEN}
-ANY = {**ANY_WIDTHS, "mlstm": MULTIPLICATIVE, "uneven mlstm": replace(UNEVEN, cell="mlstm", dropout=0.2)}
+ADAPTIVE = replace(PLAIN, softmax="adaptive", adaptive_cutoffs=(5, 20))
+ANY = {**ANY_WIDTHS, "adaptive": ADAPTIVE, "mlstm": MULTIPLICATIVE, "uneven mlstm": replace(UNEVEN, cell="mlstm", dropout=0.2)}
 FORMATS = get_args(exports.ExportFormat)
 PACKAGES = ["torch", "keras", "onnx"]
 """Formats that need the package of the same name."""
@@ -338,6 +339,7 @@ def test_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     [
         ("torch", UNEVEN, "--format torch cannot hold layers of 24, 16 units: use --format keras or onnx or safetensors"),
         *((name, MULTIPLICATIVE, f"--format {name} cannot hold mlstm cells: use --format safetensors") for name in PACKAGES),
+        *((name, ADAPTIVE, f"--format {name} cannot hold an adaptive softmax: use --format safetensors") for name in PACKAGES),
     ],
 )
 def test_model_that_a_format_cannot_hold(tmp_path: Path, format: exports.ExportFormat, model: ModelConfig, words: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hvd_lm.config import CommunicationConfig, OptimizerConfig, RunConfig
+from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig, RunConfig
 from hvd_lm.idle_settings import idle_settings
 
 
@@ -28,3 +28,9 @@ def test_what_has_no_effect(optimizer: dict[str, object], communication: dict[st
     found = idle_settings(config)
     assert [said.split()[0] for said in found] == flags
     assert all(" has no effect without " in said for said in found)
+
+
+def test_clusters_have_no_effect_without_their_softmax() -> None:
+    (said,) = idle_settings(RunConfig(model=ModelConfig(adaptive_cutoffs=(2000,))))
+    assert said == "--adaptive-cutoffs has no effect without --softmax adaptive"
+    assert idle_settings(RunConfig(model=ModelConfig(softmax="adaptive", adaptive_cutoffs=(2000,), adaptive_division=2.0))) == []

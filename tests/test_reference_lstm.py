@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import reference_lstm
@@ -10,12 +12,14 @@ from hvd_lm.config import CELLS, Cell, ModelConfig
 from hvd_lm.model.noise import dropout_masks, dropout_widths, keep_probability
 from hvd_lm.model.weights import initial_weights
 
+ADAPTIVE = {"softmax": "adaptive", "adaptive_cutoffs": (3, 6), "adaptive_division": 2}
+
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("output", [{}, {"tie_embedding": True}, ADAPTIVE], ids=["plain", "tied", "adaptive"])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_gradients_are_those_of_finite_differences(cell: Cell, tied: bool, dropout: float) -> None:
-    config = ModelConfig(vocabulary_size=11, embedding_size=6, hidden_size=(5, 6), cell=cell, dropout=dropout, tie_embedding=tied)
+def test_gradients_are_those_of_finite_differences(cell: Cell, output: dict[str, Any], dropout: float) -> None:
+    config = ModelConfig(vocabulary_size=11, embedding_size=6, hidden_size=(5, 6), cell=cell, dropout=dropout, **output)
     weights = {name: value.astype(np.float64) for name, value in initial_weights(config, seed=3).items()}
     generator = np.random.default_rng(0)
     inputs, targets = generator.integers(0, 11, (2, 4, 3), dtype=np.int32)

@@ -127,11 +127,13 @@ def test_a_run_goes_on_bit_for_bit(framework: str, tmp_path: Path) -> None:
 
 @pytest.mark.ranks
 def test_it_learns_nearly_what_full_training_does(tmp_path: Path) -> None:
-    validated = {}
-    for softmax in ("full", "sampled"):
+    """And so does an adaptive softmax."""
+    validated, clusters = {}, ("--adaptive-cutoffs", "100", "400")
+    for softmax, flags in {"full": (), "sampled": ("--sampled-words", "200"), "adaptive": clusters}.items():
         out = tmp_path / softmax
-        more = ["--softmax", softmax, "--sampled-words", "200", "--steps", "300"]
+        more = ["--softmax", softmax, *flags, "--steps", "300"]
         pools.hvd_lm(1, "train", "--framework", INSTALLED[0], "--out", out, *RECIPE, *more)
         validated[softmax] = launcher.metrics(out)[-1]["validation_loss"]
     assert validated["full"] < 5.5, "it learns at all"
     assert validated["sampled"] < validated["full"] + 0.15
+    assert validated["adaptive"] < validated["full"] + 0.15

@@ -19,6 +19,7 @@ MODEL = ModelConfig(vocabulary_size=11, embedding_size=3, hidden_size=5, layers=
 TIED = ModelConfig(vocabulary_size=11, embedding_size=5, hidden_size=5, layers=1, tie_embedding=True)
 TAPERED = replace(MODEL, hidden_size=(6, 4))
 MULTIPLICATIVE = replace(MODEL, hidden_size=(6, 4), cell="mlstm")
+ADAPTIVE = replace(MODEL, softmax="adaptive", adaptive_cutoffs=(4, 7), adaptive_division=2)
 
 
 def shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -105,7 +106,7 @@ def test_open_vocabulary_size_is_refused() -> None:
         initial_weights(replace(MODEL, vocabulary_size=None), seed=1)
 
 
-@pytest.mark.parametrize("model", [MODEL, TIED, TAPERED, MULTIPLICATIVE])
+@pytest.mark.parametrize("model", [MODEL, TIED, TAPERED, MULTIPLICATIVE, ADAPTIVE])
 def test_initial_weights_fit_the_model(model: ModelConfig) -> None:
     weights = initial_weights(model, seed=1)
     assert {name: array.shape for name, array in weights.items()} == shapes(model)
@@ -158,7 +159,9 @@ def test_parameters_that_two_models_share_begin_alike(change: dict[str, Any], ot
     assert {name for name in first if not np.array_equal(first[name], second[name])} == others
 
 
-@pytest.mark.parametrize("model", [MODEL, TIED, replace(MODEL, layers=6), replace(MULTIPLICATIVE, hidden_size=5, layers=6)])
+@pytest.mark.parametrize(
+    "model", [MODEL, TIED, ADAPTIVE, replace(MODEL, layers=6), replace(MULTIPLICATIVE, hidden_size=5, layers=6)]
+)
 def test_no_two_parameters_have_a_seed_in_common(model: ModelConfig) -> None:
     keys = [parameter.seed_key for parameter in parameters(model).values()]
     assert len(set(keys)) == len(keys)

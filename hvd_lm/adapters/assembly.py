@@ -8,11 +8,24 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from hvd_lm.config import ModelConfig
 from hvd_lm.model import stages as declared
+from hvd_lm.model.clusters import clusters
 from hvd_lm.model.split import Share
 
 Lookup = TypeVar("Lookup")
 Stage = TypeVar("Stage")
 Output = TypeVar("Output")
+
+
+class Cluster(NamedTuple):
+    """Words of an adaptive softmax that are judged among themselves, with the framework's weights."""
+
+    words: range
+    place: int
+    """Among the clusters; in the head they come after its words."""
+    projection_kernel: Any
+    """[P, H]"""
+    kernel: Any
+    """[words, P]"""
 
 
 class Made(NamedTuple, Generic[Lookup, Stage, Output]):
@@ -47,8 +60,10 @@ class Kit(Generic[Lookup, Stage, Output]):
     """Of the table; `split_lookup` of a part of it, all parts, and the group."""
     split_lookup: Callable[..., Lookup]
     output: Callable[..., Output]
-    """Of kernel and bias; `split_output` of parts of them, all parts, and the group."""
+    """Of kernel and bias; `split_output` of parts of them, all parts, and the group; `adaptive_output` of the head's, and of
+    all clusters."""
     split_output: Callable[..., Output]
+    adaptive_output: Callable[..., Output]
     arrive: Callable[[Any, int], Stage]
     """Of the neighbour below, and the width of what comes."""
     depart: Callable[[Any, int], Output]
@@ -79,6 +94,12 @@ def assemble(
             output = kit.output(kernel, bias)
             if divided.group:
                 output = kit.split_output(kernel, bias, divided.shares[stage.parameters["kernel"].name].parts, divided.group)
+        elif stage.kind == "adaptive":
+            found = [
+                Cluster(words, place, of_stage[f"tail.{place}.projection_kernel"], of_stage[f"tail.{place}.kernel"])
+                for place, words in enumerate(clusters(config.adaptive_cutoffs, stage.output_size))
+            ]
+            output = kit.adaptive_output(of_stage["kernel"], of_stage["bias"], found)
         else:
             made.append(kit.others[stage.kind](config, stage, of_stage))
     if divided.above:

@@ -281,7 +281,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def logits(self, inputs_TB: NDArray[np.int32], state: State) -> tuple[NDArray[np.float32], State]:
-        """Logits ``float32 [T, B, V]`` and the state after. No gradient, no dropout."""
+        """Logits ``float32 [T, B, V]``, of an adaptive softmax log probabilities, and the state after. No gradient, no dropout."""
 
     @abstractmethod
     def next_logits(self, inputs_TB: NDArray[np.int32], state: State) -> tuple[NDArray[np.float32], State]:

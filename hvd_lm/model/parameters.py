@@ -8,6 +8,10 @@
     lstm.<l>.multiplicative_recurrent_kernel   [H, H]    the same
     output_kernel                              [V, H]    absent if tied to the embedding; looked up by a sampled softmax
     output_bias                                [V]       the same
+    output.tail.<i>.projection_kernel          [P, H]    of cluster i of an adaptive softmax; H / D^(i+1) = P
+    output.tail.<i>.kernel                     [C, P]    of the cluster's C words; no bias, as PyTorch's has none
+
+With an adaptive softmax output_kernel and output_bias are the head's: its words, then one row for each cluster.
 
 All float32. Checkpoints hold them under these names, optimizer moments too. Which of them a model has: `stages.parameters`.
 """

@@ -27,13 +27,17 @@ def stages_of_ranks(model: ModelConfig, ranks: int) -> tuple[range, ...]:
     return tuple(range(*ends) for ends in pairwise((0, *cuts, len(declared))))
 
 
-def multiplications(stage: Stage) -> int:
-    """Of a token's forward through the stage."""
+def multiplications(stage: Stage) -> float:
+    """Of a token's forward through the stage; mean over the tokens where they differ."""
     if stage.kind == "lookup":
         return 0
-    return sum(math.prod(parameter.shape) for parameter in stage.parameters.values() if len(parameter.shape) == 2)
+    return sum(
+        math.prod(parameter.shape) * stage.shares_of_tokens.get(role, 1)
+        for role, parameter in stage.parameters.items()
+        if len(parameter.shape) == 2
+    )
 
 
-def _dearest(declared: tuple[Stage, ...], cuts: tuple[int, ...]) -> int:
+def _dearest(declared: tuple[Stage, ...], cuts: tuple[int, ...]) -> float:
     parts = pairwise((0, *cuts, len(declared)))
     return max(sum(multiplications(stage) for stage in declared[start:stop]) for start, stop in parts)

@@ -63,6 +63,11 @@ def shares(model: ModelConfig, topology: Topology) -> dict[str, Share]:
     """Name -> what this rank holds of each parameter. Raises ConfigError if a rank would hold nothing."""
     if topology.split == "layers":
         return _of_layers(model, topology)
+    if topology.split == "vocabulary" and model.softmax == "adaptive":
+        raise ConfigError(
+            "the clusters of --softmax adaptive are not divided over model ranks: train with --split layers or optimizer, or with "
+            "another --softmax; evaluate with --model-parallel 1"
+        )
     found = {}
     for name, parameter in parameters(model).items():
         count = parameter.shape[0]

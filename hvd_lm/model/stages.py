@@ -14,9 +14,10 @@ from typing import Literal
 
 from hvd_lm.config import Cell, ModelConfig
 from hvd_lm.errors import ConfigError
+from hvd_lm.model.clusters import clusters, widths
 from hvd_lm.model.parameters import LookedUp, Parameter, key_of_name
 
-Kind = Literal["lookup", "drop", "output"] | Cell
+Kind = Literal["lookup", "drop", "output", "adaptive"] | Cell
 
 _EMBEDDING_RANGE = 0.1
 
@@ -33,6 +34,8 @@ class Stage:
     """Role within the stage -> parameter; one parameter may serve two stages (a tied embedding)."""
     units: int = 0
     """Width of h, and of c, that the stage carries from micro-batch to micro-batch; 0 if it carries none."""
+    shares_of_tokens: Mapping[str, float] = field(default_factory=dict)
+    """Role of a parameter -> the share of all tokens that are multiplied by it in training, as expected; 1 of those absent."""
 
 
 def stages(config: ModelConfig) -> tuple[Stage, ...]:
@@ -66,12 +69,35 @@ def _stages(config: ModelConfig) -> Iterator[Stage]:
         width = units
     # Keys of the first format count its parameters: its initial values are bit for bit what they were.
     before = 1 + 3 * len(config.units)
+    if config.softmax == "adaptive":
+        yield _adaptive(config, vocabulary, width, before)
+        return
     sampled: LookedUp = "output" if config.softmax == "sampled" else None
     kernel = Parameter("output_kernel", (vocabulary, width), _EMBEDDING_RANGE, (before,), split="rows", looked_up=sampled)
     of_bias = before if config.tie_embedding else before + 1
     bias = Parameter("output_bias", (vocabulary,), 0.0, (of_bias,), split="rows", looked_up=sampled)
     kernel = embedding if config.tie_embedding else kernel
     yield Stage("output", width, vocabulary, {"kernel": kernel, "bias": bias})
+
+
+def _adaptive(config: ModelConfig, vocabulary: int, width: int, before: int) -> Stage:
+    """The output under an adaptive softmax. What clusters have begins uniform in +-1/sqrt(its inputs), PyTorch's default."""
+    cutoffs = config.adaptive_cutoffs
+    head = cutoffs[0] + len(cutoffs)
+    declared = {
+        "kernel": Parameter("output_kernel", (head, width), _EMBEDDING_RANGE, (before,)),
+        "bias": Parameter("output_bias", (head,), 0.0, (before + 1,)),
+    }
+    shares = {}
+    narrower = widths(width, cutoffs, config.adaptive_division)
+    for index, (words, narrow) in enumerate(zip(clusters(cutoffs, vocabulary), narrower, strict=True)):
+        shapes = {"projection_kernel": (narrow, width), "kernel": (len(words), narrow)}
+        for role, shape in shapes.items():
+            name = f"output.tail.{index}.{role}"
+            declared[f"tail.{index}.{role}"] = Parameter(name, shape, 1.0 / math.sqrt(shape[1]), key_of_name(name))
+            # Of words in the order of frequency, as sampled words are drawn (hvd_lm.model.candidates).
+            shares[f"tail.{index}.{role}"] = math.log((words.stop + 1) / (words.start + 1)) / math.log(vocabulary + 1)
+    return Stage("adaptive", width, vocabulary, declared, shares_of_tokens=shares)
 
 
 def _drop(config: ModelConfig, width: int) -> Iterator[Stage]:

@@ -97,6 +97,7 @@ def ranks(run: Run) -> float | None:
 
 def _model_config(run: Run) -> ModelConfig | None:
     with suppress(ConfigError, TypeError, KeyError):
+        of_softmax = ("softmax", "adaptive_cutoffs", "adaptive_division") if run.settings.get("softmax") == "adaptive" else ()
         return ModelConfig(
             vocabulary_size=run.settings["vocabulary_size"],
             embedding_size=run.settings["embedding_size"],
@@ -104,6 +105,7 @@ def _model_config(run: Run) -> ModelConfig | None:
             layers=run.settings["layers"],
             cell=run.settings.get("cell", "lstm"),  # runs from before there was a choice lack it
             tie_embedding=run.settings["tie_embedding"],
+            **{name: run.settings[name] for name in of_softmax},
         )
     return None
 

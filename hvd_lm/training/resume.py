@@ -45,6 +45,11 @@ def _check_fit(checkpoint: Checkpoint, model: ModelConfig, optimizer: OptimizerC
         name: (getattr(checkpoint.model, name), getattr(model, name))
         for name in ("vocabulary_size", "embedding_size", "hidden_size", "layers", "cell", "tie_embedding")
     }
+    # A sampled softmax has the weights of a full one.
+    softmaxes = checkpoint.model.softmax, model.softmax
+    if "adaptive" in softmaxes:
+        names = ("adaptive_cutoffs", "adaptive_division") if softmaxes[0] == softmaxes[1] else ("softmax",)
+        pairs |= {name: (getattr(checkpoint.model, name), getattr(model, name)) for name in names}
     pairs["optimizer"] = (checkpoint.optimizer.optimizer, optimizer.optimizer)
     differing = [
         f"the checkpoint has --{name.replace('_', '-')} {has}, this run {wants}"

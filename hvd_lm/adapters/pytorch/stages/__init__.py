@@ -8,6 +8,7 @@ from torch import nn
 
 from hvd_lm.adapters.assembly import Divided, Kit, Made, assemble
 from hvd_lm.adapters.pytorch.products import has_avx512, uses_onednn
+from hvd_lm.adapters.pytorch.stages.adaptive_softmax import AdaptiveOutput
 from hvd_lm.adapters.pytorch.stages.base import Complete, LayerState, Stage
 from hvd_lm.adapters.pytorch.stages.drop import Drop
 from hvd_lm.adapters.pytorch.stages.lookup import Lookup
@@ -53,6 +54,7 @@ _KIT: Kit[Lookup, Stage, Output | Depart] = Kit(
     split_lookup=SplitLookup,
     output=Output,
     split_output=SplitOutput,
+    adaptive_output=AdaptiveOutput,
     arrive=Arrive,
     depart=lambda above, _: Depart(above),
     others=_MAKERS,

@@ -98,11 +98,13 @@ class Output:
         ]
         shape = (len(self._kept), *self._kept[0].outputs_TBH.shape)
         outputs_NH = torch.cat([kept.outputs_TBH.flatten(0, 1) for kept in self._kept])
-        loss, gradients_NH = accumulate_cross_entropy(
-            outputs_NH, self.kernel, self.bias, torch.cat(targets), torch.cat(weights), ignored=IGNORED
-        )
+        loss, gradients_NH = self._backward_of_tokens(outputs_NH, torch.cat(targets), torch.cat(weights))
         self._kept.clear()
         return loss, gradients_NH.view(shape)
+
+    def _backward_of_tokens(self, outputs_NH: Tensor, targets_N: Tensor, weights_N: Tensor) -> tuple[Tensor, Tensor]:
+        """As `backward`, of tokens: the gradient is [N, H]."""
+        return accumulate_cross_entropy(outputs_NH, self.kernel, self.bias, targets_N, weights_N, ignored=IGNORED)
 
     def logits(self, outputs_NH: Tensor) -> Tensor:
         """[N, V]"""
@@ -110,20 +112,24 @@ class Output:
 
     def losses(self, outputs_TBH: Tensor, targets_N: Tensor) -> Tensor:
         """Cross-entropy of every target, [N]; 0 where it is ignored."""
-        outputs_NH = outputs_TBH.flatten(0, 1)
-        tokens = chunk_tokens(outputs_NH.device, len(self.kernel))
-        chunks = zip(torch.split(outputs_NH, tokens), torch.split(targets_N, tokens), strict=True)
-        return torch.cat(
-            [
-                functional.cross_entropy(self.logits(outputs), targets, ignore_index=IGNORED, reduction="none")
-                for outputs, targets in chunks
-            ]
-        )
+        return cross_entropies(outputs_TBH.flatten(0, 1), self.kernel, self.bias, targets_N)
+
+
+def cross_entropies(outputs_NH: Tensor, kernel_VH: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Tensor:
+    """[N]; 0 where a target is ignored."""
+    tokens = chunk_tokens(outputs_NH.device, len(kernel_VH))
+    chunks = zip(torch.split(outputs_NH, tokens), torch.split(targets_N, tokens), strict=True)
+    return torch.cat(
+        [
+            functional.cross_entropy(product(outputs, kernel_VH, bias_N=bias_V), targets, ignore_index=IGNORED, reduction="none")
+            for outputs, targets in chunks
+        ]
+    )
 
 
 @torch.no_grad()
 def accumulate_cross_entropy(
-    outputs_NH: Tensor, kernel_VH: Tensor, bias_V: Tensor, targets_N: Tensor, weights_N: Tensor, *, ignored: int
+    outputs_NH: Tensor, kernel_VH: Tensor, bias_V: Tensor | None, targets_N: Tensor, weights_N: Tensor, *, ignored: int
 ) -> tuple[Tensor, Tensor]:
     """Sum of the cross-entropies of all targets but those that are `ignored` (scalar).
 
@@ -149,5 +155,6 @@ def accumulate_cross_entropy(
         counted = counts * weights
         torch.mul(product(by_logits, kernel_VH.t()), counted[:, None], out=gradients)
         add_product_to_gradient(kernel_VH, by_logits, outputs * counted[:, None])
-        add_to_gradient(bias_V, torch.mv(by_logits.t(), counted))
+        if bias_V is not None:
+            add_to_gradient(bias_V, torch.mv(by_logits.t(), counted))
     return loss, gradients_NH

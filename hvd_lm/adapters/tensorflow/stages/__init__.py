@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from hvd_lm.adapters.assembly import Divided, Kit, Made, assemble
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
+from hvd_lm.adapters.tensorflow.stages.adaptive_softmax import AdaptiveOutput
 from hvd_lm.adapters.tensorflow.stages.base import Stage
 from hvd_lm.adapters.tensorflow.stages.cudnn_lstm import CudnnLstm
 from hvd_lm.adapters.tensorflow.stages.drop import Drop
@@ -49,6 +50,7 @@ _KIT: Kit[Lookup, Stage, Output | Depart] = Kit(
     split_lookup=SplitLookup,
     output=Output,
     split_output=SplitOutput,
+    adaptive_output=AdaptiveOutput,
     arrive=Arrive,
     depart=Depart,
     others=_MAKERS,

@@ -66,7 +66,7 @@ class Output:
 
     def logits(self, outputs_NH: tf.Tensor) -> tf.Tensor:
         """[N, V]"""
-        return tf.nn.bias_add(by_transposed(outputs_NH, self.kernel.value), self.bias.value)
+        return _logits(outputs_NH, self.kernel, self.bias)
 
     def passed(self, outputs_TBH: tf.Tensor) -> tf.Tensor:
         """The outputs of the stage below, when whoever needs them has them."""
@@ -74,17 +74,7 @@ class Output:
 
     def losses(self, outputs_TBH: tf.Tensor, targets_TB: tf.Tensor) -> tf.Tensor:
         """Cross-entropy of every target, [N]; 0 where it is ignored."""
-        outputs_NH, targets_N = self.rows(outputs_TBH), tf.reshape(targets_TB, (-1,))
-
-        def chunk(index: tf.Tensor, parts: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-            here = slice(index * CHUNK, (index + 1) * CHUNK)
-            losses = _softmax(self.logits(outputs_NH[here]), targets_N[here]).losses_N
-            return index + 1, parts.write(index, losses)
-
-        chunks = chunks_of(outputs_NH)
-        parts = tf.TensorArray(tf.float32, chunks, infer_shape=False, element_shape=(None,))
-        _, parts = tf.while_loop(lambda index, _: index < chunks, chunk, (0, parts), parallel_iterations=1)
-        return parts.concat()
+        return cross_entropies(self.rows(outputs_TBH), self.kernel, self.bias, tf.reshape(targets_TB, (-1,)))
 
     def backward(self, judged: Sequence[Judged], accumulation: Accumulation) -> tuple[tf.Tensor, tf.Tensor]:
         """Gradient by the outputs of all micro-batches [T, K*B, H], and the sum of their cross-entropies (float64).
@@ -110,30 +100,71 @@ class Output:
 
     def _backward_of_all(self, judged: Sequence[Judged], accumulation: Accumulation) -> tuple[tf.Tensor, tf.Tensor]:
         outputs_TBH, targets_TB, weights_TB, _ = joined(judged)
-        outputs_NH = self.rows(outputs_TBH)
         targets_N, weights_N = tf.reshape(targets_TB, (-1,)), tf.reshape(weights_TB, (-1,))
-        kernel, bias = accumulation.begin(self.kernel), accumulation.begin(self.bias)
+        gradients_NH, loss = self._backward_of_tokens(self.rows(outputs_TBH), targets_N, weights_N, accumulation)
+        return tf.reshape(gradients_NH, tf.shape(outputs_TBH)), loss
 
-        def chunk(index: tf.Tensor, loss: tf.Tensor, gradients: tf.TensorArray) -> tuple[tf.Tensor, tf.Tensor, tf.TensorArray]:
-            here = slice(index * CHUNK, (index + 1) * CHUNK)
-            outputs = outputs_NH[here]
-            losses, by_logits, sums, counted = _softmax(self.logits(outputs), targets_N[here])
-            # Factors of tokens go to what has H columns instead of V.
-            factors = (counted * weights_N[here] / sums)[:, None]
-            kernel.assign_add(tf.matmul(by_logits, outputs * factors, transpose_a=True))
-            bias.assign_add(tf.matmul(factors, by_logits, transpose_a=True)[0])
-            gradient_NH = by(by_logits, self.kernel.value) * factors
-            return index + 1, loss + tf.cast(tf.reduce_sum(losses), tf.float64), gradients.write(index, gradient_NH)
-
-        chunks = chunks_of(outputs_NH)
-        parts = tf.TensorArray(tf.float32, chunks, infer_shape=False, element_shape=(None, self.units))
-        zero = tf.zeros((), tf.float64)
-        _, loss, parts = tf.while_loop(lambda index, *_: index < chunks, chunk, (0, zero, parts), parallel_iterations=1)
-        return tf.reshape(parts.concat(), tf.shape(outputs_TBH)), loss
+    def _backward_of_tokens(
+        self, outputs_NH: tf.Tensor, targets_N: tf.Tensor, weights_N: tf.Tensor, accumulation: Accumulation
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """As `backward`, of tokens: the gradient is [N, H]."""
+        return accumulate_cross_entropy(outputs_NH, self.kernel, self.bias, targets_N, weights_N, accumulation)
 
     def rows(self, outputs_TBH: tf.Tensor) -> tf.Tensor:
         """[N, H]"""
         return tf.reshape(outputs_TBH, (-1, self.units))
+
+
+def _logits(outputs_NH: tf.Tensor, kernel: Weight, bias: Weight | None) -> tf.Tensor:
+    products_NV = by_transposed(outputs_NH, kernel.value)
+    return products_NV if bias is None else tf.nn.bias_add(products_NV, bias.value)
+
+
+def cross_entropies(outputs_NH: tf.Tensor, kernel: Weight, bias: Weight | None, targets_N: tf.Tensor) -> tf.Tensor:
+    """[N]; 0 where a target is ignored."""
+
+    def chunk(index: tf.Tensor, parts: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
+        here = slice(index * CHUNK, (index + 1) * CHUNK)
+        losses = _softmax(_logits(outputs_NH[here], kernel, bias), targets_N[here]).losses_N
+        return index + 1, parts.write(index, losses)
+
+    chunks = chunks_of(outputs_NH)
+    parts = tf.TensorArray(tf.float32, chunks, infer_shape=False, element_shape=(None,))
+    _, parts = tf.while_loop(lambda index, _: index < chunks, chunk, (0, parts), parallel_iterations=1)
+    return parts.concat()
+
+
+def accumulate_cross_entropy(
+    outputs_NH: tf.Tensor,
+    kernel: Weight,
+    bias: Weight | None,
+    targets_N: tf.Tensor,
+    weights_N: tf.Tensor,
+    accumulation: Accumulation,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Gradient by the outputs [N, H] of the sum of the cross-entropies weighted by `weights_N`, and the plain sum (float64).
+
+    Adds to the gradients of the weights.
+    """
+    by_kernel, by_bias = accumulation.begin(kernel), accumulation.begin(bias) if bias else None
+
+    def chunk(index: tf.Tensor, loss: tf.Tensor, gradients: tf.TensorArray) -> tuple[tf.Tensor, tf.Tensor, tf.TensorArray]:
+        here = slice(index * CHUNK, (index + 1) * CHUNK)
+        outputs = outputs_NH[here]
+        losses, by_logits, sums, counted = _softmax(_logits(outputs, kernel, bias), targets_N[here])
+        # Factors of tokens go to what has H columns instead of V.
+        factors = (counted * weights_N[here] / sums)[:, None]
+        by_kernel.assign_add(tf.matmul(by_logits, outputs * factors, transpose_a=True))
+        if by_bias is not None:
+            by_bias.assign_add(tf.matmul(factors, by_logits, transpose_a=True)[0])
+        gradient_NH = by(by_logits, kernel.value) * factors
+        return index + 1, loss + tf.cast(tf.reduce_sum(losses), tf.float64), gradients.write(index, gradient_NH)
+
+    chunks = chunks_of(outputs_NH)
+    parts = tf.TensorArray(tf.float32, chunks, infer_shape=False, element_shape=(None, kernel.shape[1]))
+    zero = tf.zeros((), tf.float64)
+    _, loss, parts = tf.while_loop(lambda index, *_: index < chunks, chunk, (0, zero, parts), parallel_iterations=1)
+    return parts.concat(), loss
 
 
 def joined(judged: Sequence[Judged]) -> Judged:
