@@ -14,6 +14,7 @@ import pytest
 from grids import alone, assert_halves_travelled, assert_same_figures, on_grid
 
 from hvd_lm.adapters import adapter_class
+from hvd_lm.errors import ConfigError
 from hvd_lm.job import doctor, point_to_point
 from hvd_lm.job.point_to_point import load_mpi, obstacle
 
@@ -64,7 +65,7 @@ def test_two_runs_share_one_mpirun(over_mpi: str, tmp_path: Path) -> None:
     words = ["--framework", over_mpi, *launcher.SMALL, "--backward-passes-per-step", "2", "--batch-size", "4", "--steps", "3"]
     pools.hvd_lm(1, "train", *words, "--out", tmp_path / "alone").expect_success()
     found = launcher.body("two_runs", 4, over_mpi, tmp_path, controller="mpi")
-    assert [rank["steps"] for rank in found] == [3] * 4
+    assert found == [{"steps": 3, "said": "this process has joined a job of other ranks: use one comm= in a process"}] * 4
     for run in ("layers", "data"):
         np.testing.assert_allclose(launcher.losses(tmp_path / run), launcher.losses(tmp_path / "alone"), rtol=1e-5)
 
@@ -93,6 +94,13 @@ def mpi(*, initialized: bool = True) -> Any:
 def test_what_is_in_the_way_is_told(its: Any, loaded: Any, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(point_to_point, "load_mpi", lambda: loaded)
     assert re.search(words, obstacle(its))
+
+
+def test_a_process_outside_of_a_communicator_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = object()
+    monkeypatch.setattr(point_to_point, "load_mpi", lambda: SimpleNamespace(COMM_NULL=nothing))
+    with pytest.raises(ConfigError, match="comm= is no communicator of this process"), point_to_point.part_of_job(nothing):
+        pass
 
 
 def test_doctor_says_that_mpi4py_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:

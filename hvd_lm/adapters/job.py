@@ -68,6 +68,8 @@ class Job(ABC):
     """What the framework raises when a collective operation fails because another rank is gone."""
     _levers: ClassVar[Mapping[str, Any] | None] = None
     """What Horovod read when it started, where it runs on in this process."""
+    _world_ranks: ClassVar[tuple[int, ...]] = ()
+    """Of the communicator that it runs on, if it was given one."""
 
     def __init__(
         self,
@@ -136,6 +138,10 @@ class Job(ABC):
             # So that the levers of this job count. Ranks of several processes could miss each other when they start anew, and MPI
             # cannot be started twice.
             hvd.shutdown()
+        world_ranks = point_to_point.world_ranks(comm)
+        if hvd.is_initialized() and world_ranks != Job._world_ranks and expected.size > 1:
+            raise ConfigError("this process has joined a job of other ranks: use one comm= in a process")
+        Job._world_ranks = world_ranks
         sets = {ranks: hvd.ProcessSet(ranks) for ranks in parts}
         try:
             # A rank alone is not launched, and needs no MPI.

@@ -79,7 +79,7 @@ def loaded_libraries() -> set[str]:
 def part_of_job(ranks: Any) -> Iterator[None]:
     """Within, the ranks of a communicator of mpi4py are a job by themselves; None for all. Collective over them.
 
-    Raises ConfigError if this process is not one of them, or was not launched by MPI.
+    Raises ConfigError if this process is not one of them.
     """
     if ranks is None:
         yield
@@ -92,6 +92,14 @@ def part_of_job(ranks: Any) -> Iterator[None]:
     here.Free()
     with launcher.part_of_job(ranks.Get_rank(), ranks.Get_size(), local_rank):
         yield
+
+
+def world_ranks(ranks: Any) -> tuple[int, ...]:
+    """Of a communicator of mpi4py, the numbers that MPI's launcher gave its ranks; none of None."""
+    if ranks is None:
+        return ()
+    mpi = load_mpi()
+    return tuple(mpi.Group.Translate_ranks(ranks.Get_group(), None, mpi.COMM_WORLD.Get_group()))
 
 
 def communicator(ranks: Any = None) -> Any:

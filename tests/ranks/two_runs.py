@@ -1,4 +1,4 @@
-"""Two runs in one job of four ranks: a pipeline, and data parallelism.
+"""Two runs in one job of four ranks: a pipeline, and data parallelism; then one that crosses them.
 
 horovodrun -np 4 --mpi python two_runs.py torch FOLDER
 """
@@ -6,6 +6,7 @@ horovodrun -np 4 --mpi python two_runs.py torch FOLDER
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,15 @@ def main(framework: Any, folder: str) -> dict[str, Any]:
         topology=hvd_lm.TopologyConfig(model_parallel=2, split="layers") if is_pipeline else hvd_lm.TopologyConfig(),
         communication=hvd_lm.CommunicationConfig(backward_passes_per_step=2),
     )
-    return {"steps": hvd_lm.train(config, comm=MPI.COMM_WORLD.Split(half)).steps}
+    parity = MPI.COMM_WORLD.Get_rank() % 2
+    own, other = MPI.COMM_WORLD.Split(half), MPI.COMM_WORLD.Split(parity)
+    steps = hvd_lm.train(config, comm=own).steps
+    try:
+        hvd_lm.train(replace(config, out=Path(folder) / f"other {parity}"), comm=other)
+        said = "trained"
+    except hvd_lm.ConfigError as error:
+        said = str(error)
+    return {"steps": steps, "said": said}
 
 
 if __name__ == "__main__":
