@@ -4,6 +4,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# Its wheels take the MPI of Horovod, which is loaded before; a build from source would need one before Horovod has one.
+MPI4PY = "mpi4py==4.1.2"
+
 setup(
     name="hvd_lm",
     version="0.1.0",
@@ -43,8 +46,10 @@ setup(
         "torch": ["torch==2.13.0"],
         "tensorflow": ["tensorflow-cpu==2.21.0"],
         "onnx": ["onnx"],
+        "mpi": [MPI4PY],
         "dev": [
             "hypothesis",
+            MPI4PY,
             "mypy",
             "onnx",
             "onnxruntime",

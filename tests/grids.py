@@ -18,9 +18,9 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def on_grid(framework: str, ranks: int, case: str, **settings: Any) -> list[dict[str, Any]]:
+def on_grid(framework: str, ranks: int, case: str, *, controller: str = "gloo", **settings: Any) -> list[dict[str, Any]]:
     """What each rank says of the run."""
-    return pools.body("grid", ranks, framework, json.dumps(CASES[case] | settings))
+    return pools.body("grid", ranks, framework, json.dumps(CASES[case] | settings), controller=controller)
 
 
 @cache

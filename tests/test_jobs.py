@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
@@ -120,10 +121,21 @@ def test_an_absent_framework_is_one_line(framework: str, tmp_path: Path) -> None
     assert ended.output.strip() == f"hvd-lm: error: {framework} is not installed: pip install 'hvd_lm[{framework}]'"
 
 
+def test_a_pipeline_over_mpi_goes_on_without_mpi4py(framework: str, tmp_path: Path) -> None:
+    hide("mpi4py", tmp_path)
+    ended = launcher.hvd_lm(
+        2, "train", "--framework", framework, "--out", tmp_path / "run", *TINY, "--steps", "2", "--model-parallel", "2",
+        "--split", "layers", controller="mpi", PYTHONPATH=os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", ""))),
+    ).expect_success()  # fmt: skip
+    assert "activations by Horovod's all-to-all, as mpi4py is not installed: pip install 'hvd_lm[mpi]'" in ended.output
+
+
 def test_doctor_is_green() -> None:
     ended = launcher.run("hvd-lm", "doctor").expect_success()
     assert "[FAIL]" not in ended.output
     assert ended.output.count("right on 2 ranks") >= 2
+    if "over mpi: right" in ended.output:
+        assert "mpi4py's messages pass beside Horovod's" in ended.output
 
 
 # --- job files -------------------------------------------------------------------------------------------
@@ -260,6 +272,7 @@ def test_a_loss_that_is_not_finite_ends_the_job_and_keeps_the_weights(framework:
         ("mpi", ()),
         ("gloo", ("--model-parallel", "2")),
         ("gloo", ("--model-parallel", "2", "--split", "layers")),
+        ("mpi", ("--model-parallel", "2", "--split", "layers")),
     ],
 )
 def test_a_rank_that_dies_ends_the_job(framework: str, controller: str, flags: tuple[str, ...], tmp_path: Path) -> None:

@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from hvd_lm.errors import ConfigError
-from hvd_lm.job.launcher import alone, check_launch, is_bound, launched_local_size, launched_rank, launched_size
+from hvd_lm.job.launcher import (
+    alone,
+    check_launch,
+    is_bound,
+    launched_local_rank,
+    launched_local_size,
+    launched_place,
+    launched_rank,
+    launched_size,
+    part_of_job,
+)
 
 _PREFIXES = ("HOROVOD_", "OMPI_", "PMI", "SLURM_", "MPI_")
 
@@ -89,6 +99,18 @@ def test_a_rank_that_works_alone_is_one_again_afterwards(monkeypatch: pytest.Mon
         assert (launched_rank(), launched_size(), launched_local_size()) == (0, 1, 1)
         assert os.environ["HOROVOD_CYCLE_TIME"] == "3"
     assert (launched_rank(), launched_size(), launched_local_size()) == (1, 2, 2)
+
+
+def test_a_part_of_a_job_is_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its ranks keep their share of the machine, and their device."""
+    its = {"RANK": "3", "SIZE": "4", "LOCAL_RANK": "3", "LOCAL_SIZE": "4"}
+    launched(monkeypatch, **{f"OMPI_COMM_WORLD_{name}": value for name, value in its.items()})
+    with part_of_job(rank=1, size=2, local_rank=1):
+        assert (launched_rank(), launched_size(), launched_local_rank(), launched_local_size()) == (1, 2, 1, 4)
+        assert launched_place() == 3
+        with alone():
+            assert (launched_rank(), launched_size()) == (0, 1)
+    assert (launched_rank(), launched_size(), launched_local_rank(), launched_place()) == (3, 4, 3, 3)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from typing import Any
 
 from hvd_lm.adapters.base import Adapter
 from hvd_lm.config import FRAMEWORKS, CommunicationConfig, TopologyConfig
@@ -45,10 +46,12 @@ def adapter(
     threads: int | None = None,
     *,
     deterministic: bool = False,
+    comm: Any = None,
 ) -> Adapter:
-    """The adapter of `framework` ("torch" or "tensorflow"), in a job that this process joins (or alone). Collective.
+    """The adapter of `framework` ("torch" or "tensorflow"), in a job that this process joins (or alone), or the ranks of `comm`,
+    a communicator of mpi4py, with each other. Collective.
 
     Raises ConfigError for an unknown name or an impossible topology; FrameworkError if the framework is absent or broken.
     """
     chosen = adapter_class(framework)
-    return chosen(chosen.job_class(communication, topology, threads, deterministic=deterministic), communication)
+    return chosen(chosen.job_class(communication, topology, threads, deterministic=deterministic, comm=comm), communication)

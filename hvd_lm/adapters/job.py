@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from hvd_lm.config import CommunicationConfig, TopologyConfig
 from hvd_lm.errors import ConfigError, LostWorkerError
-from hvd_lm.job import launcher
+from hvd_lm.job import launcher, point_to_point
 from hvd_lm.job.agreement import Trouble, source_digest
 from hvd_lm.job.levers import horovod_environment, levers
 from hvd_lm.job.memory import keep_freed_memory
@@ -69,6 +69,8 @@ class Job(ABC):
     """What the framework raises when a collective operation fails because another rank is gone."""
     _levers: ClassVar[Mapping[str, Any] | None] = None
     """What Horovod read when it started, where it runs on in this process."""
+    _world_ranks: ClassVar[tuple[int, ...]] = ()
+    """Of the communicator that it runs on, if it was given one."""
 
     def __init__(
         self,
@@ -77,8 +79,9 @@ class Job(ABC):
         threads: int | None = None,
         *,
         deterministic: bool = False,
+        comm: Any = None,
     ) -> None:
-        """Initialise framework and Horovod for this rank. Collective over all ranks.
+        """Initialise framework and Horovod for this rank. Collective over all ranks, or over those of `comm`, of mpi4py.
 
         Raises ConfigError if the topology does not fit the number of ranks, the launcher is not one that Horovod knows, the ranks
         run different versions, or one of them has no device.
@@ -90,6 +93,8 @@ class Job(ABC):
             communication = replace(communication, fusion_threshold_mb=0)
         topology = topology or TopologyConfig()
         launcher.check_launch()
+        if comm is not None and not self.horovod.mpi_built():
+            raise ConfigError("comm= needs Horovod built with MPI: install OpenMPI, then python -m hvd_lm.job.build_horovod")
         # The launcher's word first: a bad topology must not cost an initialisation of Horovod.
         expected = arrange(topology, launcher.launched_rank(), launcher.launched_size())
         self.threads = self._set_threads(threads or default_threads())
@@ -97,7 +102,7 @@ class Job(ABC):
         if deterministic:
             self._make_deterministic()
         with horovod_environment(communication):
-            sets = self._join(expected)
+            sets = self._join(expected, comm)
         hvd = self.horovod
         if hvd.size() != expected.size:
             raise ConfigError(
@@ -112,15 +117,17 @@ class Job(ABC):
         self.stop = Stop()
         """Whether this rank is asked to stop."""
         with self.trouble.noted():
-            self._choose_device(hvd.local_rank())
+            self._choose_device(hvd.local_rank() if comm is None else launcher.launched_place())
         with lost_workers_reported(self):
             self.places = [f"rank {rank} on {host}" for rank, host in enumerate(self.tell(socket.gethostname()))]
             """How messages name the ranks."""
             self.agree(self._versions())
+            self.links = self._links(comm, communication.stall_shutdown_seconds)
+            """To the neighbours in a pipeline, where ranks can send to each other; Horovod's alltoall elsewhere."""
         if communication.reduction == "adasum" and self.groups["data"].communicates:
             self._check_adasum()
 
-    def _join(self, expected: Topology) -> Mapping[tuple[int, ...], Any]:
+    def _join(self, expected: Topology, comm: Any) -> Mapping[tuple[int, ...], Any]:
         """Start Horovod, unless an earlier job of this process has; the process sets that it has, by their ranks.
 
         Raises ConfigError if the earlier job was arranged in another way.
@@ -134,9 +141,14 @@ class Job(ABC):
             # So that the levers of this job count. Ranks of several processes could miss each other when they start anew, and MPI
             # cannot be started twice.
             hvd.shutdown()
+        world_ranks = point_to_point.world_ranks(comm)
+        if hvd.is_initialized() and world_ranks != Job._world_ranks and expected.size > 1:
+            raise ConfigError("this process has joined a job of other ranks: use one comm= in a process")
+        Job._world_ranks = world_ranks
         sets = {ranks: hvd.ProcessSet(ranks) for ranks in parts}
         try:
-            hvd.init(process_sets=list(sets.values()))
+            # A rank alone is not launched, and needs no MPI.
+            hvd.init(comm=comm if expected.size > 1 else None, process_sets=list(sets.values()))
         except KeyError as error:
             raise ConfigError(f"this process has joined a job without the group {error}: use one topology in a process") from error
         return {**sets, tuple(range(expected.size)): hvd.global_process_set}
@@ -159,6 +171,20 @@ class Job(ABC):
             "run another framework": f"{framework} {sys.modules[framework].__version__}",
             "run another Horovod": importlib.metadata.version("horovod"),
         }
+
+    def _links(self, comm: Any, patience: float) -> Mapping[GroupName, point_to_point.Link]:
+        self._no_links = ""
+        sides: tuple[GroupName, ...] = ("below", "above")
+        pairs = {side: self.groups[side] for side in sides if side in self.groups}
+        if not pairs or not self.horovod.mpi_enabled():
+            return {}
+        # One rank without mpi4py, and all do without.
+        self._no_links = next(filter(None, self.tell(point_to_point.obstacle(self.horovod))), "")
+        if self._no_links:
+            return {}
+        everyone = point_to_point.communicator(comm)
+        others = {side: pair.ranks[1 - pair.place] for side, pair in pairs.items() if pair.communicates}
+        return {side: point_to_point.Link(everyone, other, patience) for side, other in others.items()}
 
     def _group(self, ranks: Sequence[int], sets: Mapping[tuple[int, ...], Any]) -> Group:
         return Group(tuple(ranks), ranks.index(self.topology.rank), sets[tuple(ranks)] if len(ranks) > 1 else None)
@@ -202,7 +228,10 @@ class Job(ABC):
 
     def headline(self) -> str:
         """The summary, and how many ranks and threads there are."""
-        return f"{self.summary()}; {self.topology.size} rank(s) x {self.threads} thread(s)"
+        by = "; activations point to point by mpi4py" if self.links else ""
+        if self._no_links:
+            by = f"; activations by Horovod's all-to-all, as {self._no_links}"
+        return f"{self.summary()}; {self.topology.size} rank(s) x {self.threads} thread(s){by}"
 
     def leave(self) -> None:
         """End Horovod in this process. Collective over all ranks."""

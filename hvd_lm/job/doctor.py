@@ -21,8 +21,10 @@ import numpy as np
 from packaging.requirements import Requirement
 
 from hvd_lm.adapters import adapter_class
+from hvd_lm.adapters.job import Job
 from hvd_lm.config import FRAMEWORKS
 from hvd_lm.errors import HvdLmError
+from hvd_lm.job import point_to_point
 from hvd_lm.job.build_horovod import installed_frameworks
 from hvd_lm.job.launcher import launched_rank
 from hvd_lm.job.threads import cores
@@ -30,6 +32,8 @@ from hvd_lm.job.threads import cores
 Mark = Literal["ok", "note", "FAIL"]
 _COLOURS = {"ok": "\033[32m", "note": "\033[33m", "FAIL": "\033[31m"}
 _PROBE_SECONDS = 120
+_MESSAGES = "messages: "
+_BOTH_CAME = "MPI gives MPI_THREAD_MULTIPLE, and mpi4py's messages pass beside Horovod's"
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,11 @@ def findings() -> Iterator[Finding]:
         yield finding
         if finding.mark == "ok":
             working.append(name)
+    if any("mpi" in controllers(name) for name in working):
+        yield mpi4py_finding()
     for name in working:
         for controller in controllers(name):
-            yield launch_finding(name, controller)
+            yield from launch_findings(name, controller)
 
 
 def tested_versions() -> dict[str, str]:
@@ -124,37 +130,75 @@ def controllers(framework: str) -> list[str]:
     return [name for name in ("gloo", "mpi") if getattr(hvd, f"{name}_built")()]
 
 
-def launch_finding(framework: str, controller: str) -> Finding:
-    """One all-reduce on 2 ranks, launched as a user would."""
+def mpi4py_finding() -> Finding:
+    """Whether mpi4py is there, and takes the MPI that Horovod, loaded before, is built with."""
+    of_horovod = point_to_point.loaded_libraries()
+    try:
+        mpi = point_to_point.load_mpi()
+    except ImportError as error:
+        return Finding("note", "mpi4py", f"{error}. Without it --split layers goes by Horovod's all-to-all over MPI, too")
+    version, library = importlib.metadata.version("mpi4py"), point_to_point.library(mpi)
+    if others := point_to_point.loaded_libraries() - of_horovod:
+        wrong = f"{version} takes {library} from {', '.join(others)}, while Horovod is built with {', '.join(of_horovod)}"
+        return Finding("note", "mpi4py", f"{wrong}: export MPI4PY_LIBMPI with the path of Horovod's")
+    return Finding("ok", "mpi4py", f"{version} with {library}, as Horovod")
+
+
+def launch_findings(framework: str, controller: str) -> Iterator[Finding]:
+    """One all-reduce on 2 ranks, launched as a user would; over MPI, with threads and mpi4py, messages beside it."""
     subject = f"all-reduce, {framework} over {controller}"
     scripts = sysconfig.get_path("scripts")
     search = os.pathsep.join((scripts, os.environ.get("PATH", "")))
     horovodrun = shutil.which("horovodrun", path=search)
     if horovodrun is None:
-        return Finding("FAIL", subject, "horovodrun is not found: python -m hvd_lm.job.build_horovod")
+        yield Finding("FAIL", subject, "horovodrun is not found: python -m hvd_lm.job.build_horovod")
+        return
     if controller == "mpi":
         if shutil.which("mpirun", path=search) is None:
-            return Finding("note", subject, "mpirun is not on PATH: install OpenMPI, or launch with horovodrun --gloo")
+            yield Finding("note", subject, "mpirun is not on PATH: install OpenMPI, or launch with horovodrun --gloo")
+            return
         if os.geteuid() == 0 and not os.environ.get("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"):
             advice = "OpenMPI refuses root until you export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"
-            return Finding("note", subject, advice)
+            yield Finding("note", subject, advice)
+            return
     command = [horovodrun, "-np", "2", f"--{controller}", sys.executable, "-m", "hvd_lm", "doctor", "--all-reduce", framework]
     try:
         done = subprocess.run(command, env={**os.environ, "PATH": search}, capture_output=True, text=True, timeout=_PROBE_SECONDS)
     except subprocess.TimeoutExpired:
-        return Finding("FAIL", subject, f"no answer within {_PROBE_SECONDS} s: try {' '.join(command)}")
+        yield Finding("FAIL", subject, f"no answer within {_PROBE_SECONDS} s: try {' '.join(command)}")
+        return
     if done.returncode or "all-reduce is right" not in done.stdout:
         lines = (done.stderr + done.stdout).strip().splitlines()
-        return Finding("FAIL", subject, f"{lines[-1] if lines else 'no output'}; try {' '.join(command)}")
-    return Finding("ok", subject, "right on 2 ranks")
+        yield Finding("FAIL", subject, f"{lines[-1] if lines else 'no output'}; try {' '.join(command)}")
+        return
+    yield Finding("ok", subject, "right on 2 ranks")
+    if controller == "mpi":
+        _, found, said = done.stdout.partition(_MESSAGES)
+        message = said.splitlines()[0] if found else "not tried"
+        yield Finding("ok" if message == _BOTH_CAME else "note", f"point to point, {framework} over mpi", message)
 
 
 def all_reduce(framework: str) -> int:
-    """One rank's part: the sum of rank + 1 over all ranks."""
+    """One rank's part: the sum of rank + 1 over all ranks, and over MPI a message to the next rank."""
     job = adapter_class(framework).job_class()
-    size = job.topology.size
-    total = job.sum(np.array([job.topology.rank + 1.0]))[0]
+    rank, size = job.topology.rank, job.topology.size
+    total = job.sum(np.array([rank + 1.0]))[0]
     right = bool(total == size * (size + 1) / 2)
+    messages = pass_on(job) if job.horovod.mpi_enabled() and size > 1 else ""
     if launched_rank() == 0:
         print("all-reduce is right" if right else f"all-reduce is wrong: {total}")
+        print(f"{_MESSAGES}{messages}" if messages else "", end="")
     return 0 if right else 1
+
+
+def pass_on(job: Job) -> str:
+    """What became of a message from each rank to the next, on all ranks alike."""
+    obstacles = [obstacle for obstacle in job.tell(point_to_point.obstacle(job.horovod)) if obstacle]
+    if obstacles:
+        return str(obstacles[0])
+    rank, size = job.topology.rank, job.topology.size
+    everyone, received = point_to_point.communicator(), np.zeros(1)
+    point_to_point.Link(everyone, (rank + 1) % size, _PROBE_SECONDS).send(np.array([rank + 1.0]), "activations")
+    point_to_point.Link(everyone, (rank - 1) % size, _PROBE_SECONDS).receive(received, "activations")
+    right = received[0] == (rank - 1) % size + 1
+    return _BOTH_CAME if all(job.tell(bool(right))) else "a message came as another one"

@@ -27,8 +27,10 @@ class _Launcher:
     local_size: str
 
 
+_PART = _Launcher("part_of_job", "HVD_LM_PART_RANK", "HVD_LM_PART_SIZE", "HVD_LM_PART_LOCAL_RANK", "HVD_LM_PART_LOCAL_SIZE")
 # In the order of trust.
 _LAUNCHERS = (
+    _PART,
     _Launcher("horovodrun", "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE"),
     _Launcher("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
     _Launcher("mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),  # MPICH, Intel MPI
@@ -36,6 +38,7 @@ _LAUNCHERS = (
 )
 
 _OF_A_JOB = (
+    "HVD_LM_PART_",
     "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_", "HOROVOD_CROSS_", "HOROVOD_HOSTNAME", "HOROVOD_GLOO_RENDEZVOUS_",
     "HOROVOD_CONTROLLER", "HOROVOD_CPU_OPERATIONS",
     "OMPI_COMM_WORLD_", "OMPI_MCA_orte_", "OMPI_MCA_ess_", "PMI_", "PMIX_", "MPI_LOCAL",
@@ -70,6 +73,28 @@ def launched_local_size() -> int:
     if found.name == "srun":
         return _of_this_node(os.environ.get(found.local_size, ""))
     return _number(found.local_size) or 1
+
+
+def launched_place() -> int:
+    """As `launched_local_rank`, among all processes that were launched, whatever part of them is a job by itself."""
+    found = next((launcher for launcher in _LAUNCHERS if launcher is not _PART and _says(launcher)), None)
+    return _number(found.local_rank) or 0 if found else 0
+
+
+@contextmanager
+def part_of_job(rank: int, size: int, local_rank: int) -> Iterator[None]:
+    """Within, this process is one of `size` ranks, of which it is the `local_rank`-th on its machine.
+
+    The machine's cores stay shared with all that were launched there.
+    """
+    values = (rank, size, local_rank, launched_local_size())
+    names = (_PART.rank, _PART.size, _PART.local_rank, _PART.local_size)
+    os.environ.update({name: str(value) for name, value in zip(names, values, strict=True)})
+    try:
+        yield
+    finally:
+        for name in names:
+            del os.environ[name]
 
 
 def is_bound() -> bool:
@@ -110,9 +135,13 @@ def check_launch() -> None:
 def _launcher() -> _Launcher | None:
     """The one that started this process: its variables are all there."""
     for launcher in _LAUNCHERS:
-        if _number(launcher.rank) is not None and _number(launcher.size) is not None:
+        if _says(launcher):
             return launcher
     return None
+
+
+def _says(launcher: _Launcher) -> bool:
+    return _number(launcher.rank) is not None and _number(launcher.size) is not None
 
 
 def _number(name: str) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hvd_lm.adapters import adapter as make_adapter
 from hvd_lm.adapters.job import lost_workers_reported
@@ -16,6 +17,7 @@ from hvd_lm.idle_settings import idle_settings
 from hvd_lm.job import launcher
 from hvd_lm.job.agreement import settings
 from hvd_lm.job.messages import warn
+from hvd_lm.job.point_to_point import part_of_job
 from hvd_lm.job.topology import arrange
 from hvd_lm.model.split import shares
 from hvd_lm.training.folder import claimed, writing
@@ -41,27 +43,35 @@ OF_A_RANK = ("out", "resume", "threads", "data", "validation_data", "timeline_fi
 """Settings that may differ between ranks; their texts may not."""
 
 
-def train(config: RunConfig) -> TrainingResult:
+def train(config: RunConfig, *, comm: Any = None) -> TrainingResult:
     """Train as `config` says, alone or as one rank of a job; rank 0 writes into `config.out`. Collective.
+
+    `comm`, a communicator of mpi4py, makes a job of its ranks alone: several runs share one mpirun.
 
     Raises a HvdLmError (ConfigError, DataError, CheckpointError, FrameworkError, TrainingError, LostWorkerError, StoppedError)
     that says what to do; once Horovod has started, on all ranks alike.
     """
-    # What can be refused before Horovod starts is.
-    launcher.refuse_unknown_launcher()
-    topology = arrange(config.topology, launcher.launched_rank(), launcher.launched_size())
-    for said in idle_settings(config):
-        warn(said)
-    texts = read_texts(config.data, config.model.vocabulary_size, topology.readers)
-    config = with_vocabulary_size(config, texts.tokenizer.vocabulary_size)
-    shares(config.model, topology)  # refuses a split that cannot be
     with ExitStack() as held:
+        held.enter_context(part_of_job(comm))
+        # What can be refused before Horovod starts is.
+        launcher.refuse_unknown_launcher()
+        topology = arrange(config.topology, launcher.launched_rank(), launcher.launched_size())
+        for said in idle_settings(config):
+            warn(said)
+        texts = read_texts(config.data, config.model.vocabulary_size, topology.readers)
+        config = with_vocabulary_size(config, texts.tokenizer.vocabulary_size)
+        shares(config.model, topology)  # refuses a split that cannot be
         earlier = None
         if topology.is_writer:
             held.enter_context(claimed(config.out))
             earlier = begin(config, texts.fingerprint)
         adapter = make_adapter(
-            config.framework, config.communication, config.topology, config.threads, deterministic=config.deterministic
+            config.framework,
+            config.communication,
+            config.topology,
+            config.threads,
+            deterministic=config.deterministic,
+            comm=comm,
         )
         job = adapter.job
         if config.max_hours:

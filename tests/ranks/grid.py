@@ -74,6 +74,7 @@ def main(framework: str, settings: str) -> dict[str, Any]:
         results.append((outcome.loss_sum / counted, outcome.gradient_norm))
     return {
         "figures": results,
+        "linked": sorted(adapter.job.links),
         "rows": {name: [share.rows.start, share.rows.stop] for name, share in adapter.shares.items()},
     }
 

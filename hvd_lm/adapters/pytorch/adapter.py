@@ -21,7 +21,7 @@ from hvd_lm.adapters.pytorch.memory import Weight, to_numpy
 from hvd_lm.adapters.pytorch.model_group import ModelGroup
 from hvd_lm.adapters.pytorch.optimizer_split import OptimizerSplit
 from hvd_lm.adapters.pytorch.reducer import GradientReducer
-from hvd_lm.adapters.pytorch.stages import Depart, LayerState, Lookup, Neighbour, Output, Stage, make_stages
+from hvd_lm.adapters.pytorch.stages import Depart, LayerState, Lookup, Output, Stage, make_stages, neighbour
 from hvd_lm.adapters.pytorch.stages.drop import Drop
 from hvd_lm.adapters.pytorch.stages.sampled_softmax import SampledWords
 from hvd_lm.adapters.pytorch.update import Update, norm_of
@@ -51,7 +51,7 @@ class PyTorchAdapter(Adapter):
         halves = self.communication.compression == "fp16"
         groups = self.job.groups
         self._neighbours = {
-            side: Neighbour(groups[side], self._device, halves=halves)
+            side: neighbour(groups[side], self.job.links.get(side), self._device, halves=halves)
             for side in ("below", "above")
             if self.is_pipeline and groups[side].communicates
         }
@@ -105,10 +105,7 @@ class PyTorchAdapter(Adapter):
         return self._copy(0).stages
 
     def waited_seconds(self) -> float:
-        waited = sum(neighbour.waited_seconds for neighbour in self._neighbours.values())
-        for neighbour in self._neighbours.values():
-            neighbour.waited_seconds = 0.0
-        return waited
+        return sum(neighbour.take_waited_seconds() for neighbour in self._neighbours.values())
 
     def weights(self, *, copy: bool = True) -> Weights:
         return {name: to_numpy(weight, copy=copy) for name, weight in self._weights.items()}

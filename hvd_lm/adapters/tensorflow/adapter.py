@@ -19,7 +19,7 @@ from hvd_lm.adapters.tensorflow.job import TensorFlowJob
 from hvd_lm.adapters.tensorflow.model_group import ModelGroup
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.reducer import GradientReducer
-from hvd_lm.adapters.tensorflow.stages import Neighbour, make_stages
+from hvd_lm.adapters.tensorflow.stages import make_stages, neighbour
 from hvd_lm.adapters.tensorflow.stages.base import Tape, Tensors
 from hvd_lm.adapters.tensorflow.stages.output import Judged, Output
 from hvd_lm.adapters.tensorflow.stages.sampled_softmax import SAMPLED_SPECS, SampledWords
@@ -59,7 +59,7 @@ class TensorFlowAdapter(Adapter):
         self._values = {name: weight.value for name, weight in self._weights.items()}
         halves, groups = self.communication.compression == "fp16", self.job.groups
         self._neighbours = {
-            side: Neighbour(groups[side], halves=halves)
+            side: neighbour(groups[side], self.job.links.get(side), halves=halves)
             for side in ("below", "above")
             if self.is_pipeline and groups[side].communicates
         }
@@ -163,10 +163,7 @@ class TensorFlowAdapter(Adapter):
         return self._output
 
     def waited_seconds(self) -> float:
-        waited = sum(float(neighbour.waited_seconds) for neighbour in self._neighbours.values())
-        for neighbour in self._neighbours.values():
-            neighbour.waited_seconds.assign(0.0)
-        return waited
+        return sum(neighbour.take_waited_seconds() for neighbour in self._neighbours.values())
 
     # --- weights, moments, state -------------------------------------------------------------------------
 

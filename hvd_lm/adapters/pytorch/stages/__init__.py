@@ -13,7 +13,7 @@ from hvd_lm.adapters.pytorch.stages.base import Complete, LayerState, Stage
 from hvd_lm.adapters.pytorch.stages.drop import Drop
 from hvd_lm.adapters.pytorch.stages.lookup import Lookup
 from hvd_lm.adapters.pytorch.stages.mlstm import MultiplicativeLstm
-from hvd_lm.adapters.pytorch.stages.neighbours import Arrive, Depart, Neighbour
+from hvd_lm.adapters.pytorch.stages.neighbours import Arrive, Depart, neighbour
 from hvd_lm.adapters.pytorch.stages.onednn_lstm import OneDnnLstm
 from hvd_lm.adapters.pytorch.stages.output import Output
 from hvd_lm.adapters.pytorch.stages.split_lookup import SplitLookup
@@ -23,7 +23,19 @@ from hvd_lm.config import ModelConfig
 from hvd_lm.model import stages as declared
 from hvd_lm.model.noise import keep_probability
 
-__all__ = ["Complete", "Depart", "LayerState", "Lookup", "Neighbour", "Output", "Stage", "make_stages"]
+__all__ = [
+    "Complete",
+    "Depart",
+    "LayerState",
+    "Lookup",
+    "Neighbour",
+    "NeighbourByAlltoall",
+    "NeighbourByMpi",
+    "Output",
+    "Stage",
+    "make_stages",
+    "neighbour",
+]
 
 Weights = Mapping[str, nn.Parameter]
 

@@ -7,6 +7,7 @@ What departs does not wait: the rank goes on with its next micro-batch while the
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 
 import horovod.torch as hvd
@@ -16,47 +17,99 @@ from torch import Tensor
 from hvd_lm.adapters.job import Group
 from hvd_lm.adapters.pytorch.stages.base import Complete, LayerState, Stage
 from hvd_lm.adapters.pytorch.stages.sampled_softmax import SampledWords
+from hvd_lm.job.point_to_point import Kind, Link
 
 _NAMES = 64
 """Sendings in one direction that may be on their way together, each under a name of its own."""
 
 
-class Neighbour:
+class Neighbour(ABC):
     """The rank on one side."""
 
-    def __init__(self, group: Group, device: torch.device, *, halves: bool) -> None:
+    def __init__(self, device: torch.device, *, halves: bool) -> None:
         """With `halves` activations and gradients travel as float16."""
-        self._process_set, self._device, self._halves = group.process_set, device, halves
-        self._other = 1 - group.place
+        self._device, self._wire = device, torch.float16 if halves else torch.float32
+
+    def send(self, rows: Tensor, kind: Kind) -> None:
+        """To the other rank, which receives the same kind."""
+        self._send(rows.to(self._wire).contiguous(), kind)
+
+    def receive(self, shape: tuple[int, ...], kind: Kind) -> Tensor:
+        """What the other rank sends: a tensor of this shape."""
+        return self._receive(shape, kind).float().view(shape)
+
+    @abstractmethod
+    def take_waited_seconds(self) -> float:
+        """How long this rank has waited for what came from there since this was last asked."""
+
+    @abstractmethod
+    def _send(self, rows: Tensor, kind: Kind) -> None:
+        """As they are."""
+
+    @abstractmethod
+    def _receive(self, shape: tuple[int, ...], kind: Kind) -> Tensor:
+        """As they came."""
+
+
+class NeighbourByAlltoall(Neighbour):
+    """By Horovod, which knows no other way for a rank to reach one other."""
+
+    def __init__(self, group: Group, device: torch.device, *, halves: bool) -> None:
+        super().__init__(device, halves=halves)
+        self._process_set, self._other = group.process_set, 1 - group.place
         self._sent, self._received = 0, 0
         self._leaving: deque[int] = deque()
-        self.waited_seconds = 0.0
-        """For what came from there."""
+        self._waited_seconds = 0.0
 
-    def send(self, rows: Tensor, name: str) -> None:
-        """To the other rank, which receives under the same name."""
+    def take_waited_seconds(self) -> float:
+        waited, self._waited_seconds = self._waited_seconds, 0.0
+        return waited
+
+    def _send(self, rows: Tensor, kind: Kind) -> None:
         # What has arrived is let go; only a name that is used again is waited for.
         while self._leaving and (len(self._leaving) == _NAMES or hvd.poll(self._leaving[0])):
             hvd.synchronize(self._leaving.popleft())
-        rows = rows.contiguous().half() if self._halves else rows.contiguous()
-        self._leaving.append(self._exchange(rows, len(rows), f"{name}.{self._sent % _NAMES}"))
+        self._leaving.append(self._exchange(rows, len(rows), f"{kind}.{self._sent % _NAMES}"))
         self._sent += 1
 
-    def receive(self, shape: tuple[int, ...], name: str) -> Tensor:
-        """What the other rank sends: a tensor of this shape."""
-        nothing = torch.empty(0, *shape[1:], device=self._device, dtype=torch.float16 if self._halves else torch.float32)
+    def _receive(self, shape: tuple[int, ...], kind: Kind) -> Tensor:
+        nothing = torch.empty(0, *shape[1:], device=self._device, dtype=self._wire)
         began = time.perf_counter()
-        received, _ = hvd.synchronize(self._exchange(nothing, 0, f"{name}.{self._received % _NAMES}"))
-        self.waited_seconds += time.perf_counter() - began
+        received, _ = hvd.synchronize(self._exchange(nothing, 0, f"{kind}.{self._received % _NAMES}"))
+        self._waited_seconds += time.perf_counter() - began
         self._received += 1
-        received_whole: Tensor = received.float().view(shape)
-        return received_whole
+        whole: Tensor = received
+        return whole
 
     def _exchange(self, rows: Tensor, count: int, name: str) -> int:
         splits = torch.zeros(2, dtype=torch.int32)
         splits[self._other] = count
         handle: int = hvd.alltoall_async(rows, splits, f"pipeline.{name}", process_set=self._process_set)
         return handle
+
+
+class NeighbourByMpi(Neighbour):
+    """Point to point, where MPI launches."""
+
+    def __init__(self, link: Link, device: torch.device, *, halves: bool) -> None:
+        super().__init__(device, halves=halves)
+        self._link = link
+
+    def take_waited_seconds(self) -> float:
+        return self._link.take_waited_seconds()
+
+    def _send(self, rows: Tensor, kind: Kind) -> None:
+        self._link.send(rows.cpu().numpy(), kind)
+
+    def _receive(self, shape: tuple[int, ...], kind: Kind) -> Tensor:
+        received = torch.empty(shape, dtype=self._wire)
+        self._link.receive(received.numpy(), kind)
+        return received.to(self._device)
+
+
+def neighbour(group: Group, link: Link | None, device: torch.device, *, halves: bool) -> Neighbour:
+    """The other rank of `group`, by the link to it if there is one."""
+    return NeighbourByMpi(link, device, halves=halves) if link else NeighbourByAlltoall(group, device, halves=halves)
 
 
 class Arrive(Stage):

@@ -13,7 +13,7 @@ from hvd_lm.adapters.tensorflow.stages.drop import Drop
 from hvd_lm.adapters.tensorflow.stages.lookup import Lookup
 from hvd_lm.adapters.tensorflow.stages.lstm import Lstm
 from hvd_lm.adapters.tensorflow.stages.mlstm import MultiplicativeLstm
-from hvd_lm.adapters.tensorflow.stages.neighbours import Arrive, Depart, Neighbour
+from hvd_lm.adapters.tensorflow.stages.neighbours import Arrive, Depart, neighbour
 from hvd_lm.adapters.tensorflow.stages.output import Output
 from hvd_lm.adapters.tensorflow.stages.split_lookup import SplitLookup
 from hvd_lm.adapters.tensorflow.stages.split_output import SplitOutput
@@ -25,7 +25,7 @@ from hvd_lm.model.noise import keep_probability
 with native_stderr_closed():
     import tensorflow as tf
 
-__all__ = ["Neighbour", "make_stages"]
+__all__ = ["make_stages", "neighbour"]
 
 Weights = Mapping[str, Weight]
 
