@@ -11,9 +11,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
-import yaml
-
-from hvd_lm import plain_yaml
 from hvd_lm.conform import conform, kind, shown
 from hvd_lm.errors import ConfigError
 from hvd_lm.paths import at_home, make_paths
@@ -146,9 +143,9 @@ class DataConfig:
 class OptimizerConfig:
     """The update of an optimizer step."""
 
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """Adam (Kingma & Ba 2015, arXiv:1412.6980, with bias correction and epsilon outside of it as in Algorithm 1), or
-    SGD with --momentum."""
+    optimizer: Literal["adam", "sgd", "adagrad"] = "adam"
+    """Adam (Kingma & Ba 2015, arXiv:1412.6980, with bias correction and epsilon outside of it as in Algorithm 1),
+    SGD with --momentum, or Adagrad (Duchi et al. 2011) with --initial-accumulator and no epsilon."""
     learning_rate: float = 1e-3
     """Peak learning rate, before --learning-rate-scaling."""
     learning_rate_scaling: Literal["none", "linear", "sqrt"] = "none"
@@ -172,9 +169,11 @@ class OptimizerConfig:
     """Adam: added to the square root of the bias-corrected second moment."""
     momentum: float = 0.0
     """SGD: momentum."""
+    initial_accumulator: float = 0.1
+    """Adagrad: what the sum of squared gradients begins with, as TensorFlow's does (PyTorch's with 0, and an epsilon)."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "learning_rate", "epsilon")
+        _require_positive(self, "learning_rate", "epsilon", "initial_accumulator")
         require(self.base_batch_size >= 1, f"--base-batch-size must be at least 1, not {self.base_batch_size}")
         require(self.warmup_steps >= 0, f"--warmup-steps must not be negative, not {self.warmup_steps}")
         require(self.clip is None or self.clip > 0, f"--clip must be above 0 (or None), not {self.clip}")
@@ -190,7 +189,19 @@ class OptimizerConfig:
         """What the update remembers of each weight, beside it."""
         if self.optimizer == "adam":
             return ("first", "second")
+        if self.optimizer == "adagrad":
+            return ("accumulator",)
         return ("momentum",) if self.momentum else ()
+
+    @property
+    def initial_moment(self) -> float:
+        """What every value of the moments is before the first step."""
+        return self.initial_accumulator if self.optimizer == "adagrad" else 0.0
+
+    @property
+    def keeps_absent_rows(self) -> bool:
+        """Whether a row without a gradient stays as it is, moments too: then the rows that a window touched are all to update."""
+        return self.optimizer == "adagrad"
 
 
 @dataclass(frozen=True)
@@ -354,34 +365,6 @@ def from_dict(config_type: type[_Config], values: Mapping[str, Any]) -> _Config:
         except (ValueError, OverflowError):
             raise ConfigError(f"{name} of {config_type.__name__} must be {kind(known[name])}, not {shown(value)}") from None
     return config_type(**settings)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Settings of a YAML file as ``{name: value}``, sections flattened, hyphens turned into underscores.
-
-    Raises ConfigError if the file is missing, is no YAML mapping, or names a setting twice.
-    """
-    parsed = plain_yaml.load(path)
-    require(parsed is None or isinstance(parsed, dict), f"--config {path} must hold `name: value` lines")
-    settings: dict[str, Any] = {}
-
-    def flatten(mapping: Mapping[Any, Any]) -> None:
-        for key, value in mapping.items():
-            if isinstance(value, Mapping):
-                flatten(value)
-            else:
-                name = str(key).replace("-", "_")
-                require(name not in settings, f"--config {path} names {shown(key)} twice")
-                settings[name] = value
-
-    flatten(parsed or {})
-    return settings
-
-
-def write_yaml(config: RunConfig, path: Path) -> None:
-    """Write `config` so that ``--config path`` repeats it, and goes on with that very run from any folder."""
-    config = replace(config, out=config.out.absolute())
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
 
 
 def with_vocabulary_size(config: RunConfig, size: int) -> RunConfig:

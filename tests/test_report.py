@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import imread
 from matplotlib.lines import Line2D
 
-from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, write_yaml
+from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig
 from hvd_lm.errors import ConfigError, DataError
 from hvd_lm.report import page as report_page
 from hvd_lm.report import plots as report_plots
@@ -30,6 +30,7 @@ from hvd_lm.report import tables as report_tables
 from hvd_lm.report.page import ReportConfig, report
 from hvd_lm.report.plots import PLOTS, draw
 from hvd_lm.report.runs import COLUMNS, Run, read_rows, read_runs
+from hvd_lm.settings_file import write_yaml
 
 Row = dict[str, Any]
 TOKENS = 2 * 8 * 32 * 10

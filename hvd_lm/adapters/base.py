@@ -67,7 +67,8 @@ class OptimizerState:
     applied_steps: int
     """Updates applied so far (t in Adam's bias correction)."""
     moments: Mapping[str, Array]
-    """``<moment>/<weight name>`` -> array of the weight's shape; moments of Adam: first, second; of SGD: momentum."""
+    """``<moment>/<weight name>`` -> array of the weight's shape; moments of Adam: first, second; of SGD: momentum; of Adagrad:
+    accumulator."""
 
 
 class Adapter(ABC):
