@@ -59,6 +59,9 @@ class ModelConfig:
     cell: Cell = "lstm"
     """What a layer computes. lstm: Hochreiter & Schmidhuber 1997, with forget gates. mlstm: the multiplicative LSTM (Krause et al.
     2016, arXiv:1609.07959), whose recurrent weights depend on the input."""
+    projection_size: int | None = None
+    """Width that an LSTM layer projects its output to (P), for itself, the layers above and the output (Sak et al. 2014,
+    arXiv:1402.1128); at most --hidden-size. None: no projection."""
     dropout: float = 0.0
     """Share of activations dropped on the embedding, between the layers and before the output
     (Zaremba et al. 2014, arXiv:1409.2329). The masks are the same in both frameworks and for any number of ranks."""
@@ -83,6 +86,13 @@ class ModelConfig:
         object.__setattr__(self, "hidden_size", sizes[0] if len(set(sizes)) == 1 else tuple(sizes))
         require(self.embedding_size >= 1, f"--embedding-size must be at least 1, not {self.embedding_size}")
         require(self.cell in CELLS, f"--cell must be one of {', '.join(CELLS)}, not {self.cell}")
+        if self.projection_size is not None:
+            require(self.projection_size >= 1, f"--projection-size must be at least 1, not {self.projection_size}")
+            require(self.cell == "lstm", f"--projection-size needs --cell lstm, not {self.cell}")
+            require(
+                self.projection_size <= min(self.units),
+                f"--projection-size must be at most --hidden-size, not {self.projection_size} for a layer of {min(self.units)}",
+            )
         require(
             self.vocabulary_size is None or self.vocabulary_size >= 2,
             f"--vocabulary-size must be at least 2 (<unk> and <eos>), not {self.vocabulary_size}",
@@ -95,10 +105,11 @@ class ModelConfig:
             f"--sampled-words {self.sampled_words} is not below the vocabulary of {self.vocabulary_size} words: take fewer, or "
             "--softmax full",
         )
+        above = "projection" if self.projection_size else "hidden"
         require(
-            not self.tie_embedding or self.embedding_size == self.units[-1],
-            f"--tie-embedding needs --embedding-size equal to --hidden-size (of the last layer), not {self.embedding_size} and "
-            f"{self.units[-1]}",
+            not self.tie_embedding or self.embedding_size == self.widths[-1],
+            f"--tie-embedding needs --embedding-size equal to --{above}-size (of the last layer), not {self.embedding_size} and "
+            f"{self.widths[-1]}",
         )
 
     @property
@@ -106,6 +117,11 @@ class ModelConfig:
         """Of each layer, from below."""
         assert self.layers is not None
         return self.hidden_size if isinstance(self.hidden_size, tuple) else (self.hidden_size,) * self.layers
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of what each layer gives to the one above, from below."""
+        return self.units if self.projection_size is None else (self.projection_size,) * len(self.units)
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ class ExportConfig:
     """Folder of a training run (its newest checkpoint), or of one checkpoint."""
     format: ExportFormat
     """torch: a state_dict for nn.Embedding, nn.LSTM, nn.Linear. keras: a .keras model. onnx: a graph with the LSTM state as
-    input and output. safetensors: the canonical weights, of any model; the others hold LSTM cells only, torch in layers that are
-    equally wide."""
+    input and output. safetensors: the canonical weights, of any model; the others hold LSTM cells without a projection only,
+    torch in layers that are equally wide."""
     out: Path
     """Folder to make: model.* with the weights, tokenizer.json, model.json (sizes). It appears when it is complete."""
 
@@ -64,8 +64,9 @@ class _Format:
     """Whether layers may differ in width."""
 
     def holds(self, model: ModelConfig) -> bool:
-        """Whether the format has layers for `model`; of cells all of them know the LSTM."""
-        return model.cell == "lstm" and (self.any_widths or len(set(model.units)) == 1)
+        """Whether the format has layers for `model`; of cells all of them know the LSTM, without a projection."""
+        is_plain = model.cell == "lstm" and model.projection_size is None
+        return is_plain and (self.any_widths or len(set(model.units)) == 1)
 
 
 _HEADER = "model.json"
@@ -100,7 +101,9 @@ def _require_place(format: ExportFormat, model: ModelConfig) -> None:
     if format not in _FORMATS:
         raise ConfigError(f"unknown format {format!r}: choose one of {', '.join(_FORMATS)}, safetensors")
     if not _FORMATS[format].holds(model):
-        what = f"{model.cell} cells" if model.cell != "lstm" else f"layers of {', '.join(map(str, model.units))} units"
+        what = f"layers of {', '.join(map(str, model.units))} units"
+        if model.cell != "lstm" or model.projection_size:
+            what = "LSTM cells with a projection" if model.projection_size else f"{model.cell} cells"
         able = [name for name, known in _FORMATS.items() if known.holds(model)]
         raise ConfigError(f"--format {format} cannot hold {what}: use --format {' or '.join([*able, 'safetensors'])}")
 

@@ -42,8 +42,9 @@ MODELS = {
 }
 UNEVEN = replace(PLAIN, hidden_size=(24, 16))
 MULTIPLICATIVE = replace(PLAIN, cell="mlstm")
+PROJECTED = replace(PLAIN, projection_size=10)
 ANY_WIDTHS = {**MODELS, "uneven": UNEVEN}
-ANY = {**ANY_WIDTHS, "mlstm": MULTIPLICATIVE, "uneven mlstm": replace(UNEVEN, cell="mlstm", dropout=0.2)}
+ANY = {**ANY_WIDTHS, "mlstm": MULTIPLICATIVE, "uneven mlstm": replace(UNEVEN, cell="mlstm", dropout=0.2), "projected": PROJECTED}
 FORMATS = get_args(exports.ExportFormat)
 PACKAGES = ["torch", "keras", "onnx"]
 """Formats that need the package of the same name."""
@@ -338,6 +339,10 @@ def test_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     [
         ("torch", UNEVEN, "--format torch cannot hold layers of 24, 16 units: use --format keras or onnx or safetensors"),
         *((name, MULTIPLICATIVE, f"--format {name} cannot hold mlstm cells: use --format safetensors") for name in PACKAGES),
+        *(
+            (name, PROJECTED, f"--format {name} cannot hold LSTM cells with a projection: use --format safetensors")
+            for name in PACKAGES
+        ),
     ],
 )
 def test_model_that_a_format_cannot_hold(tmp_path: Path, format: exports.ExportFormat, model: ModelConfig, words: str) -> None:

@@ -179,7 +179,9 @@ def test_a_prompt_is_read_once_and_costs_the_logits_of_its_last_token_alone(
     assert asked == [((1 + words, 1), (1, vocabulary)), *[((1, 5), (5, vocabulary))] * 2]
 
 
-@pytest.mark.parametrize("changes", [{"hidden_size": (9, 12)}, {"cell": "mlstm"}], ids=["widths", "mlstm"])
+@pytest.mark.parametrize(
+    "changes", [{"hidden_size": (9, 12)}, {"cell": "mlstm"}, {"projection_size": 5}], ids=["widths", "mlstm", "projected"]
+)
 def test_other_models_write_what_the_judge_says(framework: str, changes: dict[str, Any], tmp_path: Path) -> None:
     save_random_model(tmp_path, **changes)
     checkpoint = checkpoints.load(tmp_path)

@@ -342,6 +342,11 @@ def test_parameters_are_those_of_the_model(tmp_path: Path) -> None:
     [
         (ModelConfig(2000, 300, 1024, 1), "2,000 → 300 → 1,024, 1 layer", 600_000 + 4096 * 1325 + 2000 * 1025),
         (ModelConfig(10, 3, (5, 4)), "10 → 3 → 5 → 4, 2 layers", 30 + 20 * 9 + 16 * 10 + 50),
+        (
+            ModelConfig(10, 3, 5, 1, projection_size=2),
+            "10 → 3 → 5, 1 layer projected to 2",
+            30 + 20 * 3 + 20 * 2 + 20 + 2 * 5 + 30,
+        ),
         (ModelConfig(10, 3, 5, cell="mlstm"), "10 → 3 → 5, 2 mlstm layers", 30 + 20 * 9 + 5 * 8 + 20 * 11 + 5 * 10 + 60),
     ],
 )

@@ -5,22 +5,24 @@ The backward is a function for each number of micro-batches that share it, at th
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from conftest import INSTALLED
 
-from hvd_lm.config import Cell, ModelConfig, OptimizerConfig
+from hvd_lm.config import ModelConfig, OptimizerConfig
 from hvd_lm.model.weights import initial_weights
 
 pytestmark = pytest.mark.skipif("tensorflow" not in INSTALLED, reason="TensorFlow is not installed")
 
 
-@pytest.mark.parametrize("cell", ["lstm", "mlstm"])
-def test_every_function_is_traced_once(cell: Cell) -> None:
+@pytest.mark.parametrize("layer", [{"cell": "lstm"}, {"cell": "mlstm"}, {"projection_size": 4}], ids=["lstm", "mlstm", "projected"])
+def test_every_function_is_traced_once(layer: dict[str, Any]) -> None:
     from hvd_lm.adapters import adapter as make
     from hvd_lm.adapters.tensorflow.adapter import TensorFlowAdapter
 
-    model = ModelConfig(vocabulary_size=30, embedding_size=8, hidden_size=(8, 6), cell=cell)
+    model = ModelConfig(vocabulary_size=30, embedding_size=8, hidden_size=(8, 6), **layer)
     adapter = make("tensorflow", threads=1)
     assert isinstance(adapter, TensorFlowAdapter)
     adapter.build(model, OptimizerConfig())

@@ -3,7 +3,7 @@
     <run>/checkpoints/step-00000020/
         weights.safetensors     canonical weights (hvd_lm.model.weights)
         optimizer.safetensors   <moment>/<weight name>
-        state.safetensors       lstm: h and c of every stream, all layers side by side, [2, S, U]
+        state.safetensors       lstm: h and c of every stream, all layers side by side, [2, S, U]; of a projected h the rest is zero
         checkpoint.json         format, step, model, optimizer, progress of the run, SHA-256 of every file and of itself
         tokenizer.json          HF tokenizers
     <run>/checkpoints/best      names the one with the lowest validation loss (a link to it, from earlier versions)

@@ -2,11 +2,12 @@
 
     embedding                                  [V, E]    looked up; absent rows of its gradient are zero, unless it is tied
     lstm.<l>.input_kernel                      [4H, D]   D = E in layer 0, the units below elsewhere; gates in the order i, f, g, o
-    lstm.<l>.recurrent_kernel                  [4H, H]
+    lstm.<l>.recurrent_kernel                  [4H, H]   [4H, P] with a projection; the layers above then have D = P, too
     lstm.<l>.bias                              [4H]      one bias (PyTorch's second one is fixed at zero)
+    lstm.<l>.projection_kernel                 [P, H]    of an LSTM with a projection
     lstm.<l>.multiplicative_input_kernel       [H, D]    of the multiplicative LSTM
     lstm.<l>.multiplicative_recurrent_kernel   [H, H]    the same
-    output_kernel                              [V, H]    absent if tied to the embedding; looked up by a sampled softmax
+    output_kernel                              [V, H]    or [V, P]; absent if tied to the embedding; looked up by a sampled softmax
     output_bias                                [V]       the same
 
 All float32. Checkpoints hold them under these names, optimizer moments too. Which of them a model has: `stages.parameters`.

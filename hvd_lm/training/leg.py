@@ -109,10 +109,11 @@ class Leg:
         """What is trained on what, for how long."""
         model, data, texts = self._config.model, self._config.data, self._texts
         units = ", ".join(map(str, model.units if len(set(model.units)) > 1 else model.units[:1]))
+        projected = f", projected to {model.projection_size}" if model.projection_size else ""
         goes_on = f"going on after step {self.step}, {self.tokens:,} tokens; " if self.step else ""
         return (
             f"model: vocabulary {model.vocabulary_size}, embedding {model.embedding_size}, {len(model.units)} "
-            f"{_CELL_NAMES[model.cell]} layer(s) of {units}; text: {len(texts.training):,} tokens to train on, "
+            f"{_CELL_NAMES[model.cell]} layer(s) of {units}{projected}; text: {len(texts.training):,} tokens to train on, "
             f"{len(texts.validation):,} to validate\n"
             f"{self.total_steps} optimizer steps of {self._passes} x {data.batch_size} x {data.sequence_length} tokens per rank; "
             f"{goes_on}writing to {self._config.out}"
