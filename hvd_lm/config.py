@@ -6,15 +6,10 @@ A field's docstring is its help on the command line. `__post_init__` refuses wha
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal
 
-import yaml
-
-from hvd_lm import plain_yaml
-from hvd_lm.conform import conform, kind, shown
 from hvd_lm.errors import ConfigError
 from hvd_lm.model.clusters import check_clusters
 from hvd_lm.paths import at_home, make_paths
@@ -28,8 +23,6 @@ Split = Literal["vocabulary", "layers", "optimizer"]
 REFERENCE_VOCABULARY_SIZE = 10_000
 VALIDATION_SHARE = 0.05
 """Of a text, unless said otherwise."""
-
-_Config = TypeVar("_Config")
 
 
 def require(condition: bool, message: str) -> None:
@@ -63,6 +56,9 @@ class ModelConfig:
     cell: Cell = "lstm"
     """What a layer computes. lstm: Hochreiter & Schmidhuber 1997, with forget gates. mlstm: the multiplicative LSTM (Krause et al.
     2016, arXiv:1609.07959), whose recurrent weights depend on the input."""
+    projection_size: int | None = None
+    """Width that an LSTM layer projects its output to (P), for itself, the layers above and the output (Sak et al. 2014,
+    arXiv:1402.1128); at most --hidden-size. None: no projection."""
     dropout: float = 0.0
     """Share of activations dropped on the embedding, between the layers and before the output
     (Zaremba et al. 2014, arXiv:1409.2329). The masks are the same in both frameworks and for any number of ranks."""
@@ -93,6 +89,13 @@ class ModelConfig:
         object.__setattr__(self, "hidden_size", sizes[0] if len(set(sizes)) == 1 else tuple(sizes))
         require(self.embedding_size >= 1, f"--embedding-size must be at least 1, not {self.embedding_size}")
         require(self.cell in CELLS, f"--cell must be one of {', '.join(CELLS)}, not {self.cell}")
+        if self.projection_size is not None:
+            require(self.projection_size >= 1, f"--projection-size must be at least 1, not {self.projection_size}")
+            require(self.cell == "lstm", f"--projection-size needs --cell lstm, not {self.cell}")
+            require(
+                self.projection_size <= min(self.units),
+                f"--projection-size must be at most --hidden-size, not {self.projection_size} for a layer of {min(self.units)}",
+            )
         require(
             self.vocabulary_size is None or self.vocabulary_size >= 2,
             f"--vocabulary-size must be at least 2 (<unk> and <eos>), not {self.vocabulary_size}",
@@ -105,21 +108,27 @@ class ModelConfig:
             f"--sampled-words {self.sampled_words} is not below the vocabulary of {self.vocabulary_size} words: take fewer, or "
             "--softmax full",
         )
+        above = "projection" if self.projection_size else "hidden"
         require(
-            not self.tie_embedding or self.embedding_size == self.units[-1],
-            f"--tie-embedding needs --embedding-size equal to --hidden-size (of the last layer), not {self.embedding_size} and "
-            f"{self.units[-1]}",
+            not self.tie_embedding or self.embedding_size == self.widths[-1],
+            f"--tie-embedding needs --embedding-size equal to --{above}-size (of the last layer), not {self.embedding_size} and "
+            f"{self.widths[-1]}",
         )
         object.__setattr__(self, "adaptive_cutoffs", tuple(self.adaptive_cutoffs))
         if self.softmax == "adaptive":
             require(not self.tie_embedding, "--tie-embedding does not go with --softmax adaptive: its clusters are narrower")
-            check_clusters(self.units[-1], self.adaptive_cutoffs, self.adaptive_division, self.vocabulary_size)
+            check_clusters(self.widths[-1], self.adaptive_cutoffs, self.adaptive_division, self.vocabulary_size)
 
     @property
     def units(self) -> tuple[int, ...]:
         """Of each layer, from below."""
         assert self.layers is not None
         return self.hidden_size if isinstance(self.hidden_size, tuple) else (self.hidden_size,) * self.layers
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of what each layer gives to the one above, from below."""
+        return self.units if self.projection_size is None else (self.projection_size,) * len(self.units)
 
 
 @dataclass(frozen=True)
@@ -157,9 +166,9 @@ class DataConfig:
 class OptimizerConfig:
     """The update of an optimizer step."""
 
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """Adam (Kingma & Ba 2015, arXiv:1412.6980, with bias correction and epsilon outside of it as in Algorithm 1), or
-    SGD with --momentum."""
+    optimizer: Literal["adam", "sgd", "adagrad"] = "adam"
+    """Adam (Kingma & Ba 2015, arXiv:1412.6980, with bias correction and epsilon outside of it as in Algorithm 1),
+    SGD with --momentum, or Adagrad (Duchi et al. 2011) with --initial-accumulator and no epsilon."""
     learning_rate: float = 1e-3
     """Peak learning rate, before --learning-rate-scaling."""
     learning_rate_scaling: Literal["none", "linear", "sqrt"] = "none"
@@ -183,9 +192,11 @@ class OptimizerConfig:
     """Adam: added to the square root of the bias-corrected second moment."""
     momentum: float = 0.0
     """SGD: momentum."""
+    initial_accumulator: float = 0.1
+    """Adagrad: what the sum of squared gradients begins with, as TensorFlow's does (PyTorch's with 0, and an epsilon)."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "learning_rate", "epsilon")
+        _require_positive(self, "learning_rate", "epsilon", "initial_accumulator")
         require(self.base_batch_size >= 1, f"--base-batch-size must be at least 1, not {self.base_batch_size}")
         require(self.warmup_steps >= 0, f"--warmup-steps must not be negative, not {self.warmup_steps}")
         require(self.clip is None or self.clip > 0, f"--clip must be above 0 (or None), not {self.clip}")
@@ -201,7 +212,19 @@ class OptimizerConfig:
         """What the update remembers of each weight, beside it."""
         if self.optimizer == "adam":
             return ("first", "second")
+        if self.optimizer == "adagrad":
+            return ("accumulator",)
         return ("momentum",) if self.momentum else ()
+
+    @property
+    def initial_moment(self) -> float:
+        """What every value of the moments is before the first step."""
+        return self.initial_accumulator if self.optimizer == "adagrad" else 0.0
+
+    @property
+    def keeps_absent_rows(self) -> bool:
+        """Whether a row without a gradient stays as it is, moments too: then the rows that a window touched are all to update."""
+        return self.optimizer == "adagrad"
 
 
 @dataclass(frozen=True)
@@ -337,65 +360,6 @@ class RunConfig:
         _require_positive(self, "max_hours")
         require(self.resume != "", "--resume needs auto or a folder")
         require(self.seed >= 0, f"--seed must not be negative, not {self.seed}")
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """`config` as plain values (str, int, float, bool, None, list, dict), ready for YAML and JSON."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(item) for item in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return plain(asdict(config))  # type: ignore[no-any-return]
-
-
-def from_dict(config_type: type[_Config], values: Mapping[str, Any]) -> _Config:
-    """The inverse of `to_dict` for the flat dataclasses that checkpoints hold.
-
-    Raises ConfigError for a name that `config_type` does not have, or a value of another type.
-    """
-    known = get_type_hints(config_type)
-    require(isinstance(values, Mapping), f"{config_type.__name__} is no mapping")
-    unknown = sorted(set(values) - set(known))
-    require(not unknown, f"unknown setting {', '.join(unknown)} for {config_type.__name__}")
-    settings = {}
-    for name, value in values.items():
-        try:
-            settings[name] = conform(known[name], value)
-        except (ValueError, OverflowError):
-            raise ConfigError(f"{name} of {config_type.__name__} must be {kind(known[name])}, not {shown(value)}") from None
-    return config_type(**settings)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Settings of a YAML file as ``{name: value}``, sections flattened, hyphens turned into underscores.
-
-    Raises ConfigError if the file is missing, is no YAML mapping, or names a setting twice.
-    """
-    parsed = plain_yaml.load(path)
-    require(parsed is None or isinstance(parsed, dict), f"--config {path} must hold `name: value` lines")
-    settings: dict[str, Any] = {}
-
-    def flatten(mapping: Mapping[Any, Any]) -> None:
-        for key, value in mapping.items():
-            if isinstance(value, Mapping):
-                flatten(value)
-            else:
-                name = str(key).replace("-", "_")
-                require(name not in settings, f"--config {path} names {shown(key)} twice")
-                settings[name] = value
-
-    flatten(parsed or {})
-    return settings
-
-
-def write_yaml(config: RunConfig, path: Path) -> None:
-    """Write `config` so that ``--config path`` repeats it, and goes on with that very run from any folder."""
-    config = replace(config, out=config.out.absolute())
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
 
 
 def with_vocabulary_size(config: RunConfig, size: int) -> RunConfig:

@@ -22,10 +22,11 @@ from safetensors.numpy import save_file
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm.checkpoint import Checkpoint
 from hvd_lm.checkpoint.files import new_folder
-from hvd_lm.config import ModelConfig, to_dict
+from hvd_lm.config import ModelConfig
 from hvd_lm.errors import ConfigError, FrameworkError
 from hvd_lm.model.weights import Weights
 from hvd_lm.paths import make_paths
+from hvd_lm.plain_values import to_dict
 
 ExportFormat = Literal["torch", "keras", "onnx", "safetensors"]
 
@@ -38,8 +39,8 @@ class ExportConfig:
     """Folder of a training run (its newest checkpoint), or of one checkpoint."""
     format: ExportFormat
     """torch: a state_dict for nn.Embedding, nn.LSTM, nn.Linear. keras: a .keras model. onnx: a graph with the LSTM state as
-    input and output. safetensors: the canonical weights, of any model; the others hold LSTM cells and no adaptive softmax, torch in
-    layers that are equally wide."""
+    input and output. safetensors: the canonical weights, of any model; the others hold LSTM cells without a projection and no
+    adaptive softmax, torch in layers that are equally wide."""
     out: Path
     """Folder to make: model.* with the weights, tokenizer.json, model.json (sizes). It appears when it is complete."""
 
@@ -64,9 +65,17 @@ class _Format:
     """Whether layers may differ in width."""
 
     def holds(self, model: ModelConfig) -> bool:
-        """Whether the format has layers for `model`; of cells all of them know the LSTM, of outputs one product."""
-        of_lstms = model.cell == "lstm" and model.softmax != "adaptive"
-        return of_lstms and (self.any_widths or len(set(model.units)) == 1)
+        """Whether the format has layers for `model`: of cells all of them know the LSTM, of outputs one product."""
+        return not _unusual(model) and (self.any_widths or len(set(model.units)) == 1)
+
+
+def _unusual(model: ModelConfig) -> str:
+    """What safetensors alone holds; empty if there is no such thing in the model."""
+    if model.cell != "lstm":
+        return f"{model.cell} cells"
+    if model.projection_size is not None:
+        return "LSTM cells with a projection"
+    return "an adaptive softmax" if model.softmax == "adaptive" else ""
 
 
 _HEADER = "model.json"
@@ -102,10 +111,7 @@ def _require_place(format: ExportFormat, model: ModelConfig) -> None:
         raise ConfigError(f"unknown format {format!r}: choose one of {', '.join(_FORMATS)}, safetensors")
     if not _FORMATS[format].holds(model):
         what = f"layers of {', '.join(map(str, model.units))} units"
-        if model.softmax == "adaptive":
-            what = "an adaptive softmax"
-        if model.cell != "lstm":
-            what = f"{model.cell} cells"
+        what = _unusual(model) or what
         able = [name for name, known in _FORMATS.items() if known.holds(model)]
         raise ConfigError(f"--format {format} cannot hold {what}: use --format {' or '.join([*able, 'safetensors'])}")
 

@@ -17,6 +17,7 @@ class _Needs(NamedTuple):
 
 _ADAM = _Needs("--optimizer adam", lambda config: config.optimizer.optimizer == "adam")
 _SGD = _Needs("--optimizer sgd", lambda config: config.optimizer.optimizer == "sgd")
+_ADAGRAD = _Needs("--optimizer adagrad", lambda config: config.optimizer.optimizer == "adagrad")
 _HALVES = _Needs("--compression fp16", lambda config: config.communication.compression == "fp16")
 _ADAPTIVE = _Needs("--softmax adaptive", lambda config: config.model.softmax == "adaptive")
 _NEEDS: Mapping[str, _Needs] = {
@@ -26,6 +27,7 @@ _NEEDS: Mapping[str, _Needs] = {
     "beta2": _ADAM,
     "epsilon": _ADAM,
     "momentum": _SGD,
+    "initial_accumulator": _ADAGRAD,
     "base_batch_size": _Needs("--learning-rate-scaling", lambda config: config.optimizer.learning_rate_scaling != "none"),
     "final_learning_rate_fraction": _Needs("a --decay", lambda config: config.optimizer.decay != "constant"),
     "loss_scale": _HALVES,

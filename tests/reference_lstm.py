@@ -1,8 +1,8 @@
 """The judge: the language model in plain NumPy, float64, forward and gradients by hand (back-propagation through time).
 
-It knows only the canonical weights of hvd_lm.model.parameters, and from their names and shapes which cell a layer is (LSTM, or
-multiplicative LSTM) and how wide, and whether the softmax is adaptive; then logits are log probabilities.
-`test_reference_lstm.py` checks it against finite differences.
+It knows only the canonical weights of hvd_lm.model.parameters, and from their names and shapes which cell a layer is (LSTM, with
+a projection or without, or multiplicative LSTM) and how wide, and whether the softmax is adaptive; then logits are log
+probabilities. `test_reference_lstm.py` checks it against finite differences.
 
 Shapes: T time, B sequences, V vocabulary, D input width, H units.
 """
@@ -41,6 +41,8 @@ class _Layer:
     gates: list[tuple[Array, Array, Array, Array]] = field(default_factory=list)
     recurrent: list[tuple[Array, Array, Array]] = field(default_factory=list)
     """Of the multiplicative LSTM: what stands in for h, and its two factors."""
+    cells: list[Array] = field(default_factory=list)
+    """Of the LSTM with a projection: what it projects."""
 
 
 def run(
@@ -58,9 +60,9 @@ def run(
     """
     w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
     layers = sum(name.endswith(".recurrent_kernel") for name in w)
-    units = [w[f"lstm.{index}.recurrent_kernel"].shape[1] for index in range(layers)]
+    shapes = [w[f"lstm.{index}.recurrent_kernel"].shape for index in range(layers)]
     steps, batch = inputs_TB.shape
-    state = state or [(np.zeros((batch, width)), np.zeros((batch, width))) for width in units]
+    state = state or [(np.zeros((batch, width)), np.zeros((batch, gates // 4))) for gates, width in shapes]
     scales = [mask / keep_probability for mask in masks] or [np.ones(())] * (layers + 1)
 
     # Forward
@@ -70,6 +72,7 @@ def run(
     for index in range(layers):
         layer = _Layer(x_TBD, h=[state[index][0]], c=[state[index][1]])
         of_input, of_h = (w.get(f"lstm.{index}.multiplicative_{which}_kernel") for which in ("input", "recurrent"))
+        projection = w.get(f"lstm.{index}.projection_kernel")
         for t in range(steps):
             h = layer.h[-1]
             if of_input is not None and of_h is not None:
@@ -80,7 +83,11 @@ def run(
             i, f, g, o = np.split(z + w[f"lstm.{index}.bias"], 4, axis=1)
             i, f, g, o = sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)
             layer.c.append(f * layer.c[-1] + i * g)
-            layer.h.append(o * np.tanh(layer.c[-1]))
+            h = o * np.tanh(layer.c[-1])
+            if projection is not None:
+                layer.cells.append(h)
+                h = h @ projection.T
+            layer.h.append(h)
             layer.gates.append((i, f, g, o))
         tape.append(layer)
         after.append((layer.h[-1], layer.c[-1]))
@@ -112,11 +119,15 @@ def run(
         layer = tape[index]
         d_x = d_x * scales[index + 1]
         d_inputs = np.zeros_like(layer.inputs_TBD)
-        d_h, d_c = np.zeros((batch, units[index])), np.zeros((batch, units[index]))
+        d_h, d_c = (np.zeros_like(one[0]) for one in (layer.h, layer.c))
+        projection = w.get(f"lstm.{index}.projection_kernel")
         for t in reversed(range(steps)):
             i, f, g, o = layer.gates[t]
             tanh_c = np.tanh(layer.c[t + 1])
             d_h = d_h + d_x[t]
+            if projection is not None:
+                gradients[f"lstm.{index}.projection_kernel"] += d_h.T @ layer.cells[t]
+                d_h = d_h @ projection
             d_c = d_c + d_h * o * (1 - tanh_c**2)
             d_z = np.concatenate(
                 (d_c * g * i * (1 - i), d_c * layer.c[t] * f * (1 - f), d_c * i * (1 - g**2), d_h * tanh_c * o * (1 - o)), 1

@@ -24,6 +24,9 @@ TIED = ModelConfig(vocabulary_size=V, embedding_size=16, hidden_size=16, layers=
 DEEP = ModelConfig(vocabulary_size=V, embedding_size=12, hidden_size=16, layers=3)
 DROPPING = ModelConfig(vocabulary_size=V, embedding_size=12, hidden_size=16, layers=2, dropout=0.4)
 TAPERED = ModelConfig(vocabulary_size=V, embedding_size=12, hidden_size=(20, 16, 12), dropout=0.3, tie_embedding=True)
+PROJECTED = ModelConfig(
+    vocabulary_size=V, embedding_size=8, hidden_size=(16, 20), projection_size=8, dropout=0.2, tie_embedding=True
+)
 MULTIPLICATIVE = ModelConfig(vocabulary_size=V, embedding_size=12, hidden_size=(16, 20), cell="mlstm", dropout=0.2)
 ADAPTIVE = ModelConfig(
     vocabulary_size=V, embedding_size=12, hidden_size=(20, 16), dropout=0.2, softmax="adaptive", adaptive_cutoffs=(10, 24)
@@ -38,6 +41,7 @@ MODELS = [
         "tapered": TAPERED,
         "mlstm": MULTIPLICATIVE,
         "adaptive": ADAPTIVE,
+        "projected": PROJECTED,
     }.items()
 ]
 
@@ -355,7 +359,7 @@ def test_alone_nothing_travels(make_adapter: MakeAdapter) -> None:
     assert "Horovod" in adapter.job.summary()
 
 
-@pytest.mark.parametrize("model", [PLAIN, TAPERED, MULTIPLICATIVE], ids=["plain", "tapered", "mlstm"])
+@pytest.mark.parametrize("model", [PLAIN, TAPERED, MULTIPLICATIVE, PROJECTED], ids=["plain", "tapered", "mlstm", "projected"])
 def test_the_state_survives_a_round_trip(make_adapter: MakeAdapter, model: ModelConfig) -> None:
     adapter = ready(make_adapter, model)
     inputs, _ = random_tokens(9)

@@ -20,11 +20,10 @@ from hvd_lm.config import (
     RunConfig,
     TopologyConfig,
     from_dict,
-    read_yaml,
     to_dict,
-    write_yaml,
 )
 from hvd_lm.errors import ConfigError
+from hvd_lm.settings_file import read_yaml, write_yaml
 
 # --- refusals --------------------------------------------------------------------------------------------
 
@@ -155,7 +154,7 @@ CONFIGS = st.builds(
     ),
     optimizer=st.builds(
         OptimizerConfig,
-        optimizer=st.sampled_from(["adam", "sgd"]),
+        optimizer=st.sampled_from(["adam", "sgd", "adagrad"]),
         learning_rate=RATES,
         decay=st.sampled_from(["constant", "linear", "cosine", "exponential"]),
         clip=optional(RATES),

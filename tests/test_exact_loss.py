@@ -94,7 +94,14 @@ def test_the_loss_is_that_of_the_judge_in_one_pass(
     assert loss == pytest.approx(judged(adapter, tokens), rel=1e-6)
 
 
-@pytest.mark.parametrize("model", [replace(MODEL, hidden_size=(10, 16)), replace(MODEL, cell="mlstm")], ids=["widths", "mlstm"])
+OTHERS = {
+    "widths": replace(MODEL, hidden_size=(10, 16)),
+    "mlstm": replace(MODEL, cell="mlstm"),
+    "projected": replace(MODEL, projection_size=6),
+}
+
+
+@pytest.mark.parametrize("model", OTHERS.values(), ids=OTHERS)
 def test_the_loss_of_other_models_is_that_of_the_judge(make_adapter: MakeAdapter, model: ModelConfig) -> None:
     adapter = make_adapter(model)
     weights = initial_weights(model, seed=2)

@@ -21,13 +21,14 @@ from hvd_lm import checkpoint as checkpoints
 from hvd_lm import export as exports
 from hvd_lm.adapters.base import OptimizerState
 from hvd_lm.checkpoint import Checkpoint, Progress
-from hvd_lm.config import ModelConfig, OptimizerConfig, to_dict
+from hvd_lm.config import ModelConfig, OptimizerConfig
 from hvd_lm.data.sources import Position
 from hvd_lm.data.tokenizer import train_word_level
 from hvd_lm.errors import CheckpointError, ConfigError, FrameworkError, HvdLmError
 from hvd_lm.export import ExportConfig, export
 from hvd_lm.model.stages import parameters, state_size
 from hvd_lm.model.weights import Weights
+from hvd_lm.plain_values import to_dict
 
 T, B = 7, 5
 TEXT = "\n".join(f"word{index} and word{index + 1}" for index in range(30)) + "\n"
@@ -42,9 +43,12 @@ MODELS = {
 }
 UNEVEN = replace(PLAIN, hidden_size=(24, 16))
 MULTIPLICATIVE = replace(PLAIN, cell="mlstm")
+PROJECTED = replace(PLAIN, projection_size=10)
 ANY_WIDTHS = {**MODELS, "uneven": UNEVEN}
 ADAPTIVE = replace(PLAIN, softmax="adaptive", adaptive_cutoffs=(5, 20))
-ANY = {**ANY_WIDTHS, "adaptive": ADAPTIVE, "mlstm": MULTIPLICATIVE, "uneven mlstm": replace(UNEVEN, cell="mlstm", dropout=0.2)}
+UNEVEN_MULTIPLICATIVE = replace(UNEVEN, cell="mlstm", dropout=0.2)
+OTHERS = {"adaptive": ADAPTIVE, "mlstm": MULTIPLICATIVE, "uneven mlstm": UNEVEN_MULTIPLICATIVE, "projected": PROJECTED}
+ANY = {**ANY_WIDTHS, **OTHERS}
 FORMATS = get_args(exports.ExportFormat)
 PACKAGES = ["torch", "keras", "onnx"]
 """Formats that need the package of the same name."""
@@ -340,6 +344,10 @@ def test_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("torch", UNEVEN, "--format torch cannot hold layers of 24, 16 units: use --format keras or onnx or safetensors"),
         *((name, MULTIPLICATIVE, f"--format {name} cannot hold mlstm cells: use --format safetensors") for name in PACKAGES),
         *((name, ADAPTIVE, f"--format {name} cannot hold an adaptive softmax: use --format safetensors") for name in PACKAGES),
+        *(
+            (name, PROJECTED, f"--format {name} cannot hold LSTM cells with a projection: use --format safetensors")
+            for name in PACKAGES
+        ),
     ],
 )
 def test_model_that_a_format_cannot_hold(tmp_path: Path, format: exports.ExportFormat, model: ModelConfig, words: str) -> None:

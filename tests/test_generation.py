@@ -180,9 +180,15 @@ def test_a_prompt_is_read_once_and_costs_the_logits_of_its_last_token_alone(
 
 
 ADAPTIVE = {"softmax": "adaptive", "adaptive_cutoffs": (4, 7), "adaptive_division": 2}
+CHANGES = {
+    "widths": {"hidden_size": (9, 12)},
+    "mlstm": {"cell": "mlstm"},
+    "projected": {"projection_size": 5},
+    "adaptive": ADAPTIVE,
+}
 
 
-@pytest.mark.parametrize("changes", [{"hidden_size": (9, 12)}, {"cell": "mlstm"}, ADAPTIVE], ids=["widths", "mlstm", "adaptive"])
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
 def test_other_models_write_what_the_judge_says(framework: str, changes: dict[str, Any], tmp_path: Path) -> None:
     save_random_model(tmp_path, **changes)
     checkpoint = checkpoints.load(tmp_path)

@@ -40,6 +40,7 @@ RECIPE = [
         pytest.param(1, ["--embedding-size", "48", "--dropout", "0.3"], id="dropout"),
         pytest.param(2, ["--embedding-size", "48"], id="two-ranks"),
         pytest.param(1, ["--embedding-size", "48", "--cell", "mlstm", "--dropout", "0.2"], id="mlstm"),
+        pytest.param(1, ["--embedding-size", "48", "--projection-size", "32", "--dropout", "0.2"], id="projected"),
         pytest.param(1, ["--embedding-size", "48", "--hidden-size", "96", "64"], id="tapered"),
     ],
 )

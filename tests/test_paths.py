@@ -13,7 +13,6 @@ from hvd_lm.command_line.yaml_defaults import setting_types
 from hvd_lm.config import (
     DataConfig,
     RunConfig,
-    write_yaml,
 )
 from hvd_lm.data.prepare import PrepareConfig
 from hvd_lm.errors import ConfigError
@@ -21,6 +20,7 @@ from hvd_lm.evaluation.perplexity import EvaluateConfig
 from hvd_lm.export import ExportConfig
 from hvd_lm.generation.text import GenerateConfig
 from hvd_lm.report.page import ReportConfig
+from hvd_lm.settings_file import write_yaml
 
 
 def test_strings_serve_as_paths() -> None:

@@ -8,23 +8,29 @@ import numpy as np
 import pytest
 import reference_lstm
 
-from hvd_lm.config import CELLS, Cell, ModelConfig
+from hvd_lm.config import ModelConfig
 from hvd_lm.model.noise import dropout_masks, dropout_widths, keep_probability
 from hvd_lm.model.weights import initial_weights
 
 ADAPTIVE = {"softmax": "adaptive", "adaptive_cutoffs": (3, 6), "adaptive_division": 2}
 
 
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("output", [{}, {"tie_embedding": True}, ADAPTIVE], ids=["plain", "tied", "adaptive"])
+LAYERS = {"lstm": {"cell": "lstm"}, "mlstm": {"cell": "mlstm"}, "projected": {"projection_size": 4}}
+OUTPUTS = {"plain": {}, "tied": {"tie_embedding": True}, "adaptive": ADAPTIVE}
+
+
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+@pytest.mark.parametrize("output", OUTPUTS.values(), ids=OUTPUTS)
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_gradients_are_those_of_finite_differences(cell: Cell, output: dict[str, Any], dropout: float) -> None:
-    config = ModelConfig(vocabulary_size=11, embedding_size=6, hidden_size=(5, 6), cell=cell, dropout=dropout, **output)
+def test_gradients_are_those_of_finite_differences(layer: dict[str, Any], output: dict[str, Any], dropout: float) -> None:
+    width = layer.get("projection_size", 6)
+    config = ModelConfig(11, width, hidden_size=(5, 6), dropout=dropout, **layer, **output)
     weights = {name: value.astype(np.float64) for name, value in initial_weights(config, seed=3).items()}
     generator = np.random.default_rng(0)
     inputs, targets = generator.integers(0, 11, (2, 4, 3), dtype=np.int32)
     targets[2, 1] = -1
-    state = [(generator.normal(size=(3, units)), generator.normal(size=(3, units))) for units in config.units]
+    sizes = zip(config.widths, config.units, strict=True)
+    state = [(generator.normal(size=(3, width)), generator.normal(size=(3, units))) for width, units in sizes]
     masks = dropout_masks(dropout, widths=dropout_widths(config), sequence_length=4, stream_ids=range(3), micro_batch=0, seed=1)
 
     def loss() -> float:

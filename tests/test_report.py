@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import imread
 from matplotlib.lines import Line2D
 
-from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, write_yaml
+from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig
 from hvd_lm.errors import ConfigError, DataError
 from hvd_lm.report import page as report_page
 from hvd_lm.report import plots as report_plots
@@ -30,6 +30,7 @@ from hvd_lm.report import tables as report_tables
 from hvd_lm.report.page import ReportConfig, report
 from hvd_lm.report.plots import PLOTS, draw
 from hvd_lm.report.runs import COLUMNS, Run, read_rows, read_runs
+from hvd_lm.settings_file import write_yaml
 
 Row = dict[str, Any]
 TOKENS = 2 * 8 * 32 * 10
@@ -345,6 +346,11 @@ def test_parameters_are_those_of_the_model(tmp_path: Path) -> None:
             ModelConfig(100, 3, 16, 1, softmax="adaptive", adaptive_cutoffs=(10, 30)),
             "100 → 3 → 16, 1 layer",
             300 + 64 * 20 + 12 * 17 + 4 * (16 + 20) + (16 + 70),
+        ),
+        (
+            ModelConfig(10, 3, 5, 1, projection_size=2),
+            "10 → 3 → 5, 1 layer projected to 2",
+            30 + 20 * 3 + 20 * 2 + 20 + 2 * 5 + 30,
         ),
         (ModelConfig(10, 3, 5, cell="mlstm"), "10 → 3 → 5, 2 mlstm layers", 30 + 20 * 9 + 5 * 8 + 20 * 11 + 5 * 10 + 60),
     ],

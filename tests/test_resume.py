@@ -114,6 +114,7 @@ def cannot_resume(out: Path, *flags: str, source: str | Path = "auto", ranks: in
     ("flags", "words"),
     [
         (["--hidden-size", "48"], "--hidden-size 32, this run 48"),
+        (["--projection-size", "16"], "--projection-size None, this run 16"),
         (["--vocabulary-size", "900"], "--vocabulary-size 1000, this run 900"),
         (["--optimizer", "sgd"], "--optimizer adam, this run sgd"),
         (["--validation-share", "0.2"], "another text"),

@@ -17,9 +17,15 @@ from hvd_lm.model.weights import initial_weights
 pytestmark = pytest.mark.skipif("tensorflow" not in INSTALLED, reason="TensorFlow is not installed")
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"cell": "mlstm"}, {"softmax": "adaptive", "adaptive_cutoffs": (8,)}], ids=["lstm", "mlstm", "adaptive"]
-)
+MODELS = {
+    "lstm": {},
+    "mlstm": {"cell": "mlstm"},
+    "projected": {"projection_size": 4},
+    "adaptive": {"softmax": "adaptive", "adaptive_cutoffs": (8,)},
+}
+
+
+@pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
 def test_every_function_is_traced_once(settings: dict[str, Any]) -> None:
     from hvd_lm.adapters import adapter as make
     from hvd_lm.adapters.tensorflow.adapter import TensorFlowAdapter

@@ -18,6 +18,7 @@ from hvd_lm.model.weights import check_weights, initial_weights, stage_weights
 MODEL = ModelConfig(vocabulary_size=11, embedding_size=3, hidden_size=5, layers=2)
 TIED = ModelConfig(vocabulary_size=11, embedding_size=5, hidden_size=5, layers=1, tie_embedding=True)
 TAPERED = replace(MODEL, hidden_size=(6, 4))
+PROJECTED = replace(MODEL, layers=3, projection_size=3)
 MULTIPLICATIVE = replace(MODEL, hidden_size=(6, 4), cell="mlstm")
 ADAPTIVE = replace(MODEL, softmax="adaptive", adaptive_cutoffs=(4, 7), adaptive_division=2)
 
@@ -146,12 +147,13 @@ def test_initial_values_are_those_of_earlier_versions(model: ModelConfig, digest
     ("change", "others"),
     [
         ({"cell": "mlstm"}, set()),
+        ({"projection_size": 3}, {"lstm.0.recurrent_kernel", "lstm.1.input_kernel", "lstm.1.recurrent_kernel", "output_kernel"}),
         ({"dropout": 0.5}, set()),
         ({"layers": 4}, {"output_kernel"}),  # its key counts the layers
         ({"hidden_size": (5, 7)}, {"lstm.1.input_kernel", "lstm.1.recurrent_kernel", "lstm.1.bias", "output_kernel"}),
         ({"vocabulary_size": 12}, {"embedding", "output_kernel", "output_bias"}),
     ],
-    ids=["cell", "dropout", "layers", "widths", "vocabulary"],
+    ids=["cell", "projection", "dropout", "layers", "widths", "vocabulary"],
 )
 def test_parameters_that_two_models_share_begin_alike(change: dict[str, Any], others: set[str]) -> None:
     first, second = initial_weights(MODEL, seed=7), initial_weights(replace(MODEL, **change), seed=7)
@@ -160,7 +162,7 @@ def test_parameters_that_two_models_share_begin_alike(change: dict[str, Any], ot
 
 
 @pytest.mark.parametrize(
-    "model", [MODEL, TIED, ADAPTIVE, replace(MODEL, layers=6), replace(MULTIPLICATIVE, hidden_size=5, layers=6)]
+    "model", [MODEL, TIED, ADAPTIVE, replace(MODEL, layers=6), replace(MULTIPLICATIVE, hidden_size=5, layers=6), PROJECTED]
 )
 def test_no_two_parameters_have_a_seed_in_common(model: ModelConfig) -> None:
     keys = [parameter.seed_key for parameter in parameters(model).values()]

@@ -69,7 +69,8 @@ class OptimizerState:
     applied_steps: int
     """Updates applied so far (t in Adam's bias correction)."""
     moments: Mapping[str, Array]
-    """``<moment>/<weight name>`` -> array of the weight's shape; moments of Adam: first, second; of SGD: momentum."""
+    """``<moment>/<weight name>`` -> array of the weight's shape; moments of Adam: first, second; of SGD: momentum; of Adagrad:
+    accumulator."""
 
 
 class Adapter(ABC):
@@ -186,7 +187,8 @@ class Adapter(ABC):
         """The state at the beginning of a text."""
 
     def state_to_numpy(self, state: State) -> NDArray[np.float32]:
-        """A copy of a state, ``float32 [2, B, U]``: h and c, all layers side by side from below. Collective over a pipeline."""
+        """A copy of a state, ``float32 [2, B, U]``: h and c, all layers side by side from below; of a layer that projects P of H
+        columns are h, then zeros. Collective over a pipeline."""
         own_2BU = self._state_to_numpy(state)
         if not self.is_pipeline:
             return own_2BU

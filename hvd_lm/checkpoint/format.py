@@ -3,7 +3,7 @@
     <run>/checkpoints/step-00000020/
         weights.safetensors     canonical weights (hvd_lm.model.weights)
         optimizer.safetensors   <moment>/<weight name>
-        state.safetensors       lstm: h and c of every stream, all layers side by side, [2, S, U]
+        state.safetensors       lstm: h and c of every stream, all layers side by side, [2, S, U]; of a projected h the rest is zero
         checkpoint.json         format, step, model, optimizer, progress of the run, SHA-256 of every file and of itself
         tokenizer.json          HF tokenizers
     <run>/checkpoints/best      names the one with the lowest validation loss (a link to it, from earlier versions)
@@ -36,7 +36,7 @@ from safetensors.numpy import load_file
 from hvd_lm.adapters.base import OptimizerState
 from hvd_lm.checkpoint import tensors
 from hvd_lm.checkpoint.files import checksum, sha256
-from hvd_lm.config import ModelConfig, OptimizerConfig, from_dict
+from hvd_lm.config import ModelConfig, OptimizerConfig
 from hvd_lm.conform import count
 from hvd_lm.data import tokenizer as tokenizers
 from hvd_lm.data.sources import Position
@@ -45,6 +45,7 @@ from hvd_lm.errors import CheckpointError, why
 from hvd_lm.job.messages import warn
 from hvd_lm.model.stages import parameters, state_size
 from hvd_lm.model.weights import Array, Weights, check_weights
+from hvd_lm.plain_values import from_dict
 from hvd_lm.training.loss_scale import LossScale
 
 FORMAT_VERSION = 2

@@ -28,9 +28,9 @@ from hvd_lm.checkpoint.format import (
     name_of,
 )
 from hvd_lm.checkpoint.tensors import Tensors
-from hvd_lm.config import to_dict
 from hvd_lm.errors import CheckpointError, why
 from hvd_lm.model.weights import Array
+from hvd_lm.plain_values import to_dict
 
 
 class _Arrays:

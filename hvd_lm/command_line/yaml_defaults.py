@@ -8,9 +8,9 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from hvd_lm.config import read_yaml
 from hvd_lm.conform import conform, kind, shown
 from hvd_lm.errors import ConfigError
+from hvd_lm.settings_file import read_yaml
 
 _Config = TypeVar("_Config")
 

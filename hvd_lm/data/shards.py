@@ -24,13 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_lm.checkpoint.files import checksum, sha256
-from hvd_lm.config import from_dict
 from hvd_lm.conform import count
 from hvd_lm.data import tokenizer as tokenizers
 from hvd_lm.data.counts import TextCounts
 from hvd_lm.data.tokenizer import Tokenizer
 from hvd_lm.errors import CheckpointError, DataError, HvdLmError, why
 from hvd_lm.job.launcher import launched_local_rank
+from hvd_lm.plain_values import from_dict
 
 Split = Literal["training", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)

@@ -40,7 +40,7 @@ class CacheConfig:
 def evaluate_with_cache(adapter: Adapter, tokens: Tokens, first_input: int, config: CacheConfig, sequence_length: int) -> float:
     """Sum of the cross-entropy (nats) of `tokens`."""
     streams = Streams(tokens, first_input=first_input, batch_size=1, sequence_length=sequence_length)
-    cache = NeuralCache(config, adapter.model.units[-1])
+    cache = NeuralCache(config, adapter.model.widths[-1])
     state = adapter.zero_state(1)
     total = 0.0
     for index in range(streams.micro_batches):

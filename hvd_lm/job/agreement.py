@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from hvd_lm import errors
-from hvd_lm.config import to_dict
 from hvd_lm.errors import ConfigError, HvdLmError
+from hvd_lm.plain_values import to_dict
 
 _NAMED = 4
 """Ranks, and differences, that a message names; of more it gives the number."""

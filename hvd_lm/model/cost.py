@@ -29,9 +29,9 @@ def vocabulary_split_bytes(
     split = {name for name, parameter in parameters(model).items() if parameter.split == "rows"}
     everywhere = sum(math.prod(parameter.shape) for name, parameter in parameters(model).items() if name not in split)
     rows = model.vocabulary_size / model_size  # type: ignore[operator]
-    output = rows * (model.units[-1] + 1)
+    output = rows * (model.widths[-1] + 1)
     look_ups = words * (4 + number_bytes * model.embedding_size)
-    activations = others * tokens * 2 * number_bytes * model.units[-1]
+    activations = others * tokens * 2 * number_bytes * model.widths[-1]
     softmax = others * tokens * (8 + 12 * model_size)
     ring, of_data = 2 * (ranks - 1) / ranks, 2 * (data_size - 1) / data_size
     embedding = 0 if model.tie_embedding else 2 * rows + number_bytes * touched * model.embedding_size

@@ -2,11 +2,12 @@
 
     embedding                                  [V, E]    looked up; absent rows of its gradient are zero, unless it is tied
     lstm.<l>.input_kernel                      [4H, D]   D = E in layer 0, the units below elsewhere; gates in the order i, f, g, o
-    lstm.<l>.recurrent_kernel                  [4H, H]
+    lstm.<l>.recurrent_kernel                  [4H, H]   [4H, P] with a projection; the layers above then have D = P, too
     lstm.<l>.bias                              [4H]      one bias (PyTorch's second one is fixed at zero)
+    lstm.<l>.projection_kernel                 [P, H]    of an LSTM with a projection
     lstm.<l>.multiplicative_input_kernel       [H, D]    of the multiplicative LSTM
     lstm.<l>.multiplicative_recurrent_kernel   [H, H]    the same
-    output_kernel                              [V, H]    absent if tied to the embedding; looked up by a sampled softmax
+    output_kernel                              [V, H]    or [V, P]; absent if tied to the embedding; looked up by a sampled softmax
     output_bias                                [V]       the same
     output.tail.<i>.projection_kernel          [P, H]    of cluster i of an adaptive softmax; H / D^(i+1) = P
     output.tail.<i>.kernel                     [C, P]    of the cluster's C words; no bias, as PyTorch's has none

@@ -2,7 +2,7 @@
 
     lookup -> [drop] -> cell -> [drop] -> ... -> cell -> [drop] -> output
 
-Shapes: V vocabulary, E embedding, D input width, H units of a layer, U units of all layers together.
+Shapes: V vocabulary, E embedding, D input width, H units of a layer, P what it projects them to, U units of all layers together.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hvd_lm.errors import ConfigError
 from hvd_lm.model.clusters import clusters, widths
 from hvd_lm.model.parameters import LookedUp, Parameter, key_of_name
 
-Kind = Literal["lookup", "drop", "output", "adaptive"] | Cell
+Kind = Literal["lookup", "drop", "output", "adaptive", "projected_lstm"] | Cell
 
 _EMBEDDING_RANGE = 0.1
 
@@ -33,7 +33,8 @@ class Stage:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     """Role within the stage -> parameter; one parameter may serve two stages (a tied embedding)."""
     units: int = 0
-    """Width of h, and of c, that the stage carries from micro-batch to micro-batch; 0 if it carries none."""
+    """Width of h, and of c, that the stage carries from micro-batch to micro-batch; 0 if it carries none. Of a projected h
+    the rest is zero."""
     shares_of_tokens: Mapping[str, float] = field(default_factory=dict)
     """Role of a parameter -> the share of all tokens that are multiplied by it in training, as expected; 1 of those absent."""
 
@@ -63,10 +64,11 @@ def _stages(config: ModelConfig) -> Iterator[Stage]:
     embedding = Parameter("embedding", (vocabulary, width), _EMBEDDING_RANGE, (0,), split="rows", looked_up=looked_up)
     yield Stage("lookup", vocabulary, width, {"table": embedding})
     yield from _drop(config, width)
-    for layer, units in enumerate(config.units):
-        yield Stage(config.cell, width, units, _cell_parameters(config.cell, layer, width, units), units)
-        yield from _drop(config, units)
-        width = units
+    kind: Kind = config.cell if config.projection_size is None else "projected_lstm"
+    for layer, (units, above) in enumerate(zip(config.units, config.widths, strict=True)):
+        yield Stage(kind, width, above, _cell_parameters(kind, layer, width, units, above), units)
+        yield from _drop(config, above)
+        width = above
     # Keys of the first format count its parameters: its initial values are bit for bit what they were.
     before = 1 + 3 * len(config.units)
     if config.softmax == "adaptive":
@@ -105,14 +107,17 @@ def _drop(config: ModelConfig, width: int) -> Iterator[Stage]:
         yield Stage("drop", width, width)
 
 
-def _cell_parameters(cell: Cell, layer: int, width: int, units: int) -> dict[str, Parameter]:
+def _cell_parameters(kind: Kind, layer: int, width: int, units: int, above: int) -> dict[str, Parameter]:
     """Of a layer. Initial values are uniform in +-1/sqrt(H), PyTorch's default."""
-    shapes = {"input_kernel": (4 * units, width), "recurrent_kernel": (4 * units, units), "bias": (4 * units,)}
+    shapes = {"input_kernel": (4 * units, width), "recurrent_kernel": (4 * units, above), "bias": (4 * units,)}
     # Keys of the first format; its layers count from 1, three parameters each.
     keys: dict[str, tuple[int, ...]] = {role: (1 + 3 * layer + place,) for place, role in enumerate(shapes)}
-    if cell == "mlstm":
+    more: dict[str, tuple[int, ...]] = {}
+    if kind == "mlstm":
         more = {"multiplicative_input_kernel": (units, width), "multiplicative_recurrent_kernel": (units, units)}
-        keys |= {role: key_of_name(f"lstm.{layer}.{role}") for role in more}
-        shapes |= more
+    elif kind == "projected_lstm":
+        more = {"projection_kernel": (above, units)}
+    keys |= {role: key_of_name(f"lstm.{layer}.{role}") for role in more}
+    shapes |= more
     scale = 1.0 / math.sqrt(units)
     return {role: Parameter(f"lstm.{layer}.{role}", shape, scale, keys[role], split="layer") for role, shape in shapes.items()}

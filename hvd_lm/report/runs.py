@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_lm.config import read_yaml
 from hvd_lm.conform import shown
 from hvd_lm.errors import ConfigError, DataError, why
+from hvd_lm.settings_file import read_yaml
 
 Values = NDArray[np.float64]
 """One value a step; NaN where there is none."""

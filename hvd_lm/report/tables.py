@@ -104,6 +104,7 @@ def _model_config(run: Run) -> ModelConfig | None:
             hidden_size=run.settings["hidden_size"],
             layers=run.settings["layers"],
             cell=run.settings.get("cell", "lstm"),  # runs from before there was a choice lack it
+            projection_size=run.settings.get("projection_size"),
             tie_embedding=run.settings["tie_embedding"],
             **{name: run.settings[name] for name in of_softmax},
         )
@@ -117,7 +118,8 @@ def _model(run: Run) -> str:
     hidden = model.hidden_size if isinstance(model.hidden_size, tuple) else (model.hidden_size,)
     widths = " → ".join(f"{width:,}" for width in (model.vocabulary_size, model.embedding_size, *hidden))
     cell = "" if model.cell == "lstm" else f"{model.cell} "
-    return f"{widths}, {len(model.units)} {cell}{'layer' if len(model.units) == 1 else 'layers'}"
+    projected = f" projected to {model.projection_size:,}" if model.projection_size else ""
+    return f"{widths}, {len(model.units)} {cell}{'layer' if len(model.units) == 1 else 'layers'}{projected}"
 
 
 def parameters(run: Run) -> float | None:

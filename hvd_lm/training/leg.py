@@ -17,7 +17,7 @@ import numpy as np
 
 from hvd_lm.adapters.base import Adapter, State, StepResult
 from hvd_lm.checkpoint import FOLDER, CheckpointWriter, Progress
-from hvd_lm.config import RunConfig, to_dict
+from hvd_lm.config import RunConfig
 from hvd_lm.data.sources import IGNORED, MicroBatch, Window
 from hvd_lm.data.streams import Streams
 from hvd_lm.data.texts import Texts
@@ -27,6 +27,7 @@ from hvd_lm.evaluation.figures import Evaluation
 from hvd_lm.job.agreement import Trouble
 from hvd_lm.model.candidates import candidates
 from hvd_lm.model.noise import dropout_masks, dropout_widths
+from hvd_lm.plain_values import to_dict
 from hvd_lm.training import parts, replicas
 from hvd_lm.training.cursor import Masks, go_on, text_cursor
 from hvd_lm.training.loss_scale import INITIAL, LossScale
@@ -110,10 +111,11 @@ class Leg:
         """What is trained on what, for how long."""
         model, data, texts = self._config.model, self._config.data, self._texts
         units = ", ".join(map(str, model.units if len(set(model.units)) > 1 else model.units[:1]))
+        projected = f", projected to {model.projection_size}" if model.projection_size else ""
         goes_on = f"going on after step {self.step}, {self.tokens:,} tokens; " if self.step else ""
         return (
             f"model: vocabulary {model.vocabulary_size}, embedding {model.embedding_size}, {len(model.units)} "
-            f"{_CELL_NAMES[model.cell]} layer(s) of {units}; text: {len(texts.training):,} tokens to train on, "
+            f"{_CELL_NAMES[model.cell]} layer(s) of {units}{projected}; text: {len(texts.training):,} tokens to train on, "
             f"{len(texts.validation):,} to validate\n"
             f"{self.total_steps} optimizer steps of {self._passes} x {data.batch_size} x {data.sequence_length} tokens per rank; "
             f"{goes_on}writing to {self._config.out}"

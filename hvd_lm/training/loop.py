@@ -10,7 +10,7 @@ from typing import Any
 from hvd_lm.adapters import adapter as make_adapter
 from hvd_lm.adapters.job import lost_workers_reported
 from hvd_lm.checkpoint import CheckpointWriter
-from hvd_lm.config import RunConfig, with_vocabulary_size, write_yaml
+from hvd_lm.config import RunConfig, with_vocabulary_size
 from hvd_lm.data.texts import read_texts
 from hvd_lm.evaluation.figures import Evaluation
 from hvd_lm.idle_settings import idle_settings
@@ -20,6 +20,7 @@ from hvd_lm.job.messages import warn
 from hvd_lm.job.point_to_point import part_of_job
 from hvd_lm.job.topology import arrange
 from hvd_lm.model.split import shares
+from hvd_lm.settings_file import write_yaml
 from hvd_lm.training.folder import claimed, writing
 from hvd_lm.training.leg import Leg, Outlets
 from hvd_lm.training.metrics import MetricsWriter

@@ -43,7 +43,7 @@ def _check_fit(checkpoint: Checkpoint, model: ModelConfig, optimizer: OptimizerC
     """Of the model, and of the text: positions in another one would mean nothing. Sizes may differ because the text does."""
     pairs = {
         name: (getattr(checkpoint.model, name), getattr(model, name))
-        for name in ("vocabulary_size", "embedding_size", "hidden_size", "layers", "cell", "tie_embedding")
+        for name in ("vocabulary_size", "embedding_size", "hidden_size", "layers", "cell", "projection_size", "tie_embedding")
     }
     # A sampled softmax has the weights of a full one.
     softmaxes = checkpoint.model.softmax, model.softmax

@@ -2,7 +2,7 @@
 
 horovodrun -np 4 python grid.py torch '{"model_parallel": 2}'
 
-The second argument holds the settings of the model, of the topology and of communication, flat; `steps`, `sequences` of all, and
+The second argument holds the settings of model, optimizer, topology and communication, flat; `steps`, `sequences` of all, and
 `logits_together`, which is for tests only.
 """
 
@@ -34,7 +34,7 @@ def main(framework: str, settings: str) -> dict[str, Any]:
     model = ModelConfig(**_MODEL | sections[ModelConfig])
     communication = CommunicationConfig(**sections[CommunicationConfig])
     adapter = hvd_lm.adapter(framework, communication, TopologyConfig(**sections[TopologyConfig]), deterministic=True)
-    adapter.build(model, OptimizerConfig())
+    adapter.build(model, OptimizerConfig(**sections[OptimizerConfig]))
     adapter.load_weights(initial_rows(model, seed=4))
     topology, vocabulary = adapter.job.topology, model.vocabulary_size or 0
     batch = sequences // topology.readers
@@ -80,7 +80,7 @@ def main(framework: str, settings: str) -> dict[str, Any]:
 
 
 _LOGITS_TOGETHER = cost.LOGITS_TOGETHER
-_SECTIONS = (ModelConfig, CommunicationConfig, TopologyConfig)
+_SECTIONS = (ModelConfig, OptimizerConfig, CommunicationConfig, TopologyConfig)
 _MODEL = {"vocabulary_size": 51, "embedding_size": 12, "hidden_size": 16, "layers": 2}
 
 if __name__ == "__main__":

@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from hvd_lm.adapters.assembly import Divided, Made
 from hvd_lm.adapters.base import INCOMPLETE, READ_ONLY, Adapter, Evaluated, OptimizerState, State, StepResult
 from hvd_lm.adapters.pytorch.job import PyTorchJob
-from hvd_lm.adapters.pytorch.memory import Weight, to_numpy
+from hvd_lm.adapters.pytorch.memory import Weight, clear_gradient_rows, to_numpy
 from hvd_lm.adapters.pytorch.model_group import ModelGroup
 from hvd_lm.adapters.pytorch.optimizer_split import OptimizerSplit
 from hvd_lm.adapters.pytorch.reducer import GradientReducer
 from hvd_lm.adapters.pytorch.stages import Depart, LayerState, Lookup, Output, Stage, make_stages, neighbour
 from hvd_lm.adapters.pytorch.stages.drop import Drop
 from hvd_lm.adapters.pytorch.stages.sampled_softmax import SampledWords
-from hvd_lm.adapters.pytorch.update import Update, norm_of
+from hvd_lm.adapters.pytorch.touched_rows import Touched
+from hvd_lm.adapters.pytorch.update import Update, make_update, norm_of
 from hvd_lm.config import CommunicationConfig
 from hvd_lm.job.topology import GroupName
 from hvd_lm.model.candidates import Candidates
@@ -66,10 +67,16 @@ class PyTorchAdapter(Adapter):
         self._waiting: list[list[tuple[int, ...]]] = [[]]
         """[T, B] of the micro-batches whose forward is done: those of each backward."""
         self._optimizer_split = OptimizerSplit(self._weights, self.moment_shares, self.job, halves=halves)
-        self._update = Update(update, self._optimizer_split.updated) if update else None
+        self._update = make_update(update, self._optimizer_split.updated) if update else None
+        by_rows = bool(update and update.keeps_absent_rows)
+        self._touched = Touched(self.shares, self._weights if update else {}, self.job, for_update=by_rows)
+        self._by_rows = self._touched.by_name if by_rows else {}
+        """Parameters of which the touched rows alone are cleared, measured and updated."""
         self._reducer: GradientReducer | None = None
         if update and self.job.groups["all"].communicates:
-            self._reducer = GradientReducer(self.shares, self._weights, self._optimizer_split, self.job, self.communication)
+            self._reducer = GradientReducer(
+                self.shares, self._weights, self._touched, self._optimizer_split, self.job, self.communication
+            )
         self._sums = torch.zeros(3, dtype=torch.float64, device=self._device)
         """Of the window: its loss, and the flags of all ranks."""
         self._complete = False
@@ -128,9 +135,8 @@ class PyTorchAdapter(Adapter):
         if update.applied_steps:
             named |= update.moments
         else:
-            # Two thirds of all that would travel, and nothing but zeros.
-            for moment in update.moments.values():
-                moment.zero_()
+            # Up to two thirds of all that would travel, and one number.
+            update.begin()
         # Block by block: Gloo gives up what is on a slow link for 30 seconds.
         handles = [
             hvd.broadcast_async_(
@@ -181,8 +187,8 @@ class PyTorchAdapter(Adapter):
         outputs_TBH, state = self._forward(made, inputs, state, masks, keep=1 if last else 1 + defer)
         made.output.keep(outputs_TBH, self._indices(targets_TB), weight, self._sampled(candidates, targets_TB))
         self._waiting[-1].append(inputs_TB.shape)
-        if self._reducer and made.lookup:
-            self._reducer.note_inputs(made.lookup.touched)
+        if made.lookup:
+            self._touched.note_inputs(made.lookup.touched)
         if last or not defer:
             self._end_backward(last=last)
         return state
@@ -220,20 +226,20 @@ class PyTorchAdapter(Adapter):
         With `last`, what is complete travels while the stages below are at work.
         """
         reducer = self._reducer if last else None
-        if reducer:
-            reducer.inputs_complete()
+        if last:
+            self._touched.inputs_complete()
         complete = reducer.start if reducer else _ignore
         self._weights_changed()  # what the forwards derived from them leaves room for logits
         made = self._copy(number)
         loss, gradients = made.output.backward()
-        if self._reducer and made.output.weights:
-            self._reducer.note_outputs(made.output.touched)
+        if made.output.weights:
+            self._touched.note_outputs(made.output.touched)
         self._sums[0] += loss
         if last:
             self._sums[1:] = torch.tensor(self.job.flags())
             self._complete = True
+            self._touched.outputs_complete()
         if reducer:
-            reducer.outputs_complete()
             reducer.start_sums(self._sums)
         for weight in made.output.weights:
             if not (made.lookup and weight is made.lookup.table):
@@ -261,7 +267,8 @@ class PyTorchAdapter(Adapter):
         if applied:
             self._weights_changed()
             self._optimizer_split.take_gradients()
-            update.apply(learning_rate, unscale if clip is None or norm <= clip else unscale * clip / norm)
+            rows = {name: touched.rows() for name, touched in self._by_rows.items()}
+            update.apply(learning_rate, unscale if clip is None or norm <= clip else unscale * clip / norm, rows)
             self._optimizer_split.share_updated()
         self._begin_window()
         return StepResult(loss_sum, norm, applied, int(in_trouble), int(asked_to_stop))
@@ -270,6 +277,8 @@ class PyTorchAdapter(Adapter):
         """Of the gradients of the window, each parameter counted once."""
         norms: dict[GroupName | None, list[Tensor]] = {}
         for name, gradient in self._complete_gradients():
+            if name in self._by_rows:
+                gradient = gradient[self._by_rows[name].rows()]
             share, norm = self.moment_shares[name], norm_of(gradient)
             norms.setdefault(share.divided_over, []).append(norm if share.counts else torch.zeros_like(norm))
         return self.joined_norm({over: float(torch.linalg.vector_norm(torch.stack(of))) for over, of in norms.items()})
@@ -279,6 +288,8 @@ class PyTorchAdapter(Adapter):
             raise RuntimeError(INCOMPLETE.format(caller))
 
     def _begin_window(self) -> None:
+        for name, touched in self._by_rows.items():
+            clear_gradient_rows(self._weights[name], touched.rows())
         for weight in self._weights.values():
             weight.grad = None
         self._sums = torch.zeros_like(self._sums)

@@ -30,10 +30,12 @@ class Weight(nn.Parameter):
     """An undefined parameter whose gradient lies in the same memory in every window, from the first one on."""
 
     gradient_memory: Tensor | None
+    gradient_is_zero: bool
+    """Whether all of it is zero until the next window begins."""
 
     def __new__(cls, *shape: int, device: torch.device | None = None) -> Weight:
         weight: Any = super().__new__(cls, lasting(*shape, device=device))
-        weight.gradient_memory = None
+        weight.gradient_memory, weight.gradient_is_zero = None, False
         return weight  # type: ignore[no-any-return]
 
 
@@ -45,7 +47,23 @@ def first_gradient(parameter: Tensor) -> Tensor:
     if parameter.gradient_memory is None:
         parameter.gradient_memory = lasting(*parameter.shape, device=parameter.device)
     parameter.grad = parameter.gradient_memory
+    parameter.gradient_is_zero = False
     return parameter.grad
+
+
+def gradient_by_rows(parameter: Tensor) -> Tensor:
+    """The gradient of a window, to add to some rows of it: `parameter.grad`, zeros if it had not begun."""
+    if parameter.grad is not None:
+        return parameter.grad
+    is_zero = isinstance(parameter, Weight) and parameter.gradient_is_zero
+    return first_gradient(parameter) if is_zero else first_gradient(parameter).zero_()
+
+
+def clear_gradient_rows(weight: Weight, rows: Tensor) -> None:
+    """At the end of a window that added to these `rows` alone: the next one finds zeros, without a pass over all rows."""
+    assert weight.grad is not None
+    weight.grad.index_fill_(0, rows, 0)
+    weight.gradient_is_zero = True
 
 
 def to_numpy(tensor: Tensor, *, copy: bool = True) -> NDArray[np.float32]:

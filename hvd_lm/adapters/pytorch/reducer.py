@@ -14,8 +14,9 @@ import horovod.torch as hvd
 import torch
 from torch import Tensor, nn
 
-from hvd_lm.adapters.job import Group, Job
+from hvd_lm.adapters.job import Job
 from hvd_lm.adapters.pytorch.optimizer_split import OptimizerSplit
+from hvd_lm.adapters.pytorch.touched_rows import Touched
 from hvd_lm.config import CommunicationConfig
 from hvd_lm.model.split import Share
 
@@ -40,36 +41,6 @@ def from_halves_in_place(gradient: Tensor) -> None:
         values[start : start + _BLOCK] = halves[start : start + _BLOCK].float()
 
 
-class TouchedRows:
-    """Rows of looked-up parameters that a window names, on any rank: all other rows of their gradients are zero."""
-
-    def __init__(self, rows: int, device: torch.device, group: Group, name: str) -> None:
-        # Halves are the smallest numbers that Horovod reduces in both frameworks; any number above 0 means touched.
-        self._touched_V = torch.zeros(rows, dtype=torch.float16, device=device)
-        self._group, self._name = group, name
-        self._handle: int | None = None
-        self._rows: Tensor | None = None
-
-    def note(self, rows: Tensor | None) -> None:
-        """None for all."""
-        self._touched_V[slice(None) if rows is None else rows.flatten()] = 1
-
-    def start_union(self) -> None:
-        """Collective, and long done when the parameter's gradient, the last one, is there."""
-        process_set = self._group.process_set
-        self._handle = hvd.allreduce_async_(self._touched_V, name=self._name, op=hvd.Sum, process_set=process_set)
-
-    def finish_union(self) -> Tensor:
-        """The rows, ascending, the same on all ranks; and a new window begins, once for all parameters."""
-        if self._handle is not None:
-            hvd.synchronize(self._handle)
-            self._handle = None
-            self._rows = self._touched_V.nonzero().flatten()
-            self._touched_V.zero_()
-        assert self._rows is not None
-        return self._rows
-
-
 @dataclass
 class _Reduction:
     """One gradient on its way."""
@@ -91,6 +62,7 @@ class GradientReducer:
         self,
         shares: Mapping[str, Share],
         weights: Mapping[str, nn.Parameter],
+        touched: Touched,
         optimizer_split: OptimizerSplit,
         job: Job,
         communication: CommunicationConfig,
@@ -103,39 +75,9 @@ class GradientReducer:
         self._fp16 = communication.compression == "fp16"
         self._everyone = job.groups["all"]
         self._sums_handle: int | None = None
-        self._touched: dict[str, TouchedRows] = {}
-        self._by_inputs: TouchedRows | None = None
-        self._by_outputs: TouchedRows | None = None
-        for name, share in shares.items():
-            if name not in weights or not share.parameter.looked_up or not self._groups[name].communicates:
-                continue
-            of_rows = len(weights[name]), weights[name].device, self._groups[name]
-            if share.parameter.looked_up == "inputs":
-                self._by_inputs = self._touched[name] = TouchedRows(*of_rows, "touched_rows")
-            else:
-                self._by_outputs = self._touched[name] = self._by_outputs or TouchedRows(*of_rows, "touched_rows.output")
+        self._touched = touched.by_name
         self.pending: list[_Reduction] = []
         """In the order in which they started."""
-
-    def note_inputs(self, rows: Tensor) -> None:
-        """Rows that a micro-batch of the window looked up."""
-        if self._by_inputs:
-            self._by_inputs.note(rows)
-
-    def inputs_complete(self) -> None:
-        """All micro-batches of the window are noted. Collective."""
-        if self._by_inputs:
-            self._by_inputs.start_union()
-
-    def note_outputs(self, rows: Tensor | None) -> None:
-        """Rows of the output's weights that a backward of the window added to; None for all."""
-        if self._by_outputs:
-            self._by_outputs.note(rows)
-
-    def outputs_complete(self) -> None:
-        """All backwards of the window are noted. Collective."""
-        if self._by_outputs:
-            self._by_outputs.start_union()
 
     def start_sums(self, sums: Tensor) -> None:
         """Sum the loss, and what travels beside it, over all ranks, in place. Collective."""
@@ -161,7 +103,7 @@ class GradientReducer:
 
     def _start_rows(self, name: str, gradient: Tensor) -> Callable[[], None]:
         """Of the rows that were touched."""
-        rows = self._touched[name].finish_union()
+        rows = self._touched[name].rows()
         wire = gradient.index_select(0, rows)
         wire = wire.half() if self._fp16 else wire
         process_set = self._groups[name].process_set

@@ -55,7 +55,11 @@ class TensorFlowAdapter(Adapter):
     job_class = TensorFlowJob
 
     def _make(self) -> None:
-        self._weights = {name: Weight(share) for name, share in self.shares.items() if share.rows}
+        by_rows = {
+            name: bool(self.update_config and self.update_config.keeps_absent_rows and share.parameter.looked_up)
+            for name, share in self.shares.items()
+        }
+        self._weights = {name: Weight(share, by_rows=by_rows[name]) for name, share in self.shares.items() if share.rows}
         self._values = {name: weight.value for name, weight in self._weights.items()}
         halves, groups = self.communication.compression == "fp16", self.job.groups
         self._neighbours = {
@@ -66,10 +70,11 @@ class TensorFlowAdapter(Adapter):
         model_group = ModelGroup(groups["model"], halves=halves) if groups["model"].communicates and not self.is_pipeline else None
         divided = Divided(self.places, self.shares, model_group, **self._neighbours)
         self._lookup, self._stages, self._output = make_stages(self.model, self._weights, divided)
+        self._reducer = GradientReducer(self._weights, self.moment_shares, self.job, self.communication)
         self._update: Update | None = None
         if self.update_config:
-            self._update = Update(self.update_config, self._weights, self.moment_shares, self.job.groups)
-        self._reducer = GradientReducer(self._weights, self.moment_shares, self.job, self.communication)
+            touched_rows = self._reducer.touched_rows
+            self._update = Update(self.update_config, self._weights, self.moment_shares, self.job.groups, touched_rows)
         self._loss_sum = tf.Variable(tf.zeros((), tf.float64), trainable=False)
         self._deferred: list[list[Deferred]] = [[]]
         """Micro-batches whose forward is done: those of each backward."""
@@ -201,12 +206,12 @@ class TensorFlowAdapter(Adapter):
             update.applied_steps = int(hvd.broadcast(steps, 0, name=name, process_set=everyone.process_set))
         for name, variable in self._values.items():
             self._broadcast(name, variable)
+        if update and not update.applied_steps:
+            # Up to two thirds of all that would travel, and one number.
+            update.begin()
+            return
         for name, moment in update.moments.items() if update else ():
-            if update and update.applied_steps:
-                self._broadcast(name, moment)
-            else:
-                # Two thirds of all that would travel, and nothing but zeros.
-                moment.assign(tf.zeros_like(moment))
+            self._broadcast(name, moment)
 
     def _broadcast(self, name: str, variable: tf.Variable) -> None:
         """From the first rank that holds the same rows to the others."""
@@ -215,9 +220,9 @@ class TensorFlowAdapter(Adapter):
         if not group.communicates:
             return
         # Block by block: Gloo gives up what is on a slow link for 30 seconds.
-        first, arriving = share.rows.start, Arriving(share)
+        first, arriving, values = share.rows.start, Arriving(share), variable.read_value()
         for rows in blocks(share.rows, share.shape):
-            sent = variable[rows.start - first : rows.stop - first]
+            sent = values[rows.start - first : rows.stop - first]
             named = f"state.{name}.{rows.start}"
             received = hvd.broadcast(sent, group.ranks[0], name=named, process_set=group.process_set)
             arriving.add(rows.start, received.numpy())

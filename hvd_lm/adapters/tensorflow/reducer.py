@@ -38,7 +38,7 @@ class GradientReducer:
             by: [
                 name
                 for name, weight in weights.items()
-                if weight.share.parameter.looked_up == by and self._groups[name].communicates
+                if weight.share.parameter.looked_up == by and (weight.by_rows or self._groups[name].communicates)
             ]
             for by in ("inputs", "output")
         }
@@ -74,9 +74,16 @@ class GradientReducer:
         names = self._looked_up[by]
         if not names:
             return {}
-        process_set = self._groups[names[0]].process_set
-        of_all_V = hvd.allreduce(self._touched[by].read_value(), name=as_name, op=hvd.Sum, process_set=process_set)
+        touched_V, group = self._touched[by], self._groups[names[0]]
+        of_all_V = touched_V.read_value()
+        if group.communicates:
+            of_all_V = hvd.allreduce(of_all_V, name=as_name, op=hvd.Sum, process_set=group.process_set)
+            of_all_V = touched_V.assign(of_all_V).read_value()
         return dict.fromkeys(names, of_all_V)
+
+    def touched_rows(self, weight: Weight) -> tf.Tensor:
+        """Of a window that is complete, ascending, the same on all ranks that hold them."""
+        return tf.where(self._touched[weight.share.parameter.looked_up] > 0)[:, 0]
 
     def sums(self, sums: tf.Tensor) -> tf.Tensor:
         """Of the loss, and of what travels beside it, over all ranks. Collective."""

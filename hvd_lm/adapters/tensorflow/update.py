@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from hvd_lm.adapters.base import OptimizerState
 from hvd_lm.adapters.job import Group
@@ -19,8 +20,19 @@ with native_stderr_closed():
     import tensorflow as tf
 
 
+class _Gradient(NamedTuple):
+    """Of a weight."""
+
+    values: tf.Tensor
+    rows: tf.Tensor | None = None
+    """Those that `values` are; None for all."""
+
+
 class Update:
-    """Adam, or SGD with or without momentum, of `weights`."""
+    """Adam, SGD with or without momentum, or Adagrad, of `weights`.
+
+    Adagrad (Duchi et al. 2011, JMLR 12): ``accumulator += gradient^2;  weight -= rate * gradient / sqrt(accumulator)``.
+    """
 
     def __init__(
         self,
@@ -28,17 +40,24 @@ class Update:
         weights: Mapping[str, Weight],
         moment_shares: Mapping[str, Share],
         groups: Mapping[GroupName, Group],
+        touched_rows: Callable[[Weight], tf.Tensor],
     ) -> None:
-        self._groups, self._moment_shares = groups, moment_shares
+        """`touched_rows`: of a window, of a weight whose gradient comes `by_rows`."""
+        self._groups, self._moment_shares, self._touched_rows = groups, moment_shares, touched_rows
         self._config, self._weights = config, weights
         self.applied_steps = 0
         self.moments = {
-            f"{kind}/{name}": tf.Variable(tf.zeros(share.shape), name=f"{kind}_{name}", trainable=False)
+            f"{kind}/{name}": tf.Variable(tf.fill(share.shape, config.initial_moment), name=f"{kind}_{name}", trainable=False)
             for kind in config.moments
             for name, share in moment_shares.items()
             if name in weights
         }
         self.function = tf.function(self._graph, input_signature=[*[tf.TensorSpec((), tf.float32)] * 4, tf.TensorSpec((), tf.bool)])
+
+    def begin(self) -> None:
+        """Set the moments to what they are before the first step."""
+        for moment in self.moments.values():
+            moment.assign(tf.fill(moment.shape, self._config.initial_moment))
 
     def state(self, *, copy: bool) -> OptimizerState:
         return OptimizerState(self.applied_steps, to_numpy(self.moments, copy=copy))
@@ -62,7 +81,8 @@ class Update:
     def _graph(
         self, learning_rate: tf.Tensor, epsilon: tf.Tensor, clip: tf.Tensor, unscale: tf.Tensor, trusted: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        norm = self._global_norm() * unscale
+        by_rows = {weight.name: self._rows_of(weight) for weight in self._weights.values() if weight.by_rows}
+        norm = self._global_norm(by_rows) * unscale
         made = tf.math.is_finite(norm) & trusted
         if made:
             factor = unscale * tf.minimum(1.0, clip / norm)
@@ -70,15 +90,24 @@ class Update:
             for weight in self._weights.values():
                 # One after the other: a product that cannot take the gradient's memory is the only one then.
                 with tf.control_dependencies(updated):
-                    updated = [self._update_weight(weight, weight.take_gradient() * factor, learning_rate, epsilon)]
+                    gradient = by_rows.get(weight.name) or _Gradient(weight.take_gradient())
+                    gradient = gradient._replace(values=gradient.values * factor)
+                    updated = [self._update_weight(weight, gradient, learning_rate, epsilon)]
+        for name, (values, rows) in by_rows.items():
+            self._weights[name].gradient.scatter_update(tf.IndexedSlices(tf.zeros_like(values), rows))
         return norm, made
 
-    def _global_norm(self) -> tf.Tensor:
+    def _rows_of(self, weight: Weight) -> _Gradient:
+        rows = self._touched_rows(weight)
+        return _Gradient(tf.gather(weight.gradient, rows), rows)
+
+    def _global_norm(self, by_rows: Mapping[str, _Gradient]) -> tf.Tensor:
         """Of the gradients of all parameters, each counted once. Collective."""
         by_group: dict[GroupName | None, list[tf.Tensor]] = {}
         for weight in self._weights.values():
             share = self._moment_shares[weight.name]
-            by_group.setdefault(share.divided_over, []).append(weight.gradient if share.counts else tf.zeros(()))
+            gradient = by_rows[weight.name].values if weight.by_rows else weight.gradient
+            by_group.setdefault(share.divided_over, []).append(gradient if share.counts else tf.zeros(()))
         undivided = tf.linalg.global_norm(by_group.pop(None)) if None in by_group else tf.zeros(())
         if not by_group:
             return undivided
@@ -89,12 +118,12 @@ class Update:
             squares.append(hvd.allreduce(square, name=f"norm.{over}", op=hvd.Sum, process_set=process_set))
         return tf.sqrt(tf.add_n(squares))
 
-    def _update_weight(self, weight: Weight, gradient: tf.Tensor, learning_rate: tf.Tensor, epsilon: tf.Tensor) -> tf.Operation:
+    def _update_weight(self, weight: Weight, gradient: _Gradient, learning_rate: tf.Tensor, epsilon: tf.Tensor) -> tf.Operation:
         share = self._moment_shares[weight.name]
         if share == weight.share:
             return self._update(weight.name, weight.value, gradient, learning_rate, epsilon)
         # The operations of an update take variables, and that of the gradient is empty by now.
-        with tf.control_dependencies([gradient]):
+        with tf.control_dependencies([gradient.values]):
             part = weight.gradient.assign(weight.value[share.rows.start : share.rows.stop])
         with tf.control_dependencies([part]):
             updated = self._update(weight.name, weight.gradient, gradient, learning_rate, epsilon)
@@ -104,9 +133,15 @@ class Update:
         return weight.value.assign(tf.ensure_shape(rows, weight.shape)).op
 
     def _update(
-        self, name: str, variable: tf.Variable, gradient: tf.Tensor, learning_rate: tf.Tensor, epsilon: tf.Tensor
+        self, name: str, variable: tf.Variable, gradient: _Gradient, learning_rate: tf.Tensor, epsilon: tf.Tensor
     ) -> tf.Operation:
-        handle = variable.handle
+        handle, (values, rows) = variable.handle, gradient
+        if self._config.optimizer == "adagrad":
+            accumulator = self.moments[f"accumulator/{name}"].handle
+            with_both = {"var": handle, "accum": accumulator, "lr": learning_rate, "epsilon": 0.0, "grad": values}
+            if rows is None:
+                return tf.raw_ops.ResourceApplyAdagradV2(**with_both)
+            return tf.raw_ops.ResourceSparseApplyAdagradV2(**with_both, indices=rows)
         if self._config.optimizer == "adam":
             # The kernel's own bias correction is float32 and puts epsilon inside; ours is in learning_rate and epsilon.
             return tf.raw_ops.ResourceApplyAdam(
@@ -119,14 +154,14 @@ class Update:
                 beta1=self._config.beta1,
                 beta2=self._config.beta2,
                 epsilon=epsilon,
-                grad=gradient,
+                grad=values,
             )
         if self.moments:
             accumulator = self.moments[f"momentum/{name}"].handle
             return tf.raw_ops.ResourceApplyMomentum(
-                var=handle, accum=accumulator, lr=learning_rate, grad=gradient, momentum=self._config.momentum
+                var=handle, accum=accumulator, lr=learning_rate, grad=values, momentum=self._config.momentum
             )
-        return tf.raw_ops.ResourceApplyGradientDescent(var=handle, alpha=learning_rate, delta=gradient)
+        return tf.raw_ops.ResourceApplyGradientDescent(var=handle, alpha=learning_rate, delta=values)
 
 
 class DynamicUpdate:

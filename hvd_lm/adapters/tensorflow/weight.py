@@ -18,15 +18,19 @@ with native_stderr_closed():
 class Weight:
     """What this rank holds of a parameter of the model; the stages that use it share it."""
 
-    def __init__(self, share: Share) -> None:
-        self.share = share
+    def __init__(self, share: Share, *, by_rows: bool = False) -> None:
+        """With `by_rows` the gradient is zeros between windows: the update clears the rows that a window touched."""
+        self.share, self.by_rows = share, by_rows
         self.name, self.shape = share.parameter.name, share.shape
         self.value = tf.Variable(tf.zeros(self.shape), name=self.name, trainable=False)
         # Empty but within a window: what works in the memory of a gradient takes it out.
         rest = self.shape[1:]
-        self.gradient = tf.Variable(tf.zeros((0, *rest)), name=f"gradient_{self.name}", trainable=False, shape=(None, *rest))
+        begun = tf.zeros(self.shape if by_rows else (0, *rest))
+        self.gradient = tf.Variable(begun, name=f"gradient_{self.name}", trainable=False, shape=(None, *rest))
 
     def zero_gradient(self) -> None:
+        if self.by_rows:
+            return
         # What tf.zeros makes becomes a constant of the graph, which stays in memory.
         self.gradient.assign(tf.raw_ops.Empty(shape=self.shape, dtype=tf.float32, init=True))
 

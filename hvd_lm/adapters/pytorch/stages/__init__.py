@@ -16,6 +16,7 @@ from hvd_lm.adapters.pytorch.stages.mlstm import MultiplicativeLstm
 from hvd_lm.adapters.pytorch.stages.neighbours import Arrive, Depart, neighbour
 from hvd_lm.adapters.pytorch.stages.onednn_lstm import OneDnnLstm
 from hvd_lm.adapters.pytorch.stages.output import Output
+from hvd_lm.adapters.pytorch.stages.projected_lstm import ProjectedLstm
 from hvd_lm.adapters.pytorch.stages.split_lookup import SplitLookup
 from hvd_lm.adapters.pytorch.stages.split_output import SplitOutput
 from hvd_lm.adapters.pytorch.stages.torch_lstm import TorchLstm
@@ -59,6 +60,7 @@ _MAKERS: dict[declared.Kind, Callable[[ModelConfig, declared.Stage, Weights], St
     "drop": lambda config, *_: Drop(keep_probability(config.dropout)),
     "lstm": _make_lstm,
     "mlstm": lambda _, stage, weights: MultiplicativeLstm(weights, stage.units),
+    "projected_lstm": lambda _, stage, weights: ProjectedLstm(weights, stage.units),
 }
 
 _KIT: Kit[Lookup, Stage, Output | Depart] = Kit(

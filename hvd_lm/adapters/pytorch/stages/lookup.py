@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hvd_lm.adapters.pytorch.memory import first_gradient
+from hvd_lm.adapters.pytorch.memory import gradient_by_rows
 from hvd_lm.adapters.pytorch.stages.base import Complete, LayerState, Stage
 
 
@@ -31,7 +31,7 @@ class Lookup(Stage):
     @torch.no_grad()
     def backward(self, gradients_KTBH: Tensor, complete: Complete) -> Tensor:
         """Nothing comes out below: tokens have no gradient."""
-        total = first_gradient(self.table).zero_() if self.table.grad is None else self.table.grad
+        total = gradient_by_rows(self.table)
         for inputs_TB, gradient_TBE in zip(self._kept, gradients_KTBH, strict=True):
             total.index_add_(0, inputs_TB.flatten(), gradient_TBE.flatten(0, 1))
         self._kept.clear()

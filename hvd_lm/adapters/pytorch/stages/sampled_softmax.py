@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hvd_lm.adapters.pytorch.memory import first_gradient
+from hvd_lm.adapters.pytorch.memory import gradient_by_rows
 from hvd_lm.adapters.pytorch.model_group import ModelGroup
 from hvd_lm.data.sources import IGNORED
 
@@ -97,7 +97,7 @@ def accumulate_sampled(
         (kernel, by_candidates_AC.t() @ outputs_AH, by_targets_A1[own_A] * outputs_AH[own_A]),
         (bias, by_candidates_AC.sum(0), by_targets_A1[own_A, 0]),
     ):
-        total = first_gradient(parameter).zero_() if parameter.grad is None else parameter.grad
+        total = gradient_by_rows(parameter)
         total.index_add_(0, rows_C, by_rows_C)
         total.index_add_(0, rows_of_targets, by_targets)
     losses_N = losses_A[group.place * len(targets_N) :][: len(targets_N)] if group else losses_A

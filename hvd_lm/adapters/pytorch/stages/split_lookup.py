@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hvd_lm.adapters.pytorch.memory import first_gradient
+from hvd_lm.adapters.pytorch.memory import gradient_by_rows
 from hvd_lm.adapters.pytorch.model_group import ModelGroup
 from hvd_lm.adapters.pytorch.stages.base import Complete, LayerState
 from hvd_lm.adapters.pytorch.stages.lookup import Lookup
@@ -58,7 +58,7 @@ class SplitLookup(Lookup):
         by_words = gradients_KTBH.new_zeros(sum(asked.of_others), gradients_KTBH.shape[-1])
         by_words.index_add_(0, asked.inverse, gradients_KTBH.flatten(0, 2))
         by_rows = self._group.exchange_activations(by_words, asked.of_others, "lookup.gradients")
-        total = first_gradient(self.table).zero_() if self.table.grad is None else self.table.grad
+        total = gradient_by_rows(self.table)
         total.index_add_(0, asked.rows, by_rows)
         complete(self.table)
         return gradients_KTBH.new_empty(0)

@@ -15,6 +15,7 @@ from hvd_lm.adapters.tensorflow.stages.lstm import Lstm
 from hvd_lm.adapters.tensorflow.stages.mlstm import MultiplicativeLstm
 from hvd_lm.adapters.tensorflow.stages.neighbours import Arrive, Depart, neighbour
 from hvd_lm.adapters.tensorflow.stages.output import Output
+from hvd_lm.adapters.tensorflow.stages.projected_lstm import ProjectedLstm
 from hvd_lm.adapters.tensorflow.stages.split_lookup import SplitLookup
 from hvd_lm.adapters.tensorflow.stages.split_output import SplitOutput
 from hvd_lm.adapters.tensorflow.weight import Weight
@@ -43,6 +44,7 @@ _MAKERS: dict[declared.Kind, Callable[[ModelConfig, declared.Stage, Weights], St
     "drop": lambda config, stage, _: Drop(stage.output_size, keep_probability(config.dropout)),
     "lstm": _make_lstm,
     "mlstm": lambda _, stage, weights: MultiplicativeLstm(weights, stage.input_size, stage.units),
+    "projected_lstm": lambda _, stage, weights: ProjectedLstm(weights, stage.input_size, stage.units),
 }
 
 _KIT: Kit[Lookup, Stage, Output | Depart] = Kit(
