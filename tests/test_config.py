@@ -19,10 +19,9 @@ from hvd_lm.config import (
     OptimizerConfig,
     RunConfig,
     TopologyConfig,
-    from_dict,
-    to_dict,
 )
 from hvd_lm.errors import ConfigError
+from hvd_lm.plain_values import from_dict, to_dict
 from hvd_lm.settings_file import read_yaml, write_yaml
 
 # --- refusals --------------------------------------------------------------------------------------------
