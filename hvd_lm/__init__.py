@@ -20,6 +20,7 @@ from hvd_lm.errors import (
     FrameworkError,
     HvdLmError,
     LostWorkerError,
+    OutOfMemoryError,
     TrainingError,
 )
 from hvd_lm.evaluation.cache import CacheConfig
@@ -44,6 +45,7 @@ __all__ = [
     "LostWorkerError",
     "ModelConfig",
     "OptimizerConfig",
+    "OutOfMemoryError",
     "PrepareConfig",
     "RunConfig",
     "SamplingConfig",

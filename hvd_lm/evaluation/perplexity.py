@@ -10,7 +10,7 @@ from typing import cast
 
 from hvd_lm import adapters
 from hvd_lm import checkpoint as checkpoints
-from hvd_lm.adapters.job import lost_workers_reported
+from hvd_lm.adapters.job import ending_together
 from hvd_lm.checkpoint import Checkpoint
 from hvd_lm.config import Framework, TopologyConfig, require
 from hvd_lm.data.shards import Split
@@ -100,7 +100,7 @@ def run(config: EvaluateConfig) -> Evaluation:
     topology = TopologyConfig(model_parallel=config.model_parallel)
     adapter = adapters.adapter(config.framework, topology=topology, threads=config.threads)
     job, first_input = adapter.job, loaded.tokenizer.end_of_line_id
-    with lost_workers_reported(job):
+    with ending_together(job):
         if job.topology.size > 1:
             job.agree({**_shared(loaded, tokens), **settings(config, without=OF_A_RANK)})
         in_one_stream = config.dynamic.dynamic != "none" or config.cache.cache_size

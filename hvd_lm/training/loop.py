@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvd_lm.adapters import adapter as make_adapter
-from hvd_lm.adapters.job import lost_workers_reported
+from hvd_lm.adapters.job import ending_together
 from hvd_lm.checkpoint import CheckpointWriter
 from hvd_lm.config import RunConfig, with_vocabulary_size, write_yaml
 from hvd_lm.data.texts import read_texts
@@ -44,8 +44,8 @@ OF_A_RANK = ("out", "resume", "threads", "data", "validation_data", "timeline_fi
 def train(config: RunConfig) -> TrainingResult:
     """Train as `config` says, alone or as one rank of a job; rank 0 writes into `config.out`. Collective.
 
-    Raises a HvdLmError (ConfigError, DataError, CheckpointError, FrameworkError, TrainingError, LostWorkerError) that says
-    what to do; once Horovod has started, on all ranks alike.
+    Raises a HvdLmError (ConfigError, DataError, CheckpointError, FrameworkError, TrainingError, OutOfMemoryError,
+    LostWorkerError) that says what to do; once Horovod has started, on all ranks alike but for the last two.
     """
     # What can be refused before Horovod starts is.
     launcher.refuse_unknown_launcher()
@@ -64,7 +64,7 @@ def train(config: RunConfig) -> TrainingResult:
             config.framework, config.communication, config.topology, config.threads, deterministic=config.deterministic
         )
         job = adapter.job
-        held.enter_context(lost_workers_reported(job))
+        held.enter_context(ending_together(job))
         with job.trouble.noted():
             adapter.build(config.model, config.optimizer)
         job.agree({"read another text": texts.fingerprint, **settings(config, without=OF_A_RANK)})
