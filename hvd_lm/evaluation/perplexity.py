@@ -15,7 +15,7 @@ from hvd_lm.checkpoint import Checkpoint
 from hvd_lm.config import Framework, TopologyConfig, require
 from hvd_lm.data.shards import Split
 from hvd_lm.data.streams import Tokens
-from hvd_lm.data.texts import identity, read_tokens
+from hvd_lm.data.texts import identify, read_tokens
 from hvd_lm.errors import ConfigError, DataError
 from hvd_lm.evaluation.cache import CacheConfig, evaluate_with_cache
 from hvd_lm.evaluation.dynamic import DynamicConfig, evaluate_dynamically
@@ -126,5 +126,6 @@ def _shared(checkpoint: Checkpoint, tokens: Tokens) -> dict[str, str]:
     weights = hashlib.sha256(checkpoint.tokenizer.to_json().encode())
     for array in checkpoint.weights.values():
         weights.update(array.ravel().data)
-    text = hashlib.sha256(identity(tokens)).hexdigest()
-    return {"read another text": f"{len(tokens)} tokens: {text}", "have another model": weights.hexdigest()}
+    text = hashlib.sha256()
+    identify(tokens, text)
+    return {"read another text": f"{len(tokens)} tokens: {text.hexdigest()}", "have another model": weights.hexdigest()}
