@@ -20,6 +20,8 @@ from hvd_lm.errors import (
     FrameworkError,
     HvdLmError,
     LostWorkerError,
+    OutOfMemoryError,
+    StoppedError,
     TrainingError,
 )
 from hvd_lm.evaluation.cache import CacheConfig
@@ -44,9 +46,11 @@ __all__ = [
     "LostWorkerError",
     "ModelConfig",
     "OptimizerConfig",
+    "OutOfMemoryError",
     "PrepareConfig",
     "RunConfig",
     "SamplingConfig",
+    "StoppedError",
     "TextGenerator",
     "TopologyConfig",
     "TrainingError",

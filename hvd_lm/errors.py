@@ -16,6 +16,8 @@ class HvdLmError(Exception):
     """Base of the family: ends the job with `exit_code` and one line instead of a traceback."""
 
     exit_code = 2
+    speaker: int | None = 0
+    """Which rank tells it, at once; the others do so later, where they are still there. None: one that has left the job."""
 
 
 class ConfigError(HvdLmError, ValueError):
@@ -50,6 +52,18 @@ class StoppedError(HvdLmError):
     """Training was asked to stop, and did: it can go on from its checkpoint."""
 
     exit_code = 5
+
+
+class OutOfMemoryError(HvdLmError):
+    """There is no memory for what is computed, in the machine or in its GPU."""
+
+    exit_code = 3
+
+
+class BugError(HvdLmError):
+    """What nobody expects, on another rank, or on this one alone; the message ends with its traceback."""
+
+    exit_code = 1
 
 
 # --- what the operating system refuses -------------------------------------------------------------------
@@ -92,12 +106,27 @@ def why(error: Exception, known: Path | None = None) -> str:
 
 
 def in_family(error: Exception) -> HvdLmError | None:
-    """`error` as one of the family: itself, or what the operating system refused, in words; None for a bug."""
+    """`error` as one of the family: itself, or what the system or a framework has no room for or refuses; None for a bug."""
     if isinstance(error, HvdLmError):
         return error
     if isinstance(error, OSError) and error.errno in _ADVICE:
         return HvdLmError(why(error))
+    if _is_out_of_memory(error):
+        amount = _AMOUNT.search(str(error))
+        asked = f" (what was asked for: {amount[1]})" if amount else ""
+        advice = "take a smaller batch, shorter sequences or a smaller model, or start fewer ranks on this machine"
+        return OutOfMemoryError(f"the memory is used up{asked}: {advice}")
     return None
+
+
+_NO_MEMORY = re.compile(r"(can't|cannot|unable to) allocate|(out of|not enough) memory|bad_alloc", re.IGNORECASE)
+_AMOUNT = re.compile(r"(\d[\d.]* ?(?:bytes|[KMGTPE]i?B)|shape ?\[[\d,]+\])")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Also of a framework's, which have no type in common."""
+    named = type(error).__name__ == "ResourceExhaustedError"  # TensorFlow's, of which only the name is known here
+    return isinstance(error, MemoryError) or named or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
 
 
 def errno_of(error: Exception) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hvd_lm.config import DataConfig, RunConfig
-from hvd_lm.errors import CheckpointError, ConfigError, HvdLmError, LostWorkerError, TrainingError
+from hvd_lm.errors import BugError, CheckpointError, ConfigError, HvdLmError, LostWorkerError, TrainingError
 from hvd_lm.job import agreement
 from hvd_lm.job.agreement import Trouble, settings, source_digest
 
@@ -82,7 +82,7 @@ def test_a_bug_on_one_rank_is_told_with_its_traceback() -> None:
     assert isinstance(trouble.error, ZeroDivisionError)
     told, own = verdicts({}, {}, errors={1: trouble.error})
     assert own is trouble.error
-    assert isinstance(told, HvdLmError)
+    assert isinstance(told, BugError)
     assert told.exit_code == 1
     assert "rank 1 on one failed" in str(told)
     assert "in broken" in str(told)

@@ -66,6 +66,24 @@ def test_a_refusal_that_no_command_expects_is_one_line(
     assert capsys.readouterr().err == f"hvd-lm: error: {why(refusal(number, 'some/path'))}\n"
 
 
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [
+        (MemoryError("Unable to allocate 7.28 TiB for an array with shape (1000,)"), " (what was asked for: 7.28 TiB)"),
+        (RuntimeError("can't allocate memory: you tried to allocate 4000 bytes. Error"), " (what was asked for: 4000 bytes)"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has"), " (what was asked for: 20.00 GiB)"),
+        (RuntimeError("std::bad_alloc"), ""),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_memory_that_is_used_up(
+    error: Exception, asked: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert raised(error, monkeypatch) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"hvd-lm: error: the memory is used up{asked}: take a smaller batch")
+
+
 @pytest.mark.parametrize("error", [OSError("no number"), refusal(errno.ECHILD), KeyError("x")], ids=str)
 def test_anything_else_is_a_bug(error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert raised(error, monkeypatch) == 1

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import tracemalloc
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvd_lm.config import DataConfig
+from hvd_lm.data import corpus
 from hvd_lm.data import texts as module
 from hvd_lm.data.corpus import embedded_corpus
 from hvd_lm.data.prepare import PrepareConfig, prepare
@@ -65,6 +69,30 @@ def test_held_out_words_are_not_in_the_vocabulary(tmp_path: Path) -> None:
         read_texts(DataConfig(data=(tmp_path / "text.txt",), validation_share=0.034), 5)
     with pytest.raises(ConfigError, match=r"yields a vocabulary of 4 only.*or give more text$"):
         read_texts(DataConfig(data=(tmp_path / "text.txt",), validation_share=0.034), 6)
+
+
+@pytest.mark.parametrize("cut", ["text", "tokens"])
+def test_a_plain_text_is_held_once_and_in_small_numbers(
+    cut: Literal["text", "tokens"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rank holds it. The strings go as the tokens come; the fingerprint, which checkpoints tell, is that of 32-bit numbers."""
+    monkeypatch.setattr(corpus, "BLOCK", 1 << 14)
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT * 8)
+    tracemalloc.start()
+    try:
+        texts = read_texts(DataConfig(data=(path,), validation_cut=cut), None)
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    size, tokens = path.stat().st_size, len(texts.training) + len(texts.validation)
+    assert texts.tokenizer.vocabulary_size < 256
+    assert peak < 1.5 * (size + tokens), (peak, size, tokens)
+    assert held < 2 * tokens, (held, tokens)
+    hashed = hashlib.sha256(texts.tokenizer.to_json().encode())
+    for part in (texts.training, texts.validation):
+        hashed.update(len(part).to_bytes(8, "little") + part[:].astype(np.int32).tobytes())
+    assert texts.fingerprint == hashed.hexdigest()
 
 
 def test_held_out_words_of_the_embedded_corpus_are_not_either() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def ranks(framework: str, case: str, rank: int, out: Path) -> list[dict[str, Any
 
 AT_START = [
     ("device", 1, "ConfigError", 2, "no GPU is left for local rank 1"),
-    ("build", 1, "HvdLmError", 1, "MemoryError: no room for the model"),
+    ("build", 1, "OutOfMemoryError", 3, "the memory is used up: take a smaller batch"),
     ("weights", 0, "CheckpointError", 2, "it has other weights"),
     ("outlets", 0, "ConfigError", 2, "No space left on device; make room there"),
     ("settings", 1, "ConfigError", 2, "1 of 2 ranks have another --batch-size than rank 0 (5 instead of 2: rank 1 on "),
@@ -36,7 +37,7 @@ AT_START = [
 
 LATER = [
     ("read", 1, "DataError", 2, "cannot read the training text", 4),
-    ("bug", 1, "HvdLmError", 1, "ZeroDivisionError: by zero", 4),
+    ("bug", 1, "BugError", 1, "ZeroDivisionError: by zero", 4),
     ("metrics", 0, "ConfigError", 2, "No space left on device; make room there", 5),
     ("validation", 1, "ConfigError", 2, "cannot read it again", 6),
     ("checkpoint", 0, "CheckpointError", 2, "No space left on device", None),
@@ -50,8 +51,8 @@ def check(found: list[dict[str, Any]], rank: int, kind: str, code: int, words: s
     other = found[1 - rank]
     assert (other["kind"], other["code"]) == (kind, code), other
     assert words in other["message"]
-    assert kind == "HvdLmError" or "\n" not in other["message"]
-    if kind != "HvdLmError":
+    assert kind == "BugError" or "\n" not in other["message"]
+    if kind not in ("BugError", "OutOfMemoryError"):
         assert (found[rank]["kind"], found[rank]["code"]) == (kind, code)
 
 
@@ -160,6 +161,35 @@ def test_a_full_disk_under_the_metrics_ends_the_job_with_one_line(tmp_path: Path
     assert len(lines) == 1, ended.output
     assert f"cannot write to --out {tmp_path}: File too large" in lines[0]
     assert "Traceback" not in ended.output
+
+
+def amid_reductions(framework: str, case: str, rank: str, code: int, out: Path) -> tuple[str, str]:
+    """The one line that a job says, and all of its output."""
+    body = launcher.BODIES / "out_of_memory.py"
+    ended = launcher.job(2, sys.executable, body, framework, case, rank, out, timeout=SECONDS)
+    assert f"Exit code: {code}" in ended.output
+    (line,) = (line for line in ended.output.splitlines() if "hvd-lm: " in line)
+    return line, ended.output
+
+
+def test_memory_that_ends_amid_reductions_ends_the_job(framework: str, tmp_path: Path) -> None:
+    """The other rank waits for gradients: this one tells it that it goes, and the user why; the other one says nothing."""
+    line, output = amid_reductions(framework, "memory", "1", 3, tmp_path)
+    assert "hvd-lm: error: the memory is used up (what was asked for: " in line
+    assert "take a smaller batch" in line
+    assert "(rank 1 on " in line
+    assert "Traceback" not in output
+
+
+def test_memory_that_ends_on_all_ranks_is_told_by_one(tmp_path: Path) -> None:
+    line, _ = amid_reductions(INSTALLED[0], "memory", "all", 3, tmp_path)
+    assert "(rank 0 on " in line
+
+
+def test_a_bug_amid_reductions_is_told_by_the_rank_that_has_it(tmp_path: Path) -> None:
+    line, output = amid_reductions(INSTALLED[0], "bug", "1", 1, tmp_path)
+    assert "this is a bug in hvd_lm" in line
+    assert output.count("ZeroDivisionError: by zero") == 1
 
 
 def test_levers_of_a_second_job_in_a_process_are_said_to_change_nothing(tmp_path: Path) -> None:

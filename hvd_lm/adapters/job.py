@@ -11,6 +11,7 @@ import json
 import math
 import socket
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_lm.config import CommunicationConfig, TopologyConfig
-from hvd_lm.errors import ConfigError, LostWorkerError
+from hvd_lm.errors import ConfigError, HvdLmError, LostWorkerError, in_family
 from hvd_lm.job import launcher, point_to_point
-from hvd_lm.job.agreement import Trouble, source_digest
+from hvd_lm.job.agreement import Trouble, of_one_rank, source_digest
 from hvd_lm.job.levers import horovod_environment, levers
 from hvd_lm.job.memory import keep_freed_memory
 from hvd_lm.job.messages import warn
@@ -34,6 +35,9 @@ from hvd_lm.model.split import Share
 
 MOST_VALUES = 2**31 - 1
 """Of a tensor that Horovod sends: it counts them in a 32-bit integer, and would cut a larger one."""
+_LEFT = "Horovod has been shut down"
+"""What Horovod says where a rank has left."""
+_SECONDS_TO_LEAVE = 5.0
 _Number = TypeVar("_Number", bound=np.generic)
 
 
@@ -118,7 +122,7 @@ class Job(ABC):
         """Whether this rank is asked to stop."""
         with self.trouble.noted():
             self._choose_device(hvd.local_rank() if comm is None else launcher.launched_place())
-        with lost_workers_reported(self):
+        with ending_together(self):
             self.places = [f"rank {rank} on {host}" for rank, host in enumerate(self.tell(socket.gethostname()))]
             """How messages name the ranks."""
             self.agree(self._versions())
@@ -326,6 +330,13 @@ class Job(ABC):
         """`value` of rank 0 on every rank of the job. Collective."""
         return self.horovod.broadcast_object(value, root_rank=0) if self.groups["all"].communicates else value
 
+    def abandon(self) -> None:
+        """Leave alone: the other ranks' collective calls fail, those that they are in as well as later ones."""
+        # What is on its way arrives first; where another rank hangs, nothing does.
+        leaving = threading.Thread(target=self.horovod.shutdown, daemon=True)
+        leaving.start()
+        leaving.join(_SECONDS_TO_LEAVE)
+
     def barrier(self, group: GroupName = "all") -> None:
         """Returns when all ranks of the group have called it. Collective."""
         # horovod.tensorflow has no barrier.
@@ -348,10 +359,30 @@ def device_of(local_rank: int, devices: int) -> int:
 
 
 @contextlib.contextmanager
-def lost_workers_reported(job: Job) -> Iterator[None]:
-    """Raises LostWorkerError for a collective call that failed within."""
+def ending_together(job: Job) -> Iterator[None]:
+    """What is raised within ends all ranks.
+
+    Raises LostWorkerError for a collective call that failed. What the ranks have not agreed on they cannot agree on any more: this
+    rank leaves the job, and raises it as one of the family of HvdLmError.
+    """
     try:
         yield
     except job.communication_errors as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise LostWorkerError(f"a collective operation failed, probably because another rank ended ({reason})") from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = next((line for line in lines if "Horovod" in line), lines[0])  # TensorFlow's begin with the graph
+        lost = LostWorkerError(f"a collective operation failed, probably because another rank ended ({reason})")
+        if _LEFT in reason:
+            lost.speaker = None
+        raise lost from error
+    except HvdLmError:
+        raise
+    except Exception as error:
+        if error is job.trouble.error:
+            raise
+        if not job.groups["all"].communicates:
+            if told := in_family(error):
+                raise told from error
+            raise
+        job.abandon()
+        rank = job.topology.rank
+        raise of_one_rank(error, rank, f"rank {rank} on {socket.gethostname()}") from error

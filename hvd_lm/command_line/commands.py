@@ -1,6 +1,7 @@
 """The commands: what each of ``hvd-lm COMMAND`` runs and prints, and how an error ends it.
 
-An error is one line on one rank: rank 0 speaks, the others give it time to, and speak only if it has nothing to say.
+An error is one line on one rank: rank 0 speaks, or the one that is in trouble alone; the others give it time to, and speak
+only if it has nothing to say.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from hvd_lm.command_line import streams
 from hvd_lm.command_line.flags import PROGRAM, parse, parse_with_yaml
 from hvd_lm.config import RunConfig
 from hvd_lm.data.prepare import PrepareConfig, prepare
-from hvd_lm.errors import ConfigError, StoppedError, in_family
+from hvd_lm.errors import BugError, ConfigError, StoppedError, in_family
 from hvd_lm.evaluation import perplexity
 from hvd_lm.evaluation.perplexity import EvaluateConfig
 from hvd_lm.export import ExportConfig, export
@@ -29,8 +30,10 @@ from hvd_lm.report.page import ReportConfig, report
 from hvd_lm.training.loop import train
 from hvd_lm.training.metrics import finite
 
-SECONDS_FOR_RANK_0 = 10.0
-"""How long another rank waits for rank 0 to report the same error and for the launcher to end the job."""
+SECONDS_FOR_THE_SPEAKER = 10.0
+"""How long the other ranks wait for one to report the error and for the launcher to end the job."""
+SECONDS_FOR_RANK_0 = 2.0
+"""How long another speaker does: where memory ends on one rank, it often ends on all."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,9 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return fail(f"{PROGRAM}: interrupted", 130)
     except Exception as error:
-        if told := in_family(error):
-            return fail(f"{PROGRAM}: error: {one_line(str(told))}", told.exit_code)
-        return fail(f"{traceback.format_exc()}{PROGRAM}: this is a bug in hvd_lm; the lines above tell where", 1)
+        told = in_family(error) or BugError(traceback.format_exc())
+        if isinstance(told, BugError):
+            message = f"{str(told).rstrip()}\n{PROGRAM}: this is a bug in hvd_lm; the lines above tell where"
+        else:
+            message = f"{PROGRAM}: error: {one_line(str(told))}"
+        return fail(message, told.exit_code, told.speaker)
 
 
 def one_line(message: str) -> str:
@@ -59,13 +65,13 @@ def one_line(message: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in message)
 
 
-def fail(message: str, code: int) -> int:
-    """Report `message`, if there is any, once for the whole job, and end this process with `code`."""
+def fail(message: str, code: int, speaker: int | None = 0) -> int:
+    """Report `message`, if there is any, once for the whole job, by `speaker`, and end this process with `code`."""
     rank, size = launcher.launched_rank(), launcher.launched_size()
-    if message and size > 1 and rank != 0:
-        # The launcher ends this rank as soon as rank 0 has gone; if it has not, only this rank knows what is wrong.
-        time.sleep(SECONDS_FOR_RANK_0)
-        message += f" (rank {rank})"
+    if message and size > 1 and not rank == speaker == 0:
+        # The launcher ends this rank as soon as another one has told it and gone; if none has, only this rank knows what is wrong.
+        time.sleep(SECONDS_FOR_RANK_0 if rank == speaker else SECONDS_FOR_THE_SPEAKER)
+        message += "" if rank == speaker else f" (rank {rank})"
     # What a stream does not take now is nobody's to hear.
     with suppress(streams.StreamError):
         sys.stdout.flush()

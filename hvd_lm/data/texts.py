@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hvd_lm.config import VALIDATION_SHARE, DataConfig
 from hvd_lm.data import shards
 from hvd_lm.data.corpus import blocks_of, chunks_of
 from hvd_lm.data.counts import CountedTokens, TextCounts, warn_of_long_words
-from hvd_lm.data.shards import Prepared, ShardedTokens, Split
+from hvd_lm.data.shards import Prepared, ShardedTokens, Split, number_format
 from hvd_lm.data.splits import length, share_out, split_blocks
 from hvd_lm.data.streams import Tokens
 from hvd_lm.data.tokenizer import Tokenizer, train_tokenizer
@@ -25,9 +27,23 @@ from hvd_lm.job.launcher import launched_size
 from hvd_lm.job.messages import warn
 
 
-def identity(tokens: Tokens) -> bytes:
-    """What tells `tokens` from others, without reading shards again."""
-    return tokens.digest() if isinstance(tokens, ShardedTokens) else tokens[:].tobytes()
+def identify(tokens: Tokens, hashed: Hash) -> None:
+    """Add what tells `tokens` from others, in whatever numbers they are held, without reading shards again."""
+    if isinstance(tokens, ShardedTokens):
+        hashed.update(tokens.digest())
+        return
+    for start in range(0, len(tokens), _PIECE):
+        hashed.update(tokens[start : start + _PIECE].astype(np.int32))
+
+
+_PIECE = 1 << 20
+"""Tokens that are hashed at a time."""
+
+
+class Hash(Protocol):
+    """As hashlib makes them."""
+
+    def update(self, data: Any, /) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -44,7 +60,7 @@ class Texts:
         hashed = hashlib.sha256(self.tokenizer.to_json().encode())
         for tokens in (self.training, self.validation):
             hashed.update(len(tokens).to_bytes(8, "little"))
-            hashed.update(identity(tokens))
+            identify(tokens, hashed)
         return hashed.hexdigest()
 
 
@@ -79,7 +95,7 @@ def _read_plain(data: DataConfig, vocabulary_size: int | None) -> Texts:
     blocks = list(blocks_of(chunks_of(data.data)))
     if data.validation_cut == "tokens":
         tokenizer = train_tokenizer(blocks, "word", vocabulary_size)
-        tokens = np.concatenate([_NONE, *tokenizer.encode_blocks(blocks)])
+        tokens = _joined(tokenizer.encode_blocks(_letting_go(blocks)), tokenizer)
         split = len(tokens) - int(len(tokens) * share)
         return Texts(tokenizer, tokens[:split], tokens[split:])
     total = sum(length(block, "word") for block in blocks)
@@ -87,10 +103,26 @@ def _read_plain(data: DataConfig, vocabulary_size: int | None) -> Texts:
     for name, text in split_blocks(blocks, share_out(total, {"validation": share}), "word"):
         parts[name].append(text)
     tokenizer = _train_tokenizer(parts["training"], blocks, vocabulary_size)
-    counted = CountedTokens(parts["training"], tokenizer)
-    training = np.concatenate([_NONE, *counted])
+    del blocks
+    counted = CountedTokens(_letting_go(parts["training"]), tokenizer)
+    training = _joined(counted, tokenizer)
     warn_of_long_words(counted.counts, "word")
-    return Texts(tokenizer, training, np.concatenate([_NONE, *tokenizer.encode_blocks(parts["validation"])]))
+    return Texts(tokenizer, training, _joined(tokenizer.encode_blocks(_letting_go(parts["validation"])), tokenizer))
+
+
+def _letting_go(blocks: list[str]) -> Iterator[str]:
+    """The blocks, none of which is held longer than it is needed."""
+    blocks.reverse()
+    while blocks:
+        yield blocks.pop()
+
+
+def _joined(arrays: Iterable[NDArray[np.int32]], tokenizer: Tokenizer) -> NDArray[np.integer]:
+    """In the smallest numbers, and never twice: each rank holds all of its text."""
+    dtype, joined = number_format(tokenizer.vocabulary_size), bytearray()
+    for ids in arrays:
+        joined += ids.astype(dtype).data
+    return np.frombuffer(joined, dtype)
 
 
 def _train_tokenizer(training: Sequence[str], whole: Sequence[str], vocabulary_size: int | None) -> Tokenizer:
@@ -131,7 +163,7 @@ def _of_split(prepared: Prepared, tokenizer: Tokenizer, split: Split) -> tuple[T
 def _of_texts(paths: Sequence[Path], tokenizer: Tokenizer) -> tuple[Tokens, TextCounts]:
     _refuse_what_ranks_cannot_share(paths)
     counted = CountedTokens(blocks_of(chunks_of(paths)), tokenizer)
-    return np.concatenate([_NONE, *counted]), counted.counts
+    return _joined(counted, tokenizer), counted.counts
 
 
 def open_prepared(paths: Sequence[Path]) -> Prepared | None:

@@ -10,12 +10,12 @@ from typing import cast
 
 from hvd_lm import adapters
 from hvd_lm import checkpoint as checkpoints
-from hvd_lm.adapters.job import lost_workers_reported
+from hvd_lm.adapters.job import ending_together
 from hvd_lm.checkpoint import Checkpoint
 from hvd_lm.config import Framework, TopologyConfig, require
 from hvd_lm.data.shards import Split
 from hvd_lm.data.streams import Tokens
-from hvd_lm.data.texts import identity, read_tokens
+from hvd_lm.data.texts import identify, read_tokens
 from hvd_lm.errors import ConfigError, DataError
 from hvd_lm.evaluation.cache import CacheConfig, evaluate_with_cache
 from hvd_lm.evaluation.dynamic import DynamicConfig, evaluate_dynamically
@@ -100,7 +100,7 @@ def run(config: EvaluateConfig) -> Evaluation:
     topology = TopologyConfig(model_parallel=config.model_parallel)
     adapter = adapters.adapter(config.framework, topology=topology, threads=config.threads)
     job, first_input = adapter.job, loaded.tokenizer.end_of_line_id
-    with lost_workers_reported(job):
+    with ending_together(job):
         if job.topology.size > 1:
             job.agree({**_shared(loaded, tokens), **settings(config, without=OF_A_RANK)})
         in_one_stream = config.dynamic.dynamic != "none" or config.cache.cache_size
@@ -126,5 +126,6 @@ def _shared(checkpoint: Checkpoint, tokens: Tokens) -> dict[str, str]:
     weights = hashlib.sha256(checkpoint.tokenizer.to_json().encode())
     for array in checkpoint.weights.values():
         weights.update(array.ravel().data)
-    text = hashlib.sha256(identity(tokens)).hexdigest()
-    return {"read another text": f"{len(tokens)} tokens: {text}", "have another model": weights.hexdigest()}
+    text = hashlib.sha256()
+    identify(tokens, text)
+    return {"read another text": f"{len(tokens)} tokens: {text.hexdigest()}", "have another model": weights.hexdigest()}

@@ -76,9 +76,14 @@ def _retold(kind: str, message: str, place: str) -> HvdLmError:
     if family:
         error: HvdLmError = family(f"{message} ({place})")
         return error
-    bug = HvdLmError(f"{place} failed; the lines below tell where\n{message}")
-    bug.exit_code = 1
-    return bug
+    return errors.BugError(f"{place} failed; the lines below tell where\n{message}")
+
+
+def of_one_rank(error: Exception, rank: int, place: str) -> HvdLmError:
+    """What a rank raises that leaves the job because of an `error` of its own."""
+    told = _retold(**_told(error), place=place)
+    told.speaker = rank
+    return told
 
 
 def _difference(values: Sequence[Mapping[str, Any]], places: Sequence[str]) -> ConfigError | None:

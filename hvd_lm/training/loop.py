@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hvd_lm.adapters import adapter as make_adapter
-from hvd_lm.adapters.job import lost_workers_reported
+from hvd_lm.adapters.job import ending_together
 from hvd_lm.checkpoint import CheckpointWriter
 from hvd_lm.config import RunConfig, with_vocabulary_size
 from hvd_lm.data.texts import read_texts
@@ -49,8 +49,8 @@ def train(config: RunConfig, *, comm: Any = None) -> TrainingResult:
 
     `comm`, a communicator of mpi4py, makes a job of its ranks alone: several runs share one mpirun.
 
-    Raises a HvdLmError (ConfigError, DataError, CheckpointError, FrameworkError, TrainingError, LostWorkerError, StoppedError)
-    that says what to do; once Horovod has started, on all ranks alike.
+    Raises a HvdLmError (ConfigError, DataError, CheckpointError, FrameworkError, TrainingError, StoppedError, OutOfMemoryError,
+    LostWorkerError) that says what to do; once Horovod has started, on all ranks alike but for the last two.
     """
     with ExitStack() as held:
         held.enter_context(part_of_job(comm))
@@ -77,7 +77,7 @@ def train(config: RunConfig, *, comm: Any = None) -> TrainingResult:
         job = adapter.job
         if config.max_hours:
             job.stop.ask_after(config.max_hours)
-        held.enter_context(lost_workers_reported(job))
+        held.enter_context(ending_together(job))
         with job.trouble.noted():
             adapter.build(config.model, config.optimizer)
         job.agree({"read another text": texts.fingerprint, **settings(config, without=OF_A_RANK)})
