@@ -45,10 +45,9 @@ def window(adapter: Adapter, number: int) -> None:
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("clip", [None, 0.2])
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_updates_are_those_of_the_paper(make_adapter: MakeAdapter, model: ModelConfig, clip: float | None) -> None:
-    adapter = ready(make_adapter, model)
+@pytest.mark.parametrize(("kind", "clip"), [("full softmax", None), ("sampled softmax", 0.2), ("tied", 0.2)])
+def test_updates_are_those_of_the_paper(make_adapter: MakeAdapter, kind: str, clip: float | None) -> None:
+    adapter = ready(make_adapter, MODELS[kind])
     before = {name: value.astype(np.float64) for name, value in adapter.weights().items()}
     expected = dict(before)
     sums = {name: np.full(value.shape, 0.01) for name, value in before.items()}
@@ -70,15 +69,12 @@ def test_updates_are_those_of_the_paper(make_adapter: MakeAdapter, model: ModelC
         np.testing.assert_allclose(moments[f"accumulator/{name}"], sums[name], rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_touched_rows_alone_give_what_all_rows_give(
-    make_adapter: MakeAdapter, model: ModelConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_touched_rows_alone_give_what_all_rows_give(make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, whether a step is applied or dropped."""
     found = []
     for by_rows in (True, False):
         monkeypatch.setattr(OptimizerConfig, "keeps_absent_rows", by_rows)
-        adapter = ready(make_adapter, model)
+        adapter = ready(make_adapter, MODELS["sampled softmax"])
         for number, unscale in enumerate((1.0, 1.0, np.inf, 1.0)):
             window(adapter, number)
             applied = adapter.step(learning_rate=0.1, clip=None, unscale=unscale).applied
@@ -115,7 +111,7 @@ def test_the_root_is_never_of_zero() -> None:
 
 # --- on several ranks ------------------------------------------------------------------------------------
 
-_SETTINGS = {"optimizer": "adagrad", "initial_accumulator": 1e-4, "steps": 20}
+_SETTINGS = {"optimizer": "adagrad", "initial_accumulator": 1e-4, "steps": 8}
 _SAMPLED = {"vocabulary_size": 51, "softmax": "sampled", "sampled_words": 12}
 
 
@@ -128,7 +124,7 @@ def test_figures_are_those_of_one_process(framework: str) -> None:
 
     by_optimizer, by_layers = {"split": "optimizer", "data_parallel": 2}, {"split": "layers", "model_parallel": 2}
     for case, grids in (
-        (_SAMPLED, [{"data_parallel": 2}, {"model_parallel": 2}, {"model_parallel": 3}, by_optimizer]),
+        (_SAMPLED, [{"data_parallel": 2}, {"model_parallel": 2}]),
         (CASES["tied, with dropout"], [by_optimizer, by_layers]),
     ):
         alone = np.array(on_grid(1, case)[0]["figures"])

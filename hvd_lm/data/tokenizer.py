@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
@@ -216,6 +216,12 @@ def _byte_level(vocabulary: dict[str, int], merges: list[tuple[str, str]], kind:
     return backend
 
 
+def _backend(kind: TokenizerKind, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
+    if kind in ("byte", "bpe"):
+        return _byte_level(vocabulary, merges, kind)
+    return _word_level(vocabulary) if kind == "word" else _character_level(vocabulary)
+
+
 # --- from a file -----------------------------------------------------------------------------------------
 
 
@@ -239,11 +245,9 @@ def from_json(text: str) -> Tokenizer:
         case _:
             raise CheckpointError("it splits text in another way than hvd_lm's do: hvd_lm did not make it")
     _check_vocabulary(vocabulary, kind)
-    if kind in ("byte", "bpe"):
-        backend = _byte_level(vocabulary, [_pair(merge, vocabulary) for merge in merges], kind)
-    else:
-        backend = _word_level(vocabulary) if kind == "word" else _character_level(vocabulary)
-    built = json.loads(backend.to_str())
+    backend = _backend(kind, vocabulary, [_pair(merge, vocabulary) for merge in merges])
+    # Without its words, which would take as long as reading the file.
+    built = json.loads(_backend(kind, {}, []).to_str())
     if other := [name for name in _RULES if description.get(name) != built[name]]:
         raise CheckpointError(f"its {other[0]} is not that of hvd_lm's {kind} tokens: hvd_lm did not make it")
     return Tokenizer(backend, kind)
@@ -256,15 +260,15 @@ def _check_vocabulary(vocabulary: dict[str, object], kind: TokenizerKind) -> Non
     if missing := needed - vocabulary.keys():
         raise CheckpointError(f"it has no {min(missing)!r}: hvd_lm did not make it")
     others = vocabulary.keys() - needed
-    fit = {
-        "word": True,
-        "char": all(len(token) == 1 for token in others),
-        "byte": not others,
-        "bpe": all(token and _BYTES.keys() >= set(token) for token in others),
+    fit: dict[TokenizerKind, Callable[[], bool]] = {
+        "word": lambda: True,
+        "char": lambda: all(len(token) == 1 for token in others),
+        "byte": lambda: not others,
+        "bpe": lambda: all(token and _BYTES.keys() >= set(token) for token in others),
     }
     ids = list(vocabulary.values())
     # Types first: to Python, True is 1.
-    if not fit[kind] or {*map(type, ids)} != {int} or set(ids) != set(range(len(ids))):
+    if not fit[kind]() or {*map(type, ids)} != {int} or set(ids) != set(range(len(ids))):
         raise CheckpointError(f"its vocabulary is not one of {kind} tokens, numbered from 0: hvd_lm did not make it")
 
 

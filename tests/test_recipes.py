@@ -1,0 +1,35 @@
+"""jobs/recipes: files that are read as they are, each line with what it means."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import launcher
+import pytest
+
+from hvd_lm.command_line.yaml_defaults import read_defaults, setting_types
+from hvd_lm.config import ModelConfig, OptimizerConfig, RunConfig
+from hvd_lm.model.stages import parameters
+
+FOLDER = Path(launcher.__file__).parents[1] / "jobs" / "recipes"
+LARGE = FOLDER / "lstm-2048-512.yaml"
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.iterdir()), ids=lambda file: file.stem)
+def test_every_line_says_what_it_means(file: Path) -> None:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    for before, line in zip(["", *lines], lines, strict=False):
+        if line and not line.startswith("#"):
+            assert before.startswith("# "), line
+            assert line.partition(":")[0].replace("-", "_") in setting_types(RunConfig)
+
+
+def test_lstm_2048_512() -> None:
+    """Adagrad and clipping are those of the script on its gradient, which is T times ours."""
+    config = read_defaults(RunConfig, LARGE)
+    model = ModelConfig(**vars(config.model))
+    assert sum(math.prod(parameter.shape) for parameter in parameters(model).values()) == 822_752_126
+    optimizer = OptimizerConfig(**vars(config.optimizer))
+    assert optimizer.initial_accumulator * config.data.sequence_length**2 == pytest.approx(1.0)
+    assert (optimizer.clip or 0) * config.data.sequence_length == pytest.approx(10.0)
