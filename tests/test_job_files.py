@@ -1,13 +1,17 @@
-"""The job files take their settings as words, never as something to run. A stand-in for horovodrun tells what it was given."""
+"""The job files take their settings as words, never as something to run, and act on exit codes. Stand-ins for what launches tell
+what they were given."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import launcher
 import pytest
 
-FILE = Path(launcher.__file__).parents[1] / "jobs" / "several_hosts.sh"
+JOBS = Path(launcher.__file__).parents[1] / "jobs"
+FILE = JOBS / "several_hosts.sh"
 
 
 @pytest.fixture
@@ -51,3 +55,31 @@ def test_what_is_no_name_or_number_is_refused(launch, name: str, value: str, tmp
     assert ended.code == 2
     assert f"{name} must be" in ended.output
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("code", "goes_back"), [(0, False), (3, False), (5, True)])
+def test_a_slurm_job_that_was_stopped_goes_back_into_the_queue(code: int, goes_back: bool, tmp_path: Path) -> None:
+    for name, ends_with in (("srun", code), ("scontrol", 0)):
+        (tmp_path / name).write_text(f'#!/bin/sh\nprintf "%s\\n" {name} "$@"\nexit {ends_with}\n')
+        (tmp_path / name).chmod(0o755)
+    job = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_SUBMIT_DIR": str(JOBS.parent), "SLURM_JOB_ID": "17"}
+    ended = launcher.run("bash", JOBS / "slurm.sbatch", "a text.txt", "--steps", "5", OUT="a run", **job)
+    assert ended.code == code
+    words = ended.output.splitlines()
+    assert words[:2] == ["srun", "--mpi=pmix"]
+    of_training = words[words.index("hvd-lm") : None if not goes_back else words.index("scontrol")]
+    assert of_training[1:4] == ["train", "--config", str(JOBS / "reference.yaml")]
+    assert of_training[-7:] == ["a run", "--resume", "auto", "--data", "a text.txt", "--steps", "5"]
+    assert words[len(words) - 3 :] == ["scontrol", "requeue", "17"] or not goes_back
+    assert ("scontrol" in words) == goes_back
+
+
+def test_job_files_are_sound_shell() -> None:
+    """By shellcheck where there is one, else by bash."""
+    files = sorted([*JOBS.glob("*.sh"), *JOBS.glob("*.sbatch")])
+    assert len(files) >= 5
+    for file in files:
+        assert os.access(file, os.X_OK), file
+        launcher.run("bash", "-n", file).expect_success()
+        if shutil.which("shellcheck"):
+            launcher.run("shellcheck", file).expect_success()
