@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from collections.abc import Callable
 
 import hypothesis
@@ -15,6 +16,11 @@ from hvd_lm.config import FRAMEWORKS, CommunicationConfig, ModelConfig, Optimize
 # Containers run as root, which OpenMPI refuses unless told twice.
 os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
 os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+
+# What a background shell, or nohup, has made this process ignore would be ignored by all that it starts.
+for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, default)
 
 # A gate must give the same answer twice.
 hypothesis.settings.register_profile("gate", derandomize=True, deadline=None)
