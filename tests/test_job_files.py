@@ -57,7 +57,7 @@ def test_what_is_no_name_or_number_is_refused(launch, name: str, value: str, tmp
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("code", "goes_back"), [(0, False), (3, False), (5, True)])
+@pytest.mark.parametrize(("code", "goes_back"), [(0, False), (3, False), (5, True), (138, True)])
 def test_a_slurm_job_that_was_stopped_goes_back_into_the_queue(code: int, goes_back: bool, tmp_path: Path) -> None:
     for name, ends_with in (("srun", code), ("scontrol", 0)):
         (tmp_path / name).write_text(f'#!/bin/sh\nprintf "%s\\n" {name} "$@"\nexit {ends_with}\n')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 from conftest import INSTALLED
 
 from hvd_lm import checkpoint as checkpoints
-from hvd_lm.job.stop import Stop
+from hvd_lm.data.corpus import embedded_corpus
+from hvd_lm.job.stop import SIGNALS, Stop
 
 RECIPE = [*launcher.SMALL, "--batch-size", "4", "--backward-passes-per-step", "2", "--dropout", "0.2", "--threads", "1"]
 
@@ -75,6 +77,22 @@ def test_ctrl_c_once_stops_and_twice_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.ranks
+def test_a_warning_while_a_run_is_set_up_is_heard(tmp_path: Path) -> None:
+    """It ends after its first step."""
+    text = tmp_path / "text"  # a pipe: the run waits for its text
+    os.mkfifo(text)
+    out = tmp_path / "run"
+    command = ["hvd-lm", "train", "--framework", INSTALLED[0], *RECIPE, *launcher.ENDLESS, "--data", text, "--out", out]
+    with subprocess.Popen(command, env=launcher.with_scripts(), stderr=subprocess.PIPE, text=True) as run:
+        with text.open("w") as file:  # it reads
+            run.send_signal(signal.SIGUSR1)
+            file.write(embedded_corpus())
+        _, told = run.communicate(timeout=60)
+    assert run.returncode == 5
+    assert "stopped after step 1 by SIGUSR1" in told
+
+
+@pytest.mark.ranks
 def test_the_clock_stops_a_run(tmp_path: Path) -> None:
     flags = ["--framework", INSTALLED[0], *RECIPE, *launcher.ENDLESS]
     with pytest.raises(AssertionError, match=r"stopped after step \d+ by --max-hours 0.0005 \(rank 0 on"):
@@ -85,11 +103,11 @@ def test_the_clock_stops_a_run(tmp_path: Path) -> None:
 # --- what one process hears ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_a_reason(number: signal.Signals) -> None:
     stop, before = Stop(), signal.getsignal(number)
     assert stop.reason is None
-    with stop.signals_heard():
+    with stop.signals_heard(*SIGNALS):
         os.kill(os.getpid(), number)
         stop.ask("something later")
     assert stop.reason == number.name
@@ -101,7 +119,7 @@ def test_what_is_ignored_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         stop = Stop()
-        with stop.signals_heard():
+        with stop.signals_heard(*SIGNALS):
             os.kill(os.getpid(), signal.SIGINT)
         assert stop.reason is None
     finally:
@@ -110,7 +128,7 @@ def test_what_is_ignored_stays_ignored() -> None:
 
 def test_another_thread_hears_nothing() -> None:
     def hear() -> None:
-        with Stop().signals_heard():
+        with Stop().signals_heard(*SIGNALS):
             heard.append(signal.getsignal(signal.SIGTERM))
 
     heard: list[object] = []
@@ -121,8 +139,5 @@ def test_another_thread_hears_nothing() -> None:
 
 
 def test_the_clock_is_a_reason() -> None:
-    stop = Stop()
-    stop.ask_after(hours=1)
-    assert stop.reason is None
-    stop.ask_after(hours=1e-9)
-    assert stop.reason == "--max-hours 1e-09"
+    assert Stop(hours=1).reason is None
+    assert Stop(hours=1e-12).reason == "--max-hours 1e-12"

@@ -7,48 +7,48 @@ beside the loss of the next step (`Job.flags`), so that all stop after the same 
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+WARNING = signal.SIGUSR1
+"""The one that schedulers send and launchers do not: it may come while a run is set up, which the other two end at once."""
 
 
 class Stop:
     """Whether this rank is asked to stop, and why."""
 
-    def __init__(self) -> None:
+    def __init__(self, hours: float | None = None) -> None:
+        """It will be in so many hours."""
         self._reason: str | None = None
-        self._deadline = float("inf")
-        self._after = ""
+        self._hours = hours or math.inf
+        self._deadline = time.monotonic() + 3600 * self._hours
 
     @property
     def reason(self) -> str | None:
         """A few words for a message; None if it is not."""
         if self._reason is None and time.monotonic() >= self._deadline:
-            self._reason = self._after
+            self._reason = f"--max-hours {self._hours:g}"
         return self._reason
 
     def ask(self, reason: str) -> None:
         """The first reason holds."""
         self._reason = self._reason or reason
 
-    def ask_after(self, hours: float) -> None:
-        """From now."""
-        self._deadline, self._after = time.monotonic() + 3600 * hours, f"--max-hours {hours:g}"
-
     @contextlib.contextmanager
-    def signals_heard(self) -> Iterator[None]:
-        """Within, signals that would end this process ask it to stop; a second SIGINT ends it at once.
+    def signals_heard(self, *signals: signal.Signals) -> Iterator[None]:
+        """Within, `signals`, which would end this process, ask it to stop; a second SIGINT ends it at once.
 
         Signals that it was started to ignore, as by nohup, stay ignored. Elsewhere than in the main thread Python cannot hear any.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        heard = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
         before = {number: signal.signal(number, self._hear) for number in heard}
         try:
             yield

@@ -25,6 +25,7 @@ from hvd_lm.errors import CheckpointError, DataError, StoppedError, TrainingErro
 from hvd_lm.evaluation.exact_loss import evaluation_streams, exact_loss
 from hvd_lm.evaluation.figures import Evaluation
 from hvd_lm.job.agreement import Trouble
+from hvd_lm.job.stop import SIGNALS
 from hvd_lm.model.candidates import candidates
 from hvd_lm.model.noise import dropout_masks, dropout_widths
 from hvd_lm.plain_values import to_dict
@@ -132,7 +133,7 @@ class Leg:
         last: tuple[float, Evaluation | None] = (math.nan, None)
         end = min(self.total_steps, until or self.total_steps)
         try:
-            with self._adapter.job.stop.signals_heard():
+            with self._adapter.job.stop.signals_heard(*SIGNALS):
                 while self.step < end and not self._asked_to_stop:
                     last = self._step()
                 if self.step < end:

@@ -18,6 +18,7 @@ from hvd_lm.job import launcher
 from hvd_lm.job.agreement import settings
 from hvd_lm.job.messages import warn
 from hvd_lm.job.point_to_point import part_of_job
+from hvd_lm.job.stop import WARNING, Stop
 from hvd_lm.job.topology import arrange
 from hvd_lm.model.split import shares
 from hvd_lm.settings_file import write_yaml
@@ -53,6 +54,8 @@ def train(config: RunConfig, *, comm: Any = None) -> TrainingResult:
     LostWorkerError) that says what to do; once Horovod has started, on all ranks alike but for the last two.
     """
     with ExitStack() as held:
+        stop = Stop(config.max_hours)
+        held.enter_context(stop.signals_heard(WARNING))
         held.enter_context(part_of_job(comm))
         # What can be refused before Horovod starts is.
         launcher.refuse_unknown_launcher()
@@ -75,8 +78,7 @@ def train(config: RunConfig, *, comm: Any = None) -> TrainingResult:
             comm=comm,
         )
         job = adapter.job
-        if config.max_hours:
-            job.stop.ask_after(config.max_hours)
+        job.stop = stop
         held.enter_context(ending_together(job))
         with job.trouble.noted():
             adapter.build(config.model, config.optimizer)
