@@ -30,3 +30,9 @@ def test_figures_are_those_of_one_process(framework: str, data: int, model: int,
 def test_activations_travel_as_halves(framework: str) -> None:
     of_ranks = on_grid(framework, 2, "untied", model_parallel=2, compression="fp16")
     assert_halves_travelled(of_ranks, alone(framework, "untied"))
+
+
+def test_activations_beyond_halves_are_told(framework: str) -> None:
+    """By the ranks, which look up rows of each other; nothing is applied."""
+    of_ranks = on_grid(framework, 2, "untied", model_parallel=2, compression="fp16", embedding_factor=1e6, steps=2)
+    assert [result["beyond"] for result in of_ranks] == [[[2, False]] * 2] * 2

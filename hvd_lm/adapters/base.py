@@ -48,6 +48,8 @@ class StepResult:
     """How many of them have something to tell (`Job.agree`)."""
     ranks_asked_to_stop: int = 0
     """How many of them are (`Job.stop`)."""
+    ranks_beyond_halves: int = 0
+    """How many of them had an activation that float16, as which it travelled, has no room for; then nothing was applied."""
 
 
 @dataclass(frozen=True)

@@ -278,11 +278,13 @@ class Leg:
     def _judge(self, loss: float, outcome: StepResult) -> None:
         """Raises TrainingError, on all ranks alike, if the step was neither applied nor skipped for a smaller loss scale."""
         try:
+            if outcome.ranks_beyond_halves:
+                what = f"activations of {outcome.ranks_beyond_halves} rank(s) were above 65504, where float16 ends"
+                advice = "take --compression none, or lower --learning-rate"
+                raise TrainingError(f"{what}, at step {self.step + 1}, which was not applied: {advice}")
             if not math.isfinite(loss) or not (outcome.applied or self._loss_scale):
                 what = f"the gradient norm is {outcome.gradient_norm}" if math.isfinite(loss) else f"the loss is {loss}"
                 advice = "lower --learning-rate, set --clip, or add --warmup-steps"
-                if self._loss_scale and self._adapter.job.groups["model"].communicates:
-                    advice += "; activations travel as float16, which ends at 65504: or take --compression none"
                 raise TrainingError(f"{what} at step {self.step + 1}, which was not applied: {advice}")
             if self._loss_scale:
                 self._loss_scale.update(overflow=not outcome.applied)

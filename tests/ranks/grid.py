@@ -2,7 +2,8 @@
 
 horovodrun -np 4 python grid.py torch '{"model_parallel": 2}'
 
-The second argument holds the settings of model, optimizer, topology and communication, flat; `steps`, `sequences` of all, and
+The second argument holds the settings of model, optimizer, topology and communication, flat; `steps`, `sequences` of all,
+what the embedding begins multiplied by (`embedding_factor`), and
 `logits_together`, which is for tests only.
 """
 
@@ -28,7 +29,7 @@ LENGTH, WHOLE_WINDOW, LAST_WINDOW = 4, 4, 2
 def main(framework: str, settings: str) -> dict[str, Any]:
     given = json.loads(settings)
     cost.LOGITS_TOGETHER = given.pop("logits_together", _LOGITS_TOGETHER)
-    steps, sequences = given.pop("steps", 50), given.pop("sequences", 12)
+    steps, sequences, factor = given.pop("steps", 50), given.pop("sequences", 12), given.pop("embedding_factor", 1.0)
     sections = {kind: {k: given.pop(k) for k in list(given) if k in kind.__dataclass_fields__} for kind in _SECTIONS}
     assert not given, given
     model = ModelConfig(**_MODEL | sections[ModelConfig])
@@ -36,11 +37,13 @@ def main(framework: str, settings: str) -> dict[str, Any]:
     adapter = hvd_lm.adapter(framework, communication, TopologyConfig(**sections[TopologyConfig]), deterministic=True)
     adapter.build(model, OptimizerConfig(**sections[OptimizerConfig]))
     adapter.load_weights(initial_rows(model, seed=4))
+    if held := adapter.shares["embedding"].rows:
+        adapter.set_rows("embedding", held.start, factor * adapter.weights()["embedding"])
     topology, vocabulary = adapter.job.topology, model.vocabulary_size or 0
     batch = sequences // topology.readers
     mine = slice(topology.reader * batch, (topology.reader + 1) * batch)
     generator = np.random.default_rng(0)
-    state, results, micro_batch = adapter.zero_state(batch), [], 0
+    state, results, beyond, micro_batch = adapter.zero_state(batch), [], [], 0
     scale = 1024.0 if communication.compression == "fp16" else 1.0
     for step in range(steps):
         count = LAST_WINDOW if step % 3 == 2 else WHOLE_WINDOW
@@ -72,8 +75,10 @@ def main(framework: str, settings: str) -> dict[str, Any]:
             )
         outcome = adapter.step(learning_rate=0.03, clip=0.2, unscale=1 / scale)
         results.append((outcome.loss_sum / counted, outcome.gradient_norm))
+        beyond.append([outcome.ranks_beyond_halves, outcome.applied])
     return {
         "figures": results,
+        "beyond": beyond,
         "linked": sorted(adapter.job.links),
         "rows": {name: [share.rows.start, share.rows.stop] for name, share in adapter.shares.items()},
     }

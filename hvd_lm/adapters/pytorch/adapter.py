@@ -26,6 +26,7 @@ from hvd_lm.adapters.pytorch.stages.drop import Drop
 from hvd_lm.adapters.pytorch.stages.sampled_softmax import SampledWords
 from hvd_lm.adapters.pytorch.touched_rows import Touched
 from hvd_lm.adapters.pytorch.update import Update, make_update, norm_of
+from hvd_lm.adapters.pytorch.wire import Wire
 from hvd_lm.config import CommunicationConfig
 from hvd_lm.job.topology import GroupName
 from hvd_lm.model.candidates import Candidates
@@ -50,16 +51,17 @@ class PyTorchAdapter(Adapter):
         update = self.update_config
         self._weights = {name: Weight(*share.shape, device=self._device) for name, share in self.shares.items() if share.rows}
         halves = self.communication.compression == "fp16"
+        self._wire = Wire(self._device, halves=halves)
         groups = self.job.groups
         self._neighbours = {
-            side: neighbour(groups[side], self.job.links.get(side), self._device, halves=halves)
+            side: neighbour(groups[side], self.job.links.get(side), self._device, self._wire)
             for side in ("below", "above")
             if self.is_pipeline and groups[side].communicates
         }
         self._divided = Divided(
             self.places,
             self.shares,
-            ModelGroup(groups["model"], halves=halves) if groups["model"].communicates and not self.is_pipeline else None,
+            ModelGroup(groups["model"], self._wire) if groups["model"].communicates and not self.is_pipeline else None,
             **self._neighbours,
         )
         self._copies: list[_Made] = []
@@ -77,8 +79,8 @@ class PyTorchAdapter(Adapter):
             self._reducer = GradientReducer(
                 self.shares, self._weights, self._touched, self._optimizer_split, self.job, self.communication
             )
-        self._sums = torch.zeros(3, dtype=torch.float64, device=self._device)
-        """Of the window: its loss, and the flags of all ranks."""
+        self._sums = torch.zeros(4, dtype=torch.float64, device=self._device)
+        """Of the window: its loss, and the flags of all ranks, and of those whose activations were beyond what travels."""
         self._complete = False
         """Whether the window has had its last micro-batch."""
 
@@ -236,7 +238,7 @@ class PyTorchAdapter(Adapter):
             self._touched.note_outputs(made.output.touched)
         self._sums[0] += loss
         if last:
-            self._sums[1:] = torch.tensor(self.job.flags())
+            self._sums[1:] = torch.tensor([*self.job.flags(), self._wire.take_beyond()])
             self._complete = True
             self._touched.outputs_complete()
         if reducer:
@@ -262,8 +264,8 @@ class PyTorchAdapter(Adapter):
         if self._reducer:
             self._reducer.finish_sums()
         norm = self._global_norm() * unscale
-        loss_sum, in_trouble, asked_to_stop = self._sums.tolist()
-        applied = bool(np.isfinite(norm) and np.isfinite(loss_sum) and not in_trouble)
+        loss_sum, in_trouble, asked_to_stop, beyond = self._sums.tolist()
+        applied = bool(np.isfinite(norm) and np.isfinite(loss_sum) and not in_trouble and not beyond)
         if applied:
             self._weights_changed()
             self._optimizer_split.take_gradients()
@@ -271,7 +273,7 @@ class PyTorchAdapter(Adapter):
             update.apply(learning_rate, unscale if clip is None or norm <= clip else unscale * clip / norm, rows)
             self._optimizer_split.share_updated()
         self._begin_window()
-        return StepResult(loss_sum, norm, applied, int(in_trouble), int(asked_to_stop))
+        return StepResult(loss_sum, norm, applied, int(in_trouble), int(asked_to_stop), int(beyond))
 
     def _global_norm(self) -> float:
         """Of the gradients of the window, each parameter counted once."""

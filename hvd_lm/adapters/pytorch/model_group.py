@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hvd_lm.adapters.job import Group
+from hvd_lm.adapters.pytorch.wire import Wire
 
 Later = Callable[[], Tensor]
 """Waits for what is on its way, and returns it."""
@@ -23,8 +24,8 @@ class ModelGroup:
     What is called activations may travel as float16; all else travels as it is.
     """
 
-    def __init__(self, group: Group, *, halves: bool) -> None:
-        self._process_set, self._halves = group.process_set, halves
+    def __init__(self, group: Group, wire: Wire) -> None:
+        self._process_set, self._wire = group.process_set, wire
         self.size, self.place = group.size, group.place
 
     def gather(self, rows: Tensor, name: str) -> Tensor:
@@ -39,14 +40,14 @@ class ModelGroup:
 
     def gather_activations_later(self, rows: Tensor, name: str) -> Later:
         """As `gather`, of activations."""
-        handle = self._gather(self._wire(rows), name)
+        handle = self._gather(self._wire.activations(rows), name)
         return lambda: hvd.synchronize(handle).to(rows.dtype)
 
-    def sum_activations_later(self, parts_MN: Tensor, name: str) -> Later:
-        """This rank's N rows of the sum over the ranks of their [M*N, ...], of activations or their gradients. Collective."""
+    def sum_gradients_later(self, parts_MN: Tensor, name: str) -> Later:
+        """This rank's N rows of the sum over the ranks of their [M*N, ...], of gradients by activations. Collective."""
         rows = len(parts_MN) // self.size
         # Each rank sums what it is sent: in float32, in one order, and no more bytes than by a ring.
-        handle = self._exchange(self._wire(parts_MN), [rows] * self.size, name)
+        handle = self._exchange(self._wire.gradients(parts_MN), [rows] * self.size, name)
 
         def sum_of_parts() -> Tensor:
             parts, _ = hvd.synchronize(handle)
@@ -64,8 +65,13 @@ class ModelGroup:
         return received, counts.tolist()
 
     def exchange_activations(self, rows: Tensor, splits: Sequence[int], name: str) -> Tensor:
-        """The rows that came, as by `exchange`, of activations or their gradients."""
-        received, _ = self.exchange(self._wire(rows), splits, name)
+        """The rows that came, as by `exchange`, of activations."""
+        received, _ = self.exchange(self._wire.activations(rows), splits, name)
+        return received.to(rows.dtype)
+
+    def exchange_gradients(self, rows: Tensor, splits: Sequence[int], name: str) -> Tensor:
+        """The rows that came, as by `exchange`, of gradients by activations."""
+        received, _ = self.exchange(self._wire.gradients(rows), splits, name)
         return received.to(rows.dtype)
 
     def _gather(self, rows: Tensor, name: str) -> int:
@@ -76,6 +82,3 @@ class ModelGroup:
         sent = torch.tensor(splits, dtype=torch.int32)
         handle: int = hvd.alltoall_async(rows.contiguous(), sent, f"model.{name}", process_set=self._process_set)
         return handle
-
-    def _wire(self, rows: Tensor) -> Tensor:
-        return rows.half() if self._halves else rows

@@ -25,6 +25,7 @@ from hvd_lm.adapters.tensorflow.stages.output import Judged, Output
 from hvd_lm.adapters.tensorflow.stages.sampled_softmax import SAMPLED_SPECS, SampledWords
 from hvd_lm.adapters.tensorflow.update import DynamicUpdate, Update
 from hvd_lm.adapters.tensorflow.weight import Accumulation, Arriving, Weight, to_numpy
+from hvd_lm.adapters.tensorflow.wire import Wire
 from hvd_lm.model.candidates import Candidates
 from hvd_lm.model.split import blocks
 from hvd_lm.model.weights import Array, Weights
@@ -61,13 +62,13 @@ class TensorFlowAdapter(Adapter):
         }
         self._weights = {name: Weight(share, by_rows=by_rows[name]) for name, share in self.shares.items() if share.rows}
         self._values = {name: weight.value for name, weight in self._weights.items()}
-        halves, groups = self.communication.compression == "fp16", self.job.groups
+        groups, self._wire = self.job.groups, Wire(halves=self.communication.compression == "fp16")
         self._neighbours = {
-            side: neighbour(groups[side], self.job.links.get(side), halves=halves)
+            side: neighbour(groups[side], self.job.links.get(side), self._wire)
             for side in ("below", "above")
             if self.is_pipeline and groups[side].communicates
         }
-        model_group = ModelGroup(groups["model"], halves=halves) if groups["model"].communicates and not self.is_pipeline else None
+        model_group = ModelGroup(groups["model"], self._wire) if groups["model"].communicates and not self.is_pipeline else None
         divided = Divided(self.places, self.shares, model_group, **self._neighbours)
         self._lookup, self._stages, self._output = make_stages(self.model, self._weights, divided)
         self._reducer = GradientReducer(self._weights, self.moment_shares, self.job, self.communication)
@@ -98,7 +99,7 @@ class TensorFlowAdapter(Adapter):
     def _begin_window(self) -> None:
         self._first_backward = True
         self._window_sums: tf.Tensor | None = None
-        """Of a window that is complete: its loss, and the flags of all ranks."""
+        """Of a window that is complete: its loss, the flags of all ranks, and of how many activations were beyond."""
 
     # --- graphs ------------------------------------------------------------------------------------------
 
@@ -115,7 +116,8 @@ class TensorFlowAdapter(Adapter):
     def _backward_graph(self, deferred: list[Deferred], flags: tf.Tensor, *, first: bool, last: bool) -> tf.Tensor:
         """Stage by stage from above: with `last`, what is complete travels while the stages below are at work.
 
-        Returns the loss of the window so far, and `Job.flags` of this rank, [3]; with `last`, their sums over all ranks.
+        Returns the loss of the window so far, `Job.flags` of this rank, and whether its activations were beyond what travels, [4];
+        with `last`, their sums over all ranks.
         """
         if self._lookup:
             self._reducer.note_inputs(self._lookup.touched([micro_batch.tapes[0] for micro_batch in deferred]), first=first)
@@ -129,7 +131,7 @@ class TensorFlowAdapter(Adapter):
         if last:
             touched |= self._reducer.outputs_complete()
         loss = self._loss_sum.assign(loss if first else self._loss_sum + loss)
-        sums = tf.concat([[loss], flags], 0)
+        sums = tf.stack([loss, *tf.unstack(flags), self._wire.take_beyond() if last else tf.zeros((), tf.float64)])
         if last:
             sums = self._reducer.sums(sums)
         accumulation.complete(*self._output.weights)
@@ -297,11 +299,11 @@ class TensorFlowAdapter(Adapter):
             self._window_sums = sums
 
     def step(self, *, learning_rate: float, clip: float | None, unscale: float) -> StepResult:
-        loss_sum, in_trouble, asked_to_stop = self._complete_sums("step()")
-        trusted = bool(np.isfinite(loss_sum) and not in_trouble)
+        loss_sum, in_trouble, asked_to_stop, beyond = self._complete_sums("step()")
+        trusted = bool(np.isfinite(loss_sum) and not in_trouble and not beyond)
         norm, applied = self._trained.apply(learning_rate=learning_rate, clip=clip, unscale=unscale, trusted=trusted)
         self._begin_window()
-        return StepResult(loss_sum, norm, applied, int(in_trouble), int(asked_to_stop))
+        return StepResult(loss_sum, norm, applied, int(in_trouble), int(asked_to_stop), int(beyond))
 
     def _complete_sums(self, caller: str) -> list[float]:
         if self._window_sums is None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from hvd_lm.adapters.job import Group
 from hvd_lm.adapters.pytorch.stages.base import Complete, LayerState, Stage
 from hvd_lm.adapters.pytorch.stages.sampled_softmax import SampledWords
+from hvd_lm.adapters.pytorch.wire import Wire
 from hvd_lm.job.point_to_point import Kind, Link
 
 _NAMES = 64
@@ -26,13 +27,13 @@ _NAMES = 64
 class Neighbour(ABC):
     """The rank on one side."""
 
-    def __init__(self, device: torch.device, *, halves: bool) -> None:
-        """With `halves` activations and gradients travel as float16."""
-        self._device, self._wire = device, torch.float16 if halves else torch.float32
+    def __init__(self, device: torch.device, wire: Wire) -> None:
+        self._device, self._wire = device, wire
 
     def send(self, rows: Tensor, kind: Kind) -> None:
         """To the other rank, which receives the same kind."""
-        self._send(rows.to(self._wire).contiguous(), kind)
+        wire = self._wire.activations(rows) if kind == "activations" else self._wire.gradients(rows)
+        self._send(wire.contiguous(), kind)
 
     def receive(self, shape: tuple[int, ...], kind: Kind) -> Tensor:
         """What the other rank sends: a tensor of this shape."""
@@ -54,8 +55,8 @@ class Neighbour(ABC):
 class NeighbourByAlltoall(Neighbour):
     """By Horovod, which knows no other way for a rank to reach one other."""
 
-    def __init__(self, group: Group, device: torch.device, *, halves: bool) -> None:
-        super().__init__(device, halves=halves)
+    def __init__(self, group: Group, device: torch.device, wire: Wire) -> None:
+        super().__init__(device, wire)
         self._process_set, self._other = group.process_set, 1 - group.place
         self._sent, self._received = 0, 0
         self._leaving: deque[int] = deque()
@@ -73,7 +74,7 @@ class NeighbourByAlltoall(Neighbour):
         self._sent += 1
 
     def _receive(self, shape: tuple[int, ...], kind: Kind) -> Tensor:
-        nothing = torch.empty(0, *shape[1:], device=self._device, dtype=self._wire)
+        nothing = torch.empty(0, *shape[1:], device=self._device, dtype=self._wire.dtype)
         began = time.perf_counter()
         received, _ = hvd.synchronize(self._exchange(nothing, 0, f"{kind}.{self._received % _NAMES}"))
         self._waited_seconds += time.perf_counter() - began
@@ -91,8 +92,8 @@ class NeighbourByAlltoall(Neighbour):
 class NeighbourByMpi(Neighbour):
     """Point to point, where MPI launches."""
 
-    def __init__(self, link: Link, device: torch.device, *, halves: bool) -> None:
-        super().__init__(device, halves=halves)
+    def __init__(self, link: Link, device: torch.device, wire: Wire) -> None:
+        super().__init__(device, wire)
         self._link = link
 
     def take_waited_seconds(self) -> float:
@@ -102,14 +103,14 @@ class NeighbourByMpi(Neighbour):
         self._link.send(rows.cpu().numpy(), kind)
 
     def _receive(self, shape: tuple[int, ...], kind: Kind) -> Tensor:
-        received = torch.empty(shape, dtype=self._wire)
+        received = torch.empty(shape, dtype=self._wire.dtype)
         self._link.receive(received.numpy(), kind)
         return received.to(self._device)
 
 
-def neighbour(group: Group, link: Link | None, device: torch.device, *, halves: bool) -> Neighbour:
+def neighbour(group: Group, link: Link | None, device: torch.device, wire: Wire) -> Neighbour:
     """The other rank of `group`, by the link to it if there is one."""
-    return NeighbourByMpi(link, device, halves=halves) if link else NeighbourByAlltoall(group, device, halves=halves)
+    return NeighbourByMpi(link, device, wire) if link else NeighbourByAlltoall(group, device, wire)
 
 
 class Arrive(Stage):

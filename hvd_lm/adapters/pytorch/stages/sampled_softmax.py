@@ -90,7 +90,7 @@ def accumulate_sampled(
     by_logits[:, count] -= of_all.counted_A * held_A
     by_candidates_AC, by_targets_A1 = by_logits[:, :count], by_logits[:, count:]
     gradients_AH = torch.addmm(by_targets_A1 * kernel_AH, by_candidates_AC, kernel_CH)
-    returning = group.sum_activations_later(gradients_AH, "gradients") if group else (lambda: gradients_AH)
+    returning = group.sum_gradients_later(gradients_AH, "gradients") if group else (lambda: gradients_AH)
     own_A = held_A.nonzero()[:, 0]
     rows_of_targets = rows_A[own_A]
     for parameter, by_rows_C, by_targets in (

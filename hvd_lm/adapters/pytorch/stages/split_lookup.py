@@ -57,7 +57,7 @@ class SplitLookup(Lookup):
         self._kept.clear()
         by_words = gradients_KTBH.new_zeros(sum(asked.of_others), gradients_KTBH.shape[-1])
         by_words.index_add_(0, asked.inverse, gradients_KTBH.flatten(0, 2))
-        by_rows = self._group.exchange_activations(by_words, asked.of_others, "lookup.gradients")
+        by_rows = self._group.exchange_gradients(by_words, asked.of_others, "lookup.gradients")
         total = gradient_by_rows(self.table)
         total.index_add_(0, asked.rows, by_rows)
         complete(self.table)

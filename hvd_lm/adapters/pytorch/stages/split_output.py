@@ -105,7 +105,7 @@ class SplitOutput(Output):
         own_A = self._own(targets_A).nonzero()[:, 0]
         rows_A, weights = targets_A[own_A] - self._words.start, counted_A[own_A]
         gradients_AH[own_A] -= self.kernel[rows_A] * weights[:, None]
-        returning = group.sum_activations_later(gradients_AH, "gradients")
+        returning = group.sum_gradients_later(gradients_AH, "gradients")
         weighted_AH = outputs_AH * factors_A[:, None]
         for weighted, factors in zip(torch.split(weighted_AH, self._tokens), torch.split(factors_A, self._tokens), strict=True):
             exps = exps_of_chunks.pop(0)

@@ -20,6 +20,7 @@ from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.stages.base import Forwarded, Specs, Stage, Tape, Tensors
 from hvd_lm.adapters.tensorflow.stages.output import Judged, joined
 from hvd_lm.adapters.tensorflow.weight import Accumulation, Weight
+from hvd_lm.adapters.tensorflow.wire import Wire
 from hvd_lm.job.point_to_point import Kind, Link
 
 with native_stderr_closed():
@@ -30,13 +31,13 @@ with native_stderr_closed():
 class Neighbour(ABC):
     """The rank on one side."""
 
-    def __init__(self, *, halves: bool) -> None:
-        """With `halves` activations and gradients travel as float16."""
-        self._wire = tf.float16 if halves else tf.float32
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
 
     def send(self, rows: tf.Tensor, kind: Kind) -> tf.Operation:
         """To the other rank, which receives the same kind; what is done when `rows` are its."""
-        return self._send(tf.cast(rows, self._wire), kind)
+        wire = self._wire.activations(rows) if kind == "activations" else self._wire.gradients(rows)
+        return self._send(wire, kind)
 
     def receive(self, shape: tf.Tensor, width: int, kind: Kind) -> tf.Tensor:
         """What the other rank sends: a tensor of this shape, whose last dimension is `width`."""
@@ -59,8 +60,8 @@ class Neighbour(ABC):
 class NeighbourByAlltoall(Neighbour):
     """By Horovod, which knows no other way for a rank to reach one other."""
 
-    def __init__(self, group: Group, *, halves: bool) -> None:
-        super().__init__(halves=halves)
+    def __init__(self, group: Group, wire: Wire) -> None:
+        super().__init__(wire)
         self._process_set, self._other = group.process_set, 1 - group.place
         # TensorFlow would rename the second of two operations of one name, on this rank alone.
         self._pair = group.ranks[0]
@@ -79,7 +80,7 @@ class NeighbourByAlltoall(Neighbour):
             return tf.debugging.Assert(tf.equal(tf.size(received), 0), [f"{kind} came from where they were sent to"])
 
     def _receive(self, shape: tf.Tensor, kind: Kind) -> tf.Tensor:
-        nothing = tf.zeros(tf.concat(((0,), shape[1:]), 0), self._wire)
+        nothing = tf.zeros(tf.concat(((0,), shape[1:]), 0), self._wire.dtype)
         received, done = self._exchange(nothing, 0, kind)
         with tf.control_dependencies([done]):
             return tf.identity(received)
@@ -102,8 +103,8 @@ class NeighbourByMpi(Neighbour):
     no other rank needs these before it sends what this one waits for.
     """
 
-    def __init__(self, link: Link, *, halves: bool) -> None:
-        super().__init__(halves=halves)
+    def __init__(self, link: Link, wire: Wire) -> None:
+        super().__init__(wire)
         self._link = link
 
     def take_waited_seconds(self) -> float:
@@ -119,11 +120,11 @@ class NeighbourByMpi(Neighbour):
 
     def _receive(self, shape: tf.Tensor, kind: Kind) -> tf.Tensor:
         def receive(shape: NDArray[np.int32]) -> NDArray[Any]:
-            received = np.empty(shape, self._wire.as_numpy_dtype)
+            received = np.empty(shape, self._wire.dtype.as_numpy_dtype)
             self._link.receive(received, kind)
             return received
 
-        return tf.numpy_function(receive, (shape,), self._wire)
+        return tf.numpy_function(receive, (shape,), self._wire.dtype)
 
 
 def _clock() -> tf.Tensor:
@@ -131,9 +132,9 @@ def _clock() -> tf.Tensor:
     return tf.numpy_function(time.perf_counter, (), tf.float64)
 
 
-def neighbour(group: Group, link: Link | None, *, halves: bool) -> Neighbour:
+def neighbour(group: Group, link: Link | None, wire: Wire) -> Neighbour:
     """The other rank of `group`, by the link to it if there is one."""
-    return NeighbourByMpi(link, halves=halves) if link else NeighbourByAlltoall(group, halves=halves)
+    return NeighbourByMpi(link, wire) if link else NeighbourByAlltoall(group, wire)
 
 
 class Arrive(Stage):

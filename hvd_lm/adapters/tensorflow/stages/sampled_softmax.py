@@ -99,7 +99,7 @@ def accumulate_sampled(
     by_candidates_AC = exps_AC * factors_A[:, None]
     by_targets_A = exps_A * factors_A - of_all.counted_A * holds_A
     gradients_AH = tf.matmul(by_candidates_AC, kernel_CH) + by_targets_A[:, None] * kernel_AH
-    gradients_NH = group.sum_activations(gradients_AH, f"gradients.{name}") if group else gradients_AH
+    gradients_NH = group.sum_gradients(gradients_AH, f"gradients.{name}") if group else gradients_AH
     own_A = tf.where(held_A)[:, 0]
     rows_of_targets, by_own_A = tf.gather(rows_A, own_A), tf.gather(by_targets_A, own_A)
     rows = tf.concat((rows_C, rows_of_targets), 0)

@@ -55,7 +55,7 @@ class SplitLookup(Lookup):
         asked = self._ask(tf.concat([inputs_TB for inputs_TB, _ in tapes], 1), "backward")
         rows = tf.reshape(gradient, (-1, self.table.shape[1]))
         by_words = tf.math.unsorted_segment_sum(rows, asked.inverse, tf.reduce_sum(asked.of_others))
-        by_rows = self._group.exchange_activations(by_words, asked.of_others, "lookup.gradients")
+        by_rows = self._group.exchange_gradients(by_words, asked.of_others, "lookup.gradients")
         accumulation.begin(self.table).scatter_add(tf.IndexedSlices(by_rows, asked.rows))
         accumulation.complete(self.table)
         return tf.zeros((0,))

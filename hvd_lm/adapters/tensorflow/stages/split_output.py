@@ -91,7 +91,7 @@ class SplitOutput(Output):
         rows_A, weights_A = tf.gather(targets_A, own_A) - self._words.start, tf.gather(counted_A, own_A)
         of_targets_AH = tf.gather(self.kernel.value, rows_A) * weights_A[:, None]
         gradients_AH = tf.tensor_scatter_nd_sub(products.concat() * factors_A[:, None], own_A[:, None], of_targets_AH)
-        gradient_NH = group.sum_activations(gradients_AH, "gradients")
+        gradient_NH = group.sum_gradients(gradients_AH, "gradients")
 
         def add(here: slice) -> tuple[()]:
             targets, counted = targets_A[here], counted_A[here]
