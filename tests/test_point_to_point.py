@@ -11,7 +11,8 @@ import launcher
 import numpy as np
 import pools
 import pytest
-from grids import alone, assert_halves_travelled, assert_same_figures, on_grid
+from conftest import INSTALLED
+from grids import alone, assert_same_figures, on_grid
 
 from hvd_lm.adapters import adapter_class
 from hvd_lm.errors import ConfigError
@@ -48,14 +49,7 @@ def test_figures_of_a_pipeline_are_those_of_one_process(over_mpi: str) -> None:
 
 
 @pytest.mark.ranks
-def test_activations_travel_as_halves(over_mpi: str) -> None:
-    settings: dict[str, Any] = {"split": "layers", "model_parallel": 2, "compression": "fp16", "steps": STEPS}
-    of_ranks = on_grid(over_mpi, 2, "untied", controller="mpi", **settings)
-    assert [result["linked"] for result in of_ranks] == [["above"], ["below"]]
-    assert_halves_travelled(of_ranks, alone(over_mpi, "untied")[:STEPS])
-
-
-@pytest.mark.ranks
+@pytest.mark.parametrize("framework", INSTALLED[:1])
 def test_two_runs_share_one_mpirun(over_mpi: str, tmp_path: Path) -> None:
     """A pipeline, and data parallelism, on two ranks each: the losses of one process."""
     words = ["--framework", over_mpi, *launcher.SMALL, "--backward-passes-per-step", "2", "--batch-size", "4", "--steps", "3"]

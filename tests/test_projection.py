@@ -18,9 +18,9 @@ from hvd_lm.model.cost import vocabulary_split_bytes
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("grid", [{"data_parallel": 2}, {"model_parallel": 2}, {"model_parallel": 2, "split": "layers"}])
+@pytest.mark.parametrize("grid", [{"model_parallel": 2}, {"model_parallel": 2, "split": "layers"}])
 def test_figures_are_those_of_one_process(framework: str, grid: dict[str, Any]) -> None:
-    assert_same_figures(on_grid(framework, 2, "projected", **grid), alone(framework, "projected"))
+    assert_same_figures(on_grid(framework, 2, "projected", steps=20, **grid), alone(framework, "projected")[:20])
 
 
 @pytest.mark.ranks

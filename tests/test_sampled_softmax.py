@@ -93,13 +93,18 @@ def on_grid(framework: str, data: int, model: int, **settings: Any) -> Any:
 @pytest.mark.ranks
 def test_figures_are_those_of_one_process(framework: str) -> None:
     alone = on_grid(framework, 1, 1)
-    for data, model, split in GRIDS:
+    for data, model, split in GRIDS if framework == INSTALLED[0] else GRIDS[::3]:
         on_ranks = on_grid(framework, data, model, **split)
         np.testing.assert_allclose(on_ranks[:, 0], alone[:, 0], rtol=1e-5, err_msg=f"{data}x{model} {split}")
         np.testing.assert_allclose(on_ranks[:, 1], alone[:, 1], rtol=1e-4, err_msg=f"{data}x{model} {split}")
+
+
+@pytest.mark.ranks
+def test_tied_figures_and_halves(framework: str) -> None:
     tied = {"tie_embedding": True, "embedding_size": 16}
-    np.testing.assert_allclose(on_grid(framework, 2, 1, **tied), on_grid(framework, 1, 1, **tied), rtol=1e-4)
-    halves = on_grid(framework, 1, 2, compression="fp16")
+    alone = on_grid(framework, 1, 1, **tied)
+    np.testing.assert_allclose(on_grid(framework, 1, 2, **tied), alone, rtol=1e-4)
+    halves = on_grid(framework, 1, 2, **tied, compression="fp16")
     np.testing.assert_allclose(halves[:, 0], alone[:, 0], rtol=5e-3)
 
 
