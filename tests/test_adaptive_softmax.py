@@ -171,7 +171,8 @@ def test_figures_are_those_of_one_process(framework: str) -> None:
     """With dropout, clipping, ignored targets and short windows."""
     expected = alone(framework, "adaptive")[:20]
     assert (expected[:, 1] > 0.2).any(), "clipping took place"
-    for topology in ({}, {"split": "optimizer"}, {"split": "layers", "model_parallel": 2}):
+    topologies = ({"split": "optimizer"}, {"split": "layers", "model_parallel": 2})
+    for topology in topologies:
         assert_same_figures(on_grid(framework, 2, "adaptive", steps=20, **topology), expected)
     assert_halves_travelled(on_grid(framework, 2, "adaptive", steps=20, compression="fp16"), expected)
 

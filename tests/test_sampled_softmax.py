@@ -100,6 +100,7 @@ def test_figures_are_those_of_one_process(framework: str) -> None:
 
 
 @pytest.mark.ranks
+@pytest.mark.parametrize("framework", INSTALLED[:1])
 def test_tied_figures_and_halves(framework: str) -> None:
     tied = {"tie_embedding": True, "embedding_size": 16}
     alone = on_grid(framework, 1, 1, **tied)
