@@ -132,18 +132,20 @@ class Leg:
         """
         last: tuple[float, Evaluation | None] = (math.nan, None)
         end = min(self.total_steps, until or self.total_steps)
-        try:
-            with self._adapter.job.stop.signals_heard(*SIGNALS):
+        with self._adapter.job.stop.signals_heard(*SIGNALS):
+            try:
                 while self.step < end and not self._asked_to_stop:
                     last = self._step()
                 if self.step < end:
-                    self._stop()
-        finally:
-            self._cursor.rest()
-        with self._trouble.noted():
-            if self.outlets.writer:
-                self.outlets.writer.wait()
-        self._agree()
+                    self._checkpoint(None)
+            finally:
+                self._cursor.rest()
+            with self._trouble.noted():
+                if self.outlets.writer:
+                    self.outlets.writer.wait()
+            self._agree()
+            if self.step < end:
+                raise self._stopped()
         return last
 
     def _step(self) -> tuple[float, Evaluation | None]:
@@ -302,17 +304,12 @@ class Leg:
             raise TrainingError(f"{what}: look after that machine, then go on with --resume auto{self._keep_weights()}")
         self.outlets.metrics.say(f"{what}, as rounding on unlike processors makes them: they were given those of rank 0")
 
-    def _stop(self) -> None:
-        """Raises StoppedError, on all ranks alike, once the weights are written. Collective."""
+    def _stopped(self) -> StoppedError:
+        """Who was asked to stop, and by what; the same on all ranks. Collective."""
         job = self._adapter.job
-        self._checkpoint(None)
-        with self._trouble.noted():
-            if self.outlets.writer:
-                self.outlets.writer.wait()
-        self._agree()
         reasons = zip(job.tell(job.stop.reason), job.places, strict=True)
         why = next(f"{reason} ({place})" if job.topology.size > 1 else reason for reason, place in reasons if reason)
-        raise StoppedError(f"stopped after step {self.step} by {why}: go on with --resume auto")
+        return StoppedError(f"stopped after step {self.step} by {why}: go on with --resume auto")
 
     def _keep_weights(self) -> str:
         """Write them, if there has been a step, and say so. Collective."""

@@ -24,19 +24,7 @@ from hvd_lm.config import ModelConfig
 from hvd_lm.model import stages as declared
 from hvd_lm.model.noise import keep_probability
 
-__all__ = [
-    "Complete",
-    "Depart",
-    "LayerState",
-    "Lookup",
-    "Neighbour",
-    "NeighbourByAlltoall",
-    "NeighbourByMpi",
-    "Output",
-    "Stage",
-    "make_stages",
-    "neighbour",
-]
+__all__ = ["Complete", "Depart", "LayerState", "Lookup", "Output", "Stage", "make_stages", "neighbour"]
 
 Weights = Mapping[str, nn.Parameter]
 

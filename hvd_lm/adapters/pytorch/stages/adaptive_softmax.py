@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hvd_lm.adapters.assembly import Cluster
-from hvd_lm.adapters.pytorch.memory import first_gradient
+from hvd_lm.adapters.pytorch.memory import gradient_by_rows
 from hvd_lm.adapters.pytorch.products import add_product_to_gradient, product
 from hvd_lm.adapters.pytorch.stages.output import Output, accumulate_cross_entropy, cross_entropies
 from hvd_lm.data.sources import IGNORED
@@ -58,7 +58,9 @@ class AdaptiveOutput(Output):
         for cluster in self._clusters:
             members_M, within_M = _members(cluster, targets_N)
             if not len(members_M):
-                _begin_gradients(cluster.projection_kernel, cluster.kernel)
+                # An update wants all gradients, and all ranks send them.
+                for weight in (cluster.projection_kernel, cluster.kernel):
+                    gradient_by_rows(weight)
                 continue
             outputs_MH = outputs_NH[members_M]
             projected_MP = product(outputs_MH, cluster.projection_kernel)
@@ -82,10 +84,3 @@ def _members(cluster: Cluster, targets_N: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens whose target is in the cluster, and which of its words that is, [M] each."""
     members_M = ((targets_N >= cluster.words.start) & (targets_N < cluster.words.stop)).nonzero()[:, 0]
     return members_M, targets_N[members_M] - cluster.words.start
-
-
-def _begin_gradients(*weights: nn.Parameter) -> None:
-    """With zeros, of weights that no token has entered yet: an update wants all gradients, and all ranks send them."""
-    for weight in weights:
-        if weight.grad is None:
-            first_gradient(weight).zero_()
