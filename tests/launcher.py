@@ -22,6 +22,8 @@ BODIES = Path(__file__).with_name("ranks")
 SCRIPTS = sysconfig.get_path("scripts")
 SMALL = ["--vocabulary-size", "1000", "--embedding-size", "24", "--hidden-size", "32", "--sequence-length", "16"]
 """A model and sequences that train in a moment; the text is the embedded corpus unless --data says otherwise."""
+TINY = ["--vocabulary-size", "97", "--embedding-size", "12", "--sequence-length", "8", "--backward-passes-per-step", "2"]
+"""The same for some steps on any grid: an odd vocabulary. Without a --hidden-size."""
 
 
 @dataclass(frozen=True)

@@ -139,10 +139,9 @@ def test_a_run_begins_and_goes_on(tmp_path: Path) -> None:
 
     def train(out: str, ranks: int, steps: int, framework: str = INSTALLED[0]) -> list[float]:
         pools.hvd_lm(
-            ranks, "train", "--framework", framework, "--out", tmp_path / out, "--vocabulary-size", "97", "--embedding-size", "12",
-            "--hidden-size", "16", "--sequence-length", "8", "--steps", str(steps), "--batch-size", str(4 // ranks), "--resume",
-            "auto", "--backward-passes-per-step", "2", "--optimizer", "adagrad", "--initial-accumulator", "0.001",
-            "--learning-rate", "0.05", "--validation-share", "0",
+            ranks, "train", "--framework", framework, "--out", tmp_path / out, *launcher.TINY, "--hidden-size", "16", "--steps",
+            str(steps), "--batch-size", str(4 // ranks), "--resume", "auto", "--optimizer", "adagrad", "--initial-accumulator",
+            "0.001", "--learning-rate", "0.05", "--validation-share", "0",
         )  # fmt: skip
         return launcher.losses(tmp_path / out)
 

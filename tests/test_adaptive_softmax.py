@@ -187,19 +187,8 @@ def test_frameworks_agree() -> None:
 # --- checkpoints -----------------------------------------------------------------------------------------
 
 FLAGS = [
-    *(
-        "--vocabulary-size",
-        "97",
-        "--embedding-size",
-        "12",
-        "--hidden-size",
-        "16",
-        "--sequence-length",
-        "8",
-        "--learning-rate",
-        "0.02",
-    ),
-    *("--backward-passes-per-step", "2", "--softmax", "adaptive", "--adaptive-cutoffs", "20", "50", "--deterministic"),
+    *(*launcher.TINY, "--hidden-size", "16", "--learning-rate", "0.02"),
+    *("--softmax", "adaptive", "--adaptive-cutoffs", "20", "50", "--deterministic"),
 ]
 TEXT = "the value of a name is what the statement says\nif it is not a name it is an expression\n" * 20
 

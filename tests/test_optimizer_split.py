@@ -29,9 +29,9 @@ def test_a_run_goes_on_with_and_without_the_split(framework: str, tmp_path: Path
 
     def train(out: str, steps: int, ranks: int, *flags: str) -> list[float]:
         pools.hvd_lm(
-            ranks, "train", "--framework", framework, "--out", tmp_path / out, "--vocabulary-size", "97", "--embedding-size", "12",
-            "--hidden-size", "16", "--sequence-length", "8", "--steps", str(steps), "--batch-size", str(4 // ranks),
-            "--backward-passes-per-step", "2", "--learning-rate", "0.02", "--deterministic", "--validation-share", "0", *flags,
+            ranks, "train", "--framework", framework, "--out", tmp_path / out, *launcher.TINY, "--hidden-size", "16", "--steps",
+            str(steps), "--batch-size", str(4 // ranks), "--learning-rate", "0.02", "--deterministic", "--validation-share", "0",
+            *flags,
         )  # fmt: skip
         return launcher.losses(tmp_path / out)
 

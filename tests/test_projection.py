@@ -29,9 +29,9 @@ def test_a_run_goes_on_bit_for_bit(framework: str, tmp_path: Path) -> None:
 
     def train(out: str, ranks: int, steps: int, *flags: str) -> list[float]:
         pools.hvd_lm(
-            ranks, "train", "--framework", framework, "--out", tmp_path / out, "--vocabulary-size", "97", "--embedding-size", "12",
-            "--hidden-size", "16", "20", "--projection-size", "6", "--sequence-length", "8", "--steps", str(steps), "--batch-size",
-            "4", "--backward-passes-per-step", "2", "--learning-rate", "0.02", "--deterministic", "--validation-share", "0", *flags,
+            ranks, "train", "--framework", framework, "--out", tmp_path / out, *launcher.TINY, "--hidden-size", "16", "20",
+            "--projection-size", "6", "--steps", str(steps), "--batch-size", "4", "--learning-rate", "0.02", "--deterministic",
+            "--validation-share", "0", *flags,
         )  # fmt: skip
         return launcher.losses(tmp_path / out)
 

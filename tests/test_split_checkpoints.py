@@ -17,7 +17,6 @@ from hvd_lm.checkpoint import tensors
 from hvd_lm.checkpoint.format import MOMENTS, WEIGHTS, Checkpoint
 from hvd_lm.errors import CheckpointError
 
-ODD = ("--vocabulary-size", "97", "--embedding-size", "12", "--hidden-size", "16", "--sequence-length", "8")
 GRIDS = [
     ("torch", {"data_parallel": 2, "model_parallel": 2}),
     ("torch", {"model_parallel": 2, "split": "layers"}),
@@ -32,8 +31,8 @@ GRIDS = [
 def train(ranks: int, framework: str, out: Path, steps: int, *flags: str) -> list[dict[str, float]]:
     batch = () if "--batch-size" in flags else ("--batch-size", str(4 // ranks))
     pools.hvd_lm(
-        ranks, "train", "--framework", framework, "--out", out, *ODD, "--steps", str(steps), "--backward-passes-per-step", "2",
-        "--learning-rate", "0.02", "--deterministic", *batch, *flags,
+        ranks, "train", "--framework", framework, "--out", out, *launcher.TINY, "--hidden-size", "16",
+        "--steps", str(steps), "--learning-rate", "0.02", "--deterministic", *batch, *flags,
     )  # fmt: skip
     return launcher.metrics(out)
 
