@@ -13,6 +13,14 @@ from numpy.typing import NDArray
 CASES: dict[str, dict[str, Any]] = {
     "untied": {"vocabulary_size": 51},
     "tied, with dropout": {"vocabulary_size": 50, "tie_embedding": True, "embedding_size": 16, "dropout": 0.25},
+    "sampled": {"vocabulary_size": 51, "softmax": "sampled", "sampled_words": 12},
+    "sampled, tied": {
+        "vocabulary_size": 51,
+        "softmax": "sampled",
+        "sampled_words": 12,
+        "tie_embedding": True,
+        "embedding_size": 16,
+    },
     "adaptive": {"vocabulary_size": 51, "dropout": 0.25, "softmax": "adaptive", "adaptive_cutoffs": [8, 20]},
     "projected": {"vocabulary_size": 51, "hidden_size": [16, 20], "projection_size": 8, "dropout": 0.25},
     "three layers": {"vocabulary_size": 51, "layers": 3, "tie_embedding": True, "embedding_size": 16, "dropout": 0.25},

@@ -112,7 +112,6 @@ def test_the_root_is_never_of_zero() -> None:
 # --- on several ranks ------------------------------------------------------------------------------------
 
 _SETTINGS = {"optimizer": "adagrad", "initial_accumulator": 1e-4, "steps": 8}
-_SAMPLED = {"vocabulary_size": 51, "softmax": "sampled", "sampled_words": 12}
 
 
 @pytest.mark.ranks
@@ -124,7 +123,7 @@ def test_figures_are_those_of_one_process(framework: str) -> None:
 
     by_optimizer, by_layers = {"split": "optimizer", "data_parallel": 2}, {"split": "layers", "model_parallel": 2}
     for case, grids in (
-        (_SAMPLED, [{"data_parallel": 2}, {"model_parallel": 2}]),
+        (CASES["sampled"], [{"data_parallel": 2}, {"model_parallel": 2}]),
         (CASES["tied, with dropout"], [by_optimizer, by_layers]),
     ):
         alone = np.array(on_grid(1, case)[0]["figures"])

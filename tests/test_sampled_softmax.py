@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,15 @@ import pools
 import pytest
 import reference_lstm
 from conftest import INSTALLED, MakeAdapter
+from grids import CASES, alone, assert_halves_travelled, assert_same_figures, on_grid
 
 from hvd_lm.config import ModelConfig, OptimizerConfig
 from hvd_lm.errors import ConfigError
 from hvd_lm.model.candidates import candidates
 from hvd_lm.model.weights import initial_weights
 
-SAMPLED = {"vocabulary_size": 51, "softmax": "sampled", "sampled_words": 12}
-PLAIN = ModelConfig(embedding_size=12, hidden_size=16, **SAMPLED)  # type: ignore[arg-type]
-TIED = ModelConfig(embedding_size=16, hidden_size=16, tie_embedding=True, **SAMPLED)  # type: ignore[arg-type]
+PLAIN = ModelConfig(embedding_size=12, hidden_size=16, **CASES["sampled"])
+TIED = ModelConfig(hidden_size=16, **CASES["sampled, tied"])
 
 
 def test_candidates_are_a_function_of_seed_and_micro_batch() -> None:
@@ -77,6 +76,7 @@ def test_gradients_are_those_of_the_reference(make_adapter: MakeAdapter, model: 
     assert adapter.step(learning_rate=1e-3, clip=None, unscale=1.0).loss_sum == pytest.approx(loss, rel=1e-6)
 
 
+STEPS = 20
 GRIDS: list[tuple[int, int, dict[str, Any]]] = [
     (1, 3, {}),
     (2, 2, {}),
@@ -85,34 +85,26 @@ GRIDS: list[tuple[int, int, dict[str, Any]]] = [
 ]
 
 
-def on_grid(framework: str, data: int, model: int, **settings: Any) -> Any:
-    settings |= {"data_parallel": data, "model_parallel": model, "steps": 20}
-    return np.array(pools.body("grid", data * model, framework, json.dumps(SAMPLED | settings))[0]["figures"])
-
-
 @pytest.mark.ranks
 def test_figures_are_those_of_one_process(framework: str) -> None:
-    alone = on_grid(framework, 1, 1)
     for data, model, split in GRIDS if framework == INSTALLED[0] else GRIDS[::3]:
-        on_ranks = on_grid(framework, data, model, **split)
-        np.testing.assert_allclose(on_ranks[:, 0], alone[:, 0], rtol=1e-5, err_msg=f"{data}x{model} {split}")
-        np.testing.assert_allclose(on_ranks[:, 1], alone[:, 1], rtol=1e-4, err_msg=f"{data}x{model} {split}")
+        on_ranks = on_grid(framework, data * model, "sampled", data_parallel=data, model_parallel=model, steps=STEPS, **split)
+        assert_same_figures(on_ranks, alone(framework, "sampled")[:STEPS])
 
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("framework", INSTALLED[:1])
 def test_tied_figures_and_halves(framework: str) -> None:
-    tied = {"tie_embedding": True, "embedding_size": 16}
-    alone = on_grid(framework, 1, 1, **tied)
-    np.testing.assert_allclose(on_grid(framework, 1, 2, **tied), alone, rtol=1e-4)
-    halves = on_grid(framework, 1, 2, **tied, compression="fp16")
-    np.testing.assert_allclose(halves[:, 0], alone[:, 0], rtol=5e-3)
+    expected = alone(framework, "sampled, tied")[:STEPS]
+    assert_same_figures(on_grid(framework, 2, "sampled, tied", model_parallel=2, steps=STEPS), expected)
+    halves = on_grid(framework, 2, "sampled, tied", model_parallel=2, steps=STEPS, compression="fp16")
+    assert_halves_travelled(halves, expected)
 
 
 @pytest.mark.ranks
 @pytest.mark.skipif(len(INSTALLED) < 2, reason="parity needs both frameworks")
 def test_frameworks_agree() -> None:
-    first, second = (on_grid(framework, 1, 1) for framework in INSTALLED)
+    first, second = (alone(framework, "sampled") for framework in INSTALLED)
     np.testing.assert_allclose(second, first, rtol=1e-4)
 
 
