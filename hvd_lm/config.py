@@ -341,6 +341,8 @@ class RunConfig:
     resume: str | None = None
     """Go on with an earlier run: auto for the newest checkpoint in --out (none there: begin), or the folder of a run or of
     a checkpoint. --steps and --epochs are the totals of the run. Ranks, batch size and framework may change."""
+    elastic: bool = False
+    """Go on when workers come or go, without a restart: under horovodrun --min-np A --max-np B --host-discovery-script SCRIPT."""
     deterministic: bool = False
     """Make every sum repeatable, bit for bit: deterministic kernels, and no fusion unless --fusion-threshold-mb is given."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -359,6 +361,15 @@ class RunConfig:
             require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, not {value}")
         _require_positive(self, "max_hours")
         require(self.resume != "", "--resume needs auto or a folder")
+        require(
+            not self.elastic or (self.topology.split is None and self.topology.data_parallel is None),
+            "--elastic needs a whole model on every worker, and any number of them: use it without --split, --model-parallel and "
+            "--data-parallel",
+        )
+        require(
+            not self.elastic or self.communication.reduction != "adasum",
+            "--reduction adasum needs 2, 4, 8, ... ranks: use it without --elastic",
+        )
         require(self.seed >= 0, f"--seed must not be negative, not {self.seed}")
 
 

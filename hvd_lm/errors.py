@@ -54,6 +54,16 @@ class StoppedError(HvdLmError):
     exit_code = 5
 
 
+class MembersChangedError(HvdLmError):
+    """Workers of an elastic job are about to come or go; nobody is told, since it goes on."""
+
+
+class RemovedError(HvdLmError):
+    """The host of this worker has left an elastic job, which goes on."""
+
+    exit_code = 0
+
+
 class OutOfMemoryError(HvdLmError):
     """There is no memory for what is computed, in the machine or in its GPU."""
 

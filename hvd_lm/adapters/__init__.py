@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hvd_lm.adapters.base import Adapter
 from hvd_lm.config import FRAMEWORKS, CommunicationConfig, TopologyConfig
 from hvd_lm.errors import ConfigError, FrameworkError
+from hvd_lm.job.stop import Stop
+
+if TYPE_CHECKING:
+    from hvd_lm.adapters.membership import Membership
 
 _CLASSES = {
     "torch": ("hvd_lm.adapters.pytorch.adapter", "PyTorchAdapter"),
@@ -55,3 +59,9 @@ def adapter(
     """
     chosen = adapter_class(framework)
     return chosen(chosen.job_class(communication, topology, threads, deterministic=deterministic, comm=comm), communication)
+
+
+def membership(stop: Stop) -> Membership:
+    """This process's in an elastic job; Horovod's launcher is imported now. Raises ConfigError if there is none."""
+    found: Membership = importlib.import_module("hvd_lm.adapters.membership").Membership(stop)
+    return found

@@ -46,8 +46,8 @@ class StepResult:
     """False if the loss or the gradient was not finite, or a rank was in trouble: then weights and moments are unchanged."""
     ranks_in_trouble: int = 0
     """How many of them have something to tell (`Job.agree`)."""
-    ranks_asked_to_stop: int = 0
-    """How many of them are (`Job.stop`)."""
+    ranks_to_end: int = 0
+    """How many of them are to end here (`Job.stop`)."""
     ranks_beyond_halves: int = 0
     """How many of them had an activation that float16, as which it travelled, has no room for; then nothing was applied."""
 

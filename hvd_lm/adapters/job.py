@@ -155,6 +155,8 @@ class Job(ABC):
             hvd.init(comm=comm if expected.size > 1 else None, process_sets=list(sets.values()))
         except KeyError as error:
             raise ConfigError(f"this process has joined a job without the group {error}: use one topology in a process") from error
+        except ValueError as error:
+            raise LostWorkerError(f"Horovod could not start, probably because another rank ended: {error}") from error
         return {**sets, tuple(range(expected.size)): hvd.global_process_set}
 
     def _note_levers(self, config: CommunicationConfig) -> None:
@@ -311,8 +313,8 @@ class Job(ABC):
         return [json.loads(line) for line in lines.tobytes().splitlines()]
 
     def flags(self) -> tuple[float, float]:
-        """What this rank tells beside the loss of a step: 1 if it is in trouble, and 1 if it is asked to stop; else 0."""
-        return float(self.trouble.error is not None), float(self.stop.reason is not None)
+        """What this rank tells beside the loss of a step: 1 if it is in trouble, and 1 if it is to end there; else 0."""
+        return float(self.trouble.error is not None), float(self.stop.reason is not None or self.stop.members_change)
 
     def common_error(self, values: Mapping[str, Any] | None = None) -> Exception | None:
         """What all ranks have to raise: trouble of one of them, or a ConfigError where `values` differ. Collective.
@@ -326,16 +328,23 @@ class Job(ABC):
         if error := self.common_error(values):
             raise error
 
-    def broadcast(self, value: Any) -> Any:
-        """`value` of rank 0 on every rank of the job. Collective."""
-        return self.horovod.broadcast_object(value, root_rank=0) if self.groups["all"].communicates else value
+    def broadcast(self, value: Any, root: int = 0) -> Any:
+        """`value` of rank `root` on every rank of the job. Collective."""
+        if not self.groups["all"].communicates:
+            return value
+        return self.horovod.broadcast_object(value, root_rank=root, name="broadcast")
 
-    def abandon(self) -> None:
-        """Leave alone: the other ranks' collective calls fail, those that they are in as well as later ones."""
+    @classmethod
+    def abandon(cls) -> bool:
+        """Leave alone: the other ranks' collective calls fail, those that they are in as well as later ones.
+
+        Returns whether this process can join again.
+        """
         # What is on its way arrives first; where another rank hangs, nothing does.
-        leaving = threading.Thread(target=self.horovod.shutdown, daemon=True)
+        leaving = threading.Thread(target=cls.horovod.shutdown, daemon=True)
         leaving.start()
         leaving.join(_SECONDS_TO_LEAVE)
+        return not leaving.is_alive()
 
     def barrier(self, group: GroupName = "all") -> None:
         """Returns when all ranks of the group have called it. Collective."""

@@ -11,6 +11,7 @@ from hvd_lm.checkpoint.format import (
     load,
     load_model,
     mapped,
+    newest_step,
 )
 from hvd_lm.checkpoint.writer import CheckpointWriter, save
 
@@ -26,5 +27,6 @@ __all__ = [
     "load",
     "load_model",
     "mapped",
+    "newest_step",
     "save",
 ]

@@ -47,6 +47,7 @@ from hvd_lm.model.stages import parameters, state_size
 from hvd_lm.model.weights import Array, Weights, check_weights
 from hvd_lm.plain_values import from_dict
 from hvd_lm.training.loss_scale import LossScale
+from hvd_lm.training.schedule import Schedule
 
 FORMAT_VERSION = 2
 _READ = (1, 2)
@@ -84,6 +85,8 @@ class Progress:
     """Nats per token after this very step, if there was a validation."""
     best_validation_loss: float | None = None
     """The lowest so far."""
+    schedule: Schedule | None = None
+    """Of the learning rate; None from versions that counted it by steps alone."""
     settings: Mapping[str, Any] | None = None
     """The run's configuration, as plain values: for people, and to tell what changed."""
 
@@ -109,6 +112,12 @@ class Checkpoint:
 def exists(run: Path) -> bool:
     """Whether the folder of a run holds a checkpoint, whole or damaged. Raises CheckpointError if it cannot be looked into."""
     return bool(folders(run))
+
+
+def newest_step(run: Path) -> int | None:
+    """The step of the newest checkpoint in the folder of a run, whole or damaged. Raises as `exists`."""
+    found = folders(run)
+    return step_of(found[-1]) if found else None
 
 
 def discard_after(step: int, run: Path, aside: Path) -> None:
@@ -251,7 +260,8 @@ def _side_by_side(state_L2SH: NDArray[np.float32]) -> NDArray[np.float32]:
 def _progress(description: dict[str, Any], lstm_state_2SU: Array, model: ModelConfig) -> Progress:
     position = from_dict(Position, description["position"])
     loss_scale = None if description["loss_scale"] is None else from_dict(LossScale, description["loss_scale"])
-    made = {"position": position, "loss_scale": loss_scale, "lstm_state_2SU": lstm_state_2SU}
+    schedule = from_dict(Schedule, description["schedule"]) if description.get("schedule") else None
+    made = {"position": position, "loss_scale": loss_scale, "schedule": schedule, "lstm_state_2SU": lstm_state_2SU}
     progress = from_dict(Progress, description | made)
     for number in (progress.epoch, progress.micro_batches, progress.tokens, position.micro_batches, *sum(position.segments, ())):
         count(number)
@@ -259,6 +269,8 @@ def _progress(description: dict[str, Any], lstm_state_2SU: Array, model: ModelCo
         raise CheckpointError("its position is none in a text")
     if loss_scale and not (0 < loss_scale.scale < math.inf and loss_scale.growth_steps >= 1):
         raise CheckpointError(f"its loss scale is {loss_scale.scale}")
+    if schedule and not 0 <= schedule.step <= schedule.steps < math.inf:
+        raise CheckpointError(f"its schedule is at {schedule.step} of {schedule.steps}")
     shape = (2, position.streams, state_size(model))
     if lstm_state_2SU.shape != shape or lstm_state_2SU.dtype != np.float32:
         raise CheckpointError(f"the state is {lstm_state_2SU.dtype} {list(lstm_state_2SU.shape)}, not float32 {list(shape)}")

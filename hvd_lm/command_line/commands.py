@@ -19,7 +19,7 @@ from hvd_lm.command_line import streams
 from hvd_lm.command_line.flags import PROGRAM, parse, parse_with_yaml
 from hvd_lm.config import RunConfig
 from hvd_lm.data.prepare import PrepareConfig, prepare
-from hvd_lm.errors import BugError, ConfigError, StoppedError, in_family
+from hvd_lm.errors import BugError, ConfigError, RemovedError, StoppedError, in_family
 from hvd_lm.evaluation import perplexity
 from hvd_lm.evaluation.perplexity import EvaluateConfig
 from hvd_lm.export import ExportConfig, export
@@ -49,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StoppedError as error:
         leave_by_own_code()
         return fail("" if launcher.launched_rank() else f"{PROGRAM}: {one_line(str(error))}", error.exit_code)
+    except RemovedError as removed:
+        print(f"{PROGRAM}: {removed}", file=sys.stderr)
+        return removed.exit_code
     except KeyboardInterrupt:
         return fail(f"{PROGRAM}: interrupted", 130)
     except Exception as error:

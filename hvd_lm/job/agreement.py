@@ -51,7 +51,7 @@ class Trouble:
 
     def word(self, values: Mapping[str, Any]) -> Word:
         """What this rank tells."""
-        return {"values": dict(values), "trouble": _told(self.error) if self.error else None}
+        return {"values": dict(values), "trouble": told(self.error) if self.error else None}
 
     def verdict(self, words: Sequence[Word], places: Sequence[str]) -> Exception | None:
         """What this rank has to raise after `words` of all ranks, which are at `places`: its own error, that of the first rank in
@@ -60,18 +60,19 @@ class Trouble:
             return self.error
         for word, place in zip(words, places, strict=True):
             if word["trouble"]:
-                return _retold(**word["trouble"], place=place)
+                return retold(**word["trouble"], place=place)
         return _difference([word["values"] for word in words], places)
 
 
-def _told(error: Exception) -> dict[str, str]:
-    if told := errors.in_family(error):
-        return {"kind": type(told).__name__, "message": str(told)}
+def told(error: Exception) -> dict[str, str]:
+    """`error` in plain values, as it travels to other ranks."""
+    if ours := errors.in_family(error):
+        return {"kind": type(ours).__name__, "message": str(ours)}
     return {"kind": "", "message": "".join(traceback.format_exception(error)).rstrip()}
 
 
-def _retold(kind: str, message: str, place: str) -> HvdLmError:
-    """The error of another rank, with its exit code."""
+def retold(kind: str, message: str, place: str) -> HvdLmError:
+    """The error of another rank, from what it `told`, with its exit code."""
     family = getattr(errors, kind, None)
     if family:
         error: HvdLmError = family(f"{message} ({place})")
@@ -81,9 +82,9 @@ def _retold(kind: str, message: str, place: str) -> HvdLmError:
 
 def of_one_rank(error: Exception, rank: int, place: str) -> HvdLmError:
     """What a rank raises that leaves the job because of an `error` of its own."""
-    told = _retold(**_told(error), place=place)
-    told.speaker = rank
-    return told
+    of_all = retold(**told(error), place=place)
+    of_all.speaker = rank
+    return of_all
 
 
 def _difference(values: Sequence[Mapping[str, Any]], places: Sequence[str]) -> ConfigError | None:

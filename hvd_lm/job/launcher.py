@@ -81,6 +81,12 @@ def launched_place() -> int:
     return _number(found.local_rank) or 0 if found else 0
 
 
+def meeting_place() -> str:
+    """Address and port at which the ranks of a job of horovodrun over Gloo meet, which no other job has; else empty."""
+    address, port = (os.environ.get(f"HOROVOD_GLOO_RENDEZVOUS_{name}", "") for name in ("ADDR", "PORT"))
+    return f"{address}:{port}" if port else ""
+
+
 @contextmanager
 def part_of_job(rank: int, size: int, local_rank: int) -> Iterator[None]:
     """Within, this process is one of `size` ranks, of which it is the `local_rank`-th on its machine.

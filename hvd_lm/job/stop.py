@@ -27,6 +27,8 @@ class Stop:
         self._reason: str | None = None
         self._hours = hours or math.inf
         self._deadline = time.monotonic() + 3600 * self._hours
+        self.members_change = False
+        """Whether the job is to be left because workers of an elastic one come or go."""
 
     @property
     def reason(self) -> str | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hvd_lm.checkpoint.format import Progress
 from hvd_lm.config import DataConfig
 from hvd_lm.data.read_ahead import read_ahead
-from hvd_lm.data.sources import MicroBatch, Position, Source, Window
+from hvd_lm.data.sources import IGNORED, MicroBatch, Position, Source, Window
 from hvd_lm.data.streams import Streams, continue_streams
 from hvd_lm.data.texts import Texts
 from hvd_lm.errors import CheckpointError
@@ -83,6 +83,12 @@ class Cursor:
         if self._batches is None:
             self._batches = self._read_ahead()
         return next(self._batches)
+
+    def nothing(self, sequence_length: int, batch_size: int) -> tuple[MicroBatch, Masks]:
+        """A micro-batch without targets, and masks of its shape."""
+        shape = (sequence_length, batch_size)
+        empty = MicroBatch(np.zeros(shape, np.int32), np.full(shape, IGNORED, np.int32))
+        return empty, self._noise(stream_ids=self.source.stream_ids, micro_batch=0)
 
     def _read_ahead(self) -> Generator[tuple[MicroBatch, Masks]]:
         source, earlier = self.source, self.micro_batches_read - self.micro_batch

@@ -16,6 +16,7 @@ from pathlib import Path
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm.checkpoint.files import lock
 from hvd_lm.errors import ConfigError, why
+from hvd_lm.job import launcher
 from hvd_lm.job.messages import warn
 
 LOCK = ".lock"
@@ -68,6 +69,8 @@ class Holder:
     kernel: str
     """Of the running system: the same in all of its containers, whatever their host names; another one after a reboot."""
     since: str
+    job: str = ""
+    """Where the workers of an elastic job meet: when its rank 0 dies, another one has the folder at once."""
 
     def __str__(self) -> str:
         return f"pid {self.pid} on {self.host}, since {self.since}"
@@ -78,7 +81,7 @@ def _this_process() -> Holder:
     with contextlib.suppress(OSError):
         kernel = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     host = socket.gethostname()
-    return Holder(os.getpid(), host, kernel or host, time.strftime("%Y-%m-%d %H:%M:%S %z"))
+    return Holder(os.getpid(), host, kernel or host, time.strftime("%Y-%m-%d %H:%M:%S %z"), launcher.meeting_place())
 
 
 @contextlib.contextmanager
@@ -133,7 +136,8 @@ def _refuse_if_held(path: Path, descriptor: int) -> None:
     found, holder = lock(descriptor), _holder(descriptor)
     if found == "held":
         raise ConfigError(f"--out {path.parent} is that of a run in progress ({holder or 'which just begins'}): {_ADVICE}")
-    if holder is None or (found == "taken" and holder.kernel == _this_process().kernel):
+    this = _this_process()
+    if holder is None or (found == "taken" and holder.kernel == this.kernel) or (holder.job and holder.job == this.job):
         return
     silent = _seconds_since_a_sign(path, descriptor)
     if silent < SECONDS_OF_SILENCE:

@@ -14,29 +14,31 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hvd_lm.adapters.base import Adapter, State, StepResult
+from hvd_lm.adapters.job import Job
 from hvd_lm.checkpoint import FOLDER, CheckpointWriter, Progress
 from hvd_lm.config import RunConfig
-from hvd_lm.data.sources import IGNORED, MicroBatch, Window
+from hvd_lm.data.sources import Window
 from hvd_lm.data.streams import Streams
 from hvd_lm.data.texts import Texts
-from hvd_lm.errors import CheckpointError, DataError, StoppedError, TrainingError
+from hvd_lm.errors import CheckpointError, MembersChangedError, StoppedError, TrainingError
 from hvd_lm.evaluation.exact_loss import evaluation_streams, exact_loss
 from hvd_lm.evaluation.figures import Evaluation
 from hvd_lm.job.agreement import Trouble
 from hvd_lm.job.stop import SIGNALS
-from hvd_lm.model.candidates import candidates
 from hvd_lm.model.noise import dropout_masks, dropout_widths
 from hvd_lm.plain_values import to_dict
 from hvd_lm.training import parts, replicas
-from hvd_lm.training.cursor import Masks, go_on, text_cursor
+from hvd_lm.training.accumulation import Accumulation
+from hvd_lm.training.cursor import go_on, text_cursor
+from hvd_lm.training.headline import described
+from hvd_lm.training.judgement import refused
 from hvd_lm.training.loss_scale import INITIAL, LossScale
 from hvd_lm.training.metrics import Metrics, Row, SilentMetrics
-from hvd_lm.training.schedule import learning_rate
+from hvd_lm.training.schedule import Schedule, learning_rate
 from hvd_lm.training.snapshot import Snapshot, owned
-
-_CELL_NAMES = {"lstm": "LSTM", "mlstm": "multiplicative LSTM"}
 
 
 @dataclass
@@ -56,8 +58,7 @@ class Leg:
         data, communication, topology = config.data, config.communication, adapter.job.topology
         self.outlets = Outlets()
         self._passes = communication.backward_passes_per_step
-        # Micro-batches that share one backward.
-        self._together = max(1, communication.backward_tokens // (data.batch_size * data.sequence_length))
+        self._accumulation = Accumulation(adapter, config.model, data, communication.backward_tokens, config.seed)
         self._validation: Streams | None = None
         if len(texts.validation):
             first_input = texts.tokenizer.end_of_line_id
@@ -65,27 +66,36 @@ class Leg:
         self._loss_scale: LossScale | None = None
         if communication.compression == "fp16" and adapter.job.groups["all"].communicates:
             self._loss_scale = LossScale(communication.loss_scale or INITIAL, communication.loss_scale_growth_steps)
-        self._noise = partial(
+        noise = partial(
             dropout_masks,
             config.model.dropout,
             widths=dropout_widths(config.model),
             sequence_length=data.sequence_length,
             seed=config.seed,
         )
-        self._cursor = text_cursor(texts, data, topology, self._noise)
+        self._cursor = text_cursor(texts, data, topology, noise)
+        self._entered = progress if config.elastic else None
         self._state: State = adapter.zero_state(data.batch_size)
         self.step = step
         self.tokens = 0
         """Targets so far, all ranks."""
         self._seconds = 0.0
         self._best_validation_loss: float | None = None
-        self._asked_to_stop = False
+        self._to_end = False
+        """Whether a rank is asked to stop, or workers come or go."""
+        self._states_2SU: NDArray[np.float32] | None = None
+        """After the last step, of all ranks: of an elastic run, in which a rank may be gone when they are wanted."""
+        self.row: Row | None = None
+        """Of the last step."""
+        self.is_finished = True
+        """Whether what is due after the last step has been done."""
         self._saved_step: int | None = None
         self._checkpoint_seconds = 0.0
         """That the loop was held up by checkpoints since the last row."""
         windows_of_epoch = self._cursor.windows_left(self._passes)
         if progress:
-            self._state = adapter.state_from_numpy(go_on(self._cursor, progress, texts, data, topology))
+            state_2BU = go_on(self._cursor, progress, texts, data, topology)
+            self._state = adapter.state_from_numpy(state_2BU)
             self._go_on(progress)
         later_epochs = (config.epochs or 1) - self._cursor.epoch - 1
         by_epochs = step + self._cursor.windows_left(self._passes) + later_epochs * windows_of_epoch
@@ -93,6 +103,7 @@ class Leg:
             self.total_steps = by_epochs
         else:
             self.total_steps = config.steps if config.epochs is None else min(config.steps, by_epochs)
+        self._schedule = self._begun_schedule(progress)
 
     def _go_on(self, progress: Progress) -> None:
         self.tokens, self._seconds = progress.tokens, progress.seconds
@@ -103,6 +114,20 @@ class Leg:
             if self._config.communication.loss_scale is None:
                 self._loss_scale.scale, self._loss_scale.good_steps = progress.loss_scale.scale, progress.loss_scale.good_steps
 
+    def _begun_schedule(self, progress: Progress | None) -> Schedule:
+        """Of the learning rate: it ends where the run does, and nothing else moves it."""
+        steps_left = self.total_steps - self.step
+        if progress is None or progress.schedule is None:
+            return Schedule(self.step, self.total_steps)
+        settings, done = progress.settings or {}, progress.schedule.step
+        is_of_same_length = all(settings.get(name) == getattr(self._config, name) for name in ("steps", "epochs"))
+        return Schedule(done, progress.schedule.steps if is_of_same_length else done + steps_left)
+
+    @property
+    def job(self) -> Job:
+        """That it is a leg in."""
+        return self._adapter.job
+
     @property
     def skipped_steps(self) -> int:
         """Steps that were not applied because a gradient overflowed in fp16."""
@@ -110,13 +135,10 @@ class Leg:
 
     def headline(self) -> str:
         """What is trained on what, for how long."""
-        model, data, texts = self._config.model, self._config.data, self._texts
-        units = ", ".join(map(str, model.units if len(set(model.units)) > 1 else model.units[:1]))
-        projected = f", projected to {model.projection_size}" if model.projection_size else ""
+        data, texts = self._config.data, self._texts
         goes_on = f"going on after step {self.step}, {self.tokens:,} tokens; " if self.step else ""
         return (
-            f"model: vocabulary {model.vocabulary_size}, embedding {model.embedding_size}, {len(model.units)} "
-            f"{_CELL_NAMES[model.cell]} layer(s) of {units}{projected}; text: {len(texts.training):,} tokens to train on, "
+            f"model: {described(self._config.model)}; text: {len(texts.training):,} tokens to train on, "
             f"{len(texts.validation):,} to validate\n"
             f"{self.total_steps} optimizer steps of {self._passes} x {data.batch_size} x {data.sequence_length} tokens per rank; "
             f"{goes_on}writing to {self._config.out}"
@@ -128,15 +150,18 @@ class Leg:
         """Train until the run is done, or step `until` is; the loss of the last window, and what was validated after it.
 
         Raises, on all ranks alike, TrainingError, StoppedError, or what went wrong on one of them; the weights are written before.
-        Collective.
+        Raises MembersChangedError, after which it can be left. Collective.
         """
         last: tuple[float, Evaluation | None] = (math.nan, None)
         end = min(self.total_steps, until or self.total_steps)
         with self._adapter.job.stop.signals_heard(*SIGNALS):
             try:
-                while self.step < end and not self._asked_to_stop:
+                if not self.is_finished:
+                    last = self._finish()
+                while self.step < end and not self._to_end:
                     last = self._step()
-                if self.step < end:
+                stopped = self._stopped() if self.step < end else None
+                if isinstance(stopped, StoppedError):
                     self._checkpoint(None)
             finally:
                 self._cursor.rest()
@@ -144,8 +169,8 @@ class Leg:
                 if self.outlets.writer:
                     self.outlets.writer.wait()
             self._agree()
-            if self.step < end:
-                raise self._stopped()
+            if stopped:
+                raise stopped
         return last
 
     def _step(self) -> tuple[float, Evaluation | None]:
@@ -153,8 +178,15 @@ class Leg:
         if self._cursor.at_end:
             self._cursor.begin_epoch()
             self._state = self._adapter.zero_state(self._config.data.batch_size)
-        row = self._window(self._cursor.next_window(self._passes))
-        validation = None
+            self._states_2SU = None if self._states_2SU is None else np.zeros_like(self._states_2SU)
+        self.row = self._window(self._cursor.next_window(self._passes))
+        self.is_finished = False
+        return self._finish()
+
+    def _finish(self) -> tuple[float, Evaluation | None]:
+        """What is due after a step."""
+        assert self.row is not None
+        row, validation = dict(self.row), None
         if self._due(self._config.validation_every):
             validation = self._validate()
             self._agree()
@@ -166,6 +198,7 @@ class Leg:
         improved = self._note_best(validation)
         if improved or self._due(self._config.checkpoint_every):
             self._checkpoint(validation)
+        self.is_finished = True
         return row["loss"], validation
 
     def _due(self, every: int | None) -> bool:
@@ -177,7 +210,10 @@ class Leg:
         began = time.perf_counter()
         scale = self._loss_scale.scale if self._loss_scale else 1.0
         predivide = self._config.communication.gradient_predivide_factor
-        state, waited = self._accumulate(window, weight=scale / (predivide * window.target_count))
+        weight = scale / (predivide * window.target_count)
+        state, waited = self._accumulation.run(window, self._cursor, self._state, weight=weight)
+        # Before the weights change: whoever has made the step has all that belongs to it.
+        states_2SU = self._gathered(state) if self._config.elastic else None
         rate = self._learning_rate()
         unscale = predivide / scale
         if self._config.communication.reduction == "adasum":
@@ -186,12 +222,13 @@ class Leg:
         self._release_checkpoint()
         outcome = self._adapter.step(learning_rate=rate, clip=self._config.optimizer.clip, unscale=unscale)
         loss = outcome.loss_sum / window.target_count
-        self._asked_to_stop = outcome.ranks_asked_to_stop > 0
+        self._to_end = outcome.ranks_to_end > 0
         if outcome.ranks_in_trouble:
             self._agree()
         self._judge(loss, outcome)
+        self._schedule.step = self._schedule.coming(self.total_steps - self.step)
         self.step += 1
-        self._state = state
+        self._state, self._states_2SU = state, states_2SU
         self._cursor.pass_window(window)
         self.tokens += window.target_count
         elapsed = time.perf_counter() - began
@@ -219,49 +256,15 @@ class Leg:
             }
         return row
 
-    def _accumulate(self, window: Window, weight: float) -> tuple[State, float]:
-        """Forward and backward of all micro-batches; the state after them, and seconds that were waited for data."""
-        state, waited = self._state, 0.0
-        for index in range(window.start, window.stop):
-            asked = time.perf_counter()
-            batch, masks = self._read()
-            waited += time.perf_counter() - asked
-            left = window.stop - 1 - index
-            state = self._adapter.accumulate(
-                batch.inputs_TB,
-                batch.targets_TB,
-                state if self._cursor.source.carries_state else self._adapter.zero_state(self._config.data.batch_size),
-                weight=weight,
-                last=left == 0,
-                defer=left % self._together,
-                dropout_masks=masks,
-                candidates=candidates(
-                    self._config.model,
-                    micro_batch=self._cursor.micro_batches_read + index - window.start,
-                    seed=self._config.seed,
-                ),
-            )
-        return state, waited
-
-    def _read(self) -> tuple[MicroBatch, Masks]:
-        """The next micro-batch; one without targets if this rank is in trouble: the others wait for its part of the window."""
-        if self._trouble.error is None:
-            try:
-                return self._cursor.read()
-            except OSError as error:
-                self._trouble.note(
-                    DataError(f"cannot read the training text: {error}: bring it back, then go on with --resume auto")
-                )
-            except Exception as error:
-                self._trouble.note(error)
-        shape = (self._config.data.sequence_length, self._config.data.batch_size)
-        nothing = MicroBatch(np.zeros(shape, np.int32), np.full(shape, IGNORED, np.int32))
-        return nothing, self._noise(stream_ids=self._cursor.source.stream_ids, micro_batch=0)
-
     def _learning_rate(self) -> float:
         """Of the next step."""
         sequences = self._adapter.job.topology.readers * self._config.data.batch_size * self._passes
-        return learning_rate(self._config.optimizer, step=self.step + 1, total_steps=self.total_steps, sequences_per_step=sequences)
+        return learning_rate(
+            self._config.optimizer,
+            step=self._schedule.coming(self.total_steps - self.step),
+            total_steps=self._schedule.steps,
+            sequences_per_step=sequences,
+        )
 
     # --- when it cannot go on ----------------------------------------------------------------------------
 
@@ -280,14 +283,8 @@ class Leg:
     def _judge(self, loss: float, outcome: StepResult) -> None:
         """Raises TrainingError, on all ranks alike, if the step was neither applied nor skipped for a smaller loss scale."""
         try:
-            if outcome.ranks_beyond_halves:
-                what = f"activations of {outcome.ranks_beyond_halves} rank(s) were above 65504, where float16 ends"
-                advice = "take --compression none, or lower --learning-rate"
-                raise TrainingError(f"{what}, at step {self.step + 1}, which was not applied: {advice}")
-            if not math.isfinite(loss) or not (outcome.applied or self._loss_scale):
-                what = f"the gradient norm is {outcome.gradient_norm}" if math.isfinite(loss) else f"the loss is {loss}"
-                advice = "lower --learning-rate, set --clip, or add --warmup-steps"
-                raise TrainingError(f"{what} at step {self.step + 1}, which was not applied: {advice}")
+            if refusal := refused(loss, outcome, self.step + 1, may_overflow=self._loss_scale is not None):
+                raise TrainingError(refusal)
             if self._loss_scale:
                 self._loss_scale.update(overflow=not outcome.applied)
         except TrainingError as error:
@@ -304,11 +301,16 @@ class Leg:
             raise TrainingError(f"{what}: look after that machine, then go on with --resume auto{self._keep_weights()}")
         self.outlets.metrics.say(f"{what}, as rounding on unlike processors makes them: they were given those of rank 0")
 
-    def _stopped(self) -> StoppedError:
-        """Who was asked to stop, and by what; the same on all ranks. Collective."""
+    def _stopped(self) -> StoppedError | MembersChangedError | None:
+        """Who was asked to stop, and by what, if anybody was; the same on all ranks. Collective."""
+        if not self._to_end:
+            return None
         job = self._adapter.job
-        reasons = zip(job.tell(job.stop.reason), job.places, strict=True)
-        why = next(f"{reason} ({place})" if job.topology.size > 1 else reason for reason, place in reasons if reason)
+        reasons = [(reason, place) for reason, place in zip(job.tell(job.stop.reason), job.places, strict=True) if reason]
+        if not reasons:
+            return MembersChangedError(f"workers come or go after step {self.step}")
+        reason, place = reasons[0]
+        why = f"{reason} ({place})" if job.topology.size > 1 else reason
         return StoppedError(f"stopped after step {self.step} by {why}: go on with --resume auto")
 
     def _keep_weights(self) -> str:
@@ -338,10 +340,18 @@ class Leg:
         """The run after this step, in arrays of its own: this rank's rows, and the states of all ranks. Collective."""
         return owned(self._snapshot(None))
 
+    def left(self) -> Snapshot | None:
+        """The same of an elastic run that is over here, in memory that nobody changes any more; None where it began."""
+        if self._states_2SU is None:
+            return self._with_weights(self._entered) if self._entered else None
+        return self._snapshot(None)
+
+    def _gathered(self, state: State) -> NDArray[np.float32]:
+        """The states of all ranks, [2, S, U]. Collective."""
+        return np.concatenate(self._adapter.job.gather(self._adapter.state_to_numpy(state)), axis=1)
+
     def _snapshot(self, validation: Evaluation | None) -> Snapshot:
         """In memory that the next step may change."""
-        adapter = self._adapter
-        states_R2BU = adapter.job.gather(adapter.state_to_numpy(self._state))
         progress = Progress(
             epoch=self._cursor.epoch,
             position=self._cursor.position(),
@@ -349,18 +359,22 @@ class Leg:
             tokens=self.tokens,
             seconds=self._seconds,
             text=self._texts.fingerprint,
-            lstm_state_2SU=np.concatenate(states_R2BU, axis=1),
+            lstm_state_2SU=self._gathered(self._state) if self._states_2SU is None else self._states_2SU,
             loss_scale=self._loss_scale and replace(self._loss_scale),
+            schedule=replace(self._schedule),
             validation_loss=validation.loss if validation else None,
             best_validation_loss=self._best_validation_loss,
             settings=to_dict(self._config),
         )
+        return self._with_weights(progress)
+
+    def _with_weights(self, progress: Progress) -> Snapshot:
         return Snapshot(
             step=self.step,
             model=self._config.model,
             optimizer=self._config.optimizer,
-            weights=adapter.weights(copy=False),
-            optimizer_state=adapter.optimizer_state(copy=False),
+            weights=self._adapter.weights(copy=False),
+            optimizer_state=self._adapter.optimizer_state(copy=False),
             tokenizer=self._texts.tokenizer,
             progress=progress,
         )

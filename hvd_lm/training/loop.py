@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hvd_lm.adapters import adapter as make_adapter
 from hvd_lm.adapters.job import ending_together
 from hvd_lm.checkpoint import CheckpointWriter
 from hvd_lm.config import RunConfig, with_vocabulary_size
-from hvd_lm.data.texts import read_texts
+from hvd_lm.data.texts import Texts, read_texts
 from hvd_lm.evaluation.figures import Evaluation
 from hvd_lm.idle_settings import idle_settings
 from hvd_lm.job import launcher
@@ -22,7 +23,8 @@ from hvd_lm.job.stop import WARNING, Stop
 from hvd_lm.job.topology import arrange
 from hvd_lm.model.split import shares
 from hvd_lm.settings_file import write_yaml
-from hvd_lm.training.folder import claimed, writing
+from hvd_lm.training.elastic import NOBODY, Elastic
+from hvd_lm.training.folder import claimed, prepare_folder, writing
 from hvd_lm.training.leg import Leg, Outlets
 from hvd_lm.training.metrics import MetricsWriter
 from hvd_lm.training.resume import begin
@@ -51,24 +53,37 @@ def train(config: RunConfig, *, comm: Any = None) -> TrainingResult:
     `comm`, a communicator of mpi4py, makes a job of its ranks alone: several runs share one mpirun.
 
     Raises a HvdLmError (ConfigError, DataError, CheckpointError, FrameworkError, TrainingError, StoppedError, OutOfMemoryError,
-    LostWorkerError) that says what to do; once Horovod has started, on all ranks alike but for the last two.
+    LostWorkerError, RemovedError) that says what to do; once Horovod has started, on all ranks alike but for the last three.
     """
-    with ExitStack() as held:
-        stop = Stop(config.max_hours)
-        held.enter_context(stop.signals_heard(WARNING))
-        held.enter_context(part_of_job(comm))
+    stop = Stop(config.max_hours)
+    with stop.signals_heard(WARNING), part_of_job(comm):
         # What can be refused before Horovod starts is.
         launcher.refuse_unknown_launcher()
         topology = arrange(config.topology, launcher.launched_rank(), launcher.launched_size())
+        elastic = Elastic(config.framework, stop, config.out, config.keep_checkpoints) if config.elastic else None
         for said in idle_settings(config):
             warn(said)
         texts = read_texts(config.data, config.model.vocabulary_size, topology.readers)
         config = with_vocabulary_size(config, texts.tokenizer.vocabulary_size)
+        if elastic:
+            return elastic.legs(partial(_leg, config, texts, stop))
+        return _leg(config, texts, stop, comm=comm)
+
+
+def _leg(config: RunConfig, texts: Texts, stop: Stop, elastic: Elastic | None = None, *, comm: Any = None) -> TrainingResult:
+    """Join a job, and train until the run is done; an elastic one, until workers come or go."""
+    with ExitStack() as held:
+        topology = arrange(config.topology, launcher.launched_rank(), launcher.launched_size())
         shares(config.model, topology)  # refuses a split that cannot be
+        newest = elastic.newest() if elastic else NOBODY
         earlier = None
-        if topology.is_writer:
-            held.enter_context(claimed(config.out))
-            earlier = begin(config, texts.fingerprint)
+        with elastic.told() if elastic else nullcontext():
+            if topology.is_writer:
+                held.enter_context(claimed(config.out))
+                if newest.step is None:
+                    earlier = begin(config.out, config.resume, config.model, config.optimizer, texts.fingerprint)
+                else:
+                    prepare_folder(config.out, goes_on_after=newest.step)
         adapter = make_adapter(
             config.framework,
             config.communication,
@@ -83,6 +98,8 @@ def train(config: RunConfig, *, comm: Any = None) -> TrainingResult:
         with job.trouble.noted():
             adapter.build(config.model, config.optimizer)
         job.agree({"read another text": texts.fingerprint, **settings(config, without=OF_A_RANK)})
+        if elastic and newest.step is not None:
+            earlier = elastic.snapshot(job, newest)
         step, progress = enter(adapter, earlier, config.seed)
         del earlier  # as large as weights and moments together
         with job.trouble.noted():
@@ -94,6 +111,8 @@ def train(config: RunConfig, *, comm: Any = None) -> TrainingResult:
                 metrics = held.enter_context(MetricsWriter(config.out, leg.total_steps, goes_on_after=step))
                 leg.outlets = Outlets(metrics, held.enter_context(CheckpointWriter(config.out, config.keep_checkpoints)))
         job.agree()
+        if elastic:
+            elastic.entered(leg, newest)
         leg.outlets.metrics.say(f"{job.headline()}\n{leg.headline()}")
         if config.resume and not leg.step:
             leg.outlets.metrics.say(f"--resume {config.resume}: no checkpoint in {config.out.resolve()} yet, so the run begins")

@@ -53,7 +53,8 @@ class MetricsWriter:
         self._out = out
         path = out / "metrics.jsonl"
         with writing(out):
-            _cut_rows(path, goes_on_after)
+            self.last_step = _cut_rows(path, goes_on_after)
+            """Of the rows that were there; 0 if there were none."""
             # Unbuffered: what could not be written does not come again when the file is closed.
             self._file = path.open("ab", buffering=0)
             self._board = TensorBoard(out / "tensorboard", goes_on_after)
@@ -110,16 +111,18 @@ def finite(row: Row) -> Row:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
-def _cut_rows(path: Path, last_step: int) -> None:
-    """Drop the rows after `last_step`, and a last row that a killed run left incomplete."""
+def _cut_rows(path: Path, last_step: int) -> int:
+    """Drop the rows after `last_step`, and a last row that a killed run left incomplete; the step of the last row that stays."""
+    kept, found = [], 0
     if not path.exists():
-        return
-    kept = []
+        return found
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         with suppress(ValueError, TypeError, KeyError):
-            if json.loads(line)["step"] <= last_step:
+            if (step := json.loads(line)["step"]) <= last_step:
                 kept.append(line)
+                found = step
     replace_file(path, "".join(kept))
+    return found
 
 
 def _write_whole(file: FileIO, content: bytes) -> None:

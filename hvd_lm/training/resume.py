@@ -6,26 +6,26 @@ from pathlib import Path
 
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm.checkpoint import Checkpoint
-from hvd_lm.config import ModelConfig, OptimizerConfig, RunConfig
+from hvd_lm.config import ModelConfig, OptimizerConfig
 from hvd_lm.errors import CheckpointError, DataError
 from hvd_lm.training.folder import prepare_folder
 
 AUTO = "auto"
 
 
-def begin(config: RunConfig, fingerprint: str) -> Checkpoint | None:
-    """Make ``--out`` ready, and find what ``--resume`` asks for; None if the run begins anew.
+def begin(out: Path, resume: str | None, model: ModelConfig, optimizer: OptimizerConfig, fingerprint: str) -> Checkpoint | None:
+    """Make the folder `out` ready, and find what ``--resume`` asks for; None if the run begins anew.
 
     Raises CheckpointError if that is missing, damaged, or of another model or optimizer; DataError if it is of another text than
     `fingerprint` stands for; ConfigError if ``--out`` cannot be written.
     """
-    earlier = find_checkpoint(config.resume, config.out)
+    earlier = find_checkpoint(resume, out)
     goes_on_after = None
     if earlier:
-        _check_fit(earlier, config.model, config.optimizer, fingerprint, config.resume)
-        if config.resume == AUTO or Path(config.resume or "").resolve().is_relative_to(config.out.resolve()):
+        _check_fit(earlier, model, optimizer, fingerprint, resume)
+        if resume == AUTO or Path(resume or "").resolve().is_relative_to(out.resolve()):
             goes_on_after = earlier.step
-    prepare_folder(config.out, goes_on_after=goes_on_after)
+    prepare_folder(out, goes_on_after=goes_on_after)
     return earlier
 
 

@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from hvd_lm.config import OptimizerConfig
+
+
+@dataclass
+class Schedule:
+    """Where a run is in its schedule, which ends when the run does: with more or fewer workers it takes fewer or more steps for the
+    rest of it."""
+
+    step: float
+    """How much of it is done, in steps of the workers that began."""
+    steps: float
+    """The whole of it."""
+
+    def coming(self, steps_left: int) -> float:
+        """Which step of it the next one is, of so many that the run will make."""
+        return self.step + (self.steps - self.step) / steps_left
 
 
 def peak_learning_rate(config: OptimizerConfig, sequences_per_step: int) -> float:
@@ -14,7 +30,7 @@ def peak_learning_rate(config: OptimizerConfig, sequences_per_step: int) -> floa
     return config.learning_rate * factor
 
 
-def learning_rate(config: OptimizerConfig, *, step: int, total_steps: int, sequences_per_step: int) -> float:
+def learning_rate(config: OptimizerConfig, *, step: float, total_steps: float, sequences_per_step: int) -> float:
     """Rate of optimizer step `step` (the first is 1) of `total_steps`: linear warm-up, then the decay."""
     peak = peak_learning_rate(config, sequences_per_step)
     if step <= config.warmup_steps:

@@ -10,9 +10,11 @@ from dataclasses import replace
 import numpy as np
 
 from hvd_lm.adapters.base import Adapter, OptimizerState
+from hvd_lm.adapters.job import Job
 from hvd_lm.checkpoint.format import Checkpoint, Progress
 from hvd_lm.job.memory import return_freed_memory
-from hvd_lm.model.weights import check_weights, initial_rows
+from hvd_lm.model.split import blocks
+from hvd_lm.model.weights import Array, check_weights, initial_rows
 from hvd_lm.training import parts
 
 Snapshot = Checkpoint
@@ -39,6 +41,29 @@ def enter(adapter: Adapter, snapshot: Snapshot | None, seed: int) -> tuple[int, 
     adapter.broadcast_state()
     return_freed_memory()
     return step, progress
+
+
+def passed_on(job: Job, snapshot: Snapshot | None, source: int) -> Snapshot | None:
+    """The `snapshot` of rank `source`, of whole weights, on rank 0; None on the others. Collective."""
+    arrays: dict[str, Array] = {}
+    empty = None
+    if snapshot and job.topology.rank == source:
+        arrays = {**snapshot.weights, **snapshot.optimizer_state.moments}
+        empty = replace(snapshot, weights={}, optimizer_state=OptimizerState(snapshot.optimizer_state.applied_steps, {}))
+    described, shapes = job.broadcast((empty, {name: array.shape for name, array in arrays.items()}), source)
+    received: dict[str, Array] = {}
+    for name, shape in shapes.items():
+        # Horovod counts in 32 bits.
+        for rows in blocks(range(shape[0]), shape):
+            piece = job.broadcast(arrays[name][rows.start : rows.stop] if arrays else None, source)
+            if job.topology.is_writer:
+                received.setdefault(name, np.empty(shape, piece.dtype))[rows.start : rows.stop] = piece
+    if not job.topology.is_writer:
+        return None
+    weights = {name: array for name, array in received.items() if "/" not in name}
+    moments = {name: array for name, array in received.items() if "/" in name}
+    of_rank_0: Snapshot = replace(described, weights=weights, optimizer_state=replace(described.optimizer_state, moments=moments))
+    return of_rank_0
 
 
 def owned(snapshot: Snapshot) -> Snapshot:

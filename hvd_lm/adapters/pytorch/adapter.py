@@ -264,7 +264,7 @@ class PyTorchAdapter(Adapter):
         if self._reducer:
             self._reducer.finish_sums()
         norm = self._global_norm() * unscale
-        loss_sum, in_trouble, asked_to_stop, beyond = self._sums.tolist()
+        loss_sum, in_trouble, to_end, beyond = self._sums.tolist()
         applied = bool(np.isfinite(norm) and np.isfinite(loss_sum) and not in_trouble and not beyond)
         if applied:
             self._weights_changed()
@@ -273,7 +273,7 @@ class PyTorchAdapter(Adapter):
             update.apply(learning_rate, unscale if clip is None or norm <= clip else unscale * clip / norm, rows)
             self._optimizer_split.share_updated()
         self._begin_window()
-        return StepResult(loss_sum, norm, applied, int(in_trouble), int(asked_to_stop), int(beyond))
+        return StepResult(loss_sum, norm, applied, int(in_trouble), int(to_end), int(beyond))
 
     def _global_norm(self) -> float:
         """Of the gradients of the window, each parameter counted once."""

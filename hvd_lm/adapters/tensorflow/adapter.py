@@ -299,11 +299,11 @@ class TensorFlowAdapter(Adapter):
             self._window_sums = sums
 
     def step(self, *, learning_rate: float, clip: float | None, unscale: float) -> StepResult:
-        loss_sum, in_trouble, asked_to_stop, beyond = self._complete_sums("step()")
+        loss_sum, in_trouble, to_end, beyond = self._complete_sums("step()")
         trusted = bool(np.isfinite(loss_sum) and not in_trouble and not beyond)
         norm, applied = self._trained.apply(learning_rate=learning_rate, clip=clip, unscale=unscale, trusted=trusted)
         self._begin_window()
-        return StepResult(loss_sum, norm, applied, int(in_trouble), int(asked_to_stop), int(beyond))
+        return StepResult(loss_sum, norm, applied, int(in_trouble), int(to_end), int(beyond))
 
     def _complete_sums(self, caller: str) -> list[float]:
         if self._window_sums is None:

@@ -1,0 +1,56 @@
+"""The micro-batches of a window on their way through the adapter, one after the other."""
+
+from __future__ import annotations
+
+import time
+
+from hvd_lm.adapters.base import Adapter, State
+from hvd_lm.config import DataConfig, ModelConfig
+from hvd_lm.data.sources import MicroBatch, Window
+from hvd_lm.errors import DataError
+from hvd_lm.model.candidates import candidates
+from hvd_lm.training.cursor import Cursor, Masks
+
+
+class Accumulation:
+    """Reads what is to be accumulated, and has the adapter accumulate it."""
+
+    def __init__(self, adapter: Adapter, model: ModelConfig, data: DataConfig, backward_tokens: int, seed: int) -> None:
+        """Micro-batches of up to `backward_tokens` together share one backward; `seed` is that of sampled words."""
+        self._adapter, self._model, self._data, self._seed = adapter, model, data, seed
+        self._together = max(1, backward_tokens // (data.batch_size * data.sequence_length))
+
+    def run(self, window: Window, cursor: Cursor, state: State, *, weight: float) -> tuple[State, float]:
+        """Forward and backward of all micro-batches of `window`, which `cursor` stands before and `state` belongs to.
+
+        Returns the state after them, and seconds that were waited for data. Collective.
+        """
+        waited = 0.0
+        for index in range(window.start, window.stop):
+            asked = time.perf_counter()
+            batch, masks = self._read(cursor)
+            waited += time.perf_counter() - asked
+            left = window.stop - 1 - index
+            state = self._adapter.accumulate(
+                batch.inputs_TB,
+                batch.targets_TB,
+                state if cursor.source.carries_state else self._adapter.zero_state(self._data.batch_size),
+                weight=weight,
+                last=left == 0,
+                defer=left % self._together,
+                dropout_masks=masks,
+                candidates=candidates(self._model, micro_batch=cursor.micro_batches_read + index - window.start, seed=self._seed),
+            )
+        return state, waited
+
+    def _read(self, cursor: Cursor) -> tuple[MicroBatch, Masks]:
+        """The next micro-batch; one without targets if this rank is in trouble: the others wait for its part of the window."""
+        trouble = self._adapter.job.trouble
+        if trouble.error is None:
+            try:
+                return cursor.read()
+            except OSError as error:
+                trouble.note(DataError(f"cannot read the training text: {error}: bring it back, then go on with --resume auto"))
+            except Exception as error:
+                trouble.note(error)
+        return cursor.nothing(self._data.sequence_length, self._data.batch_size)

@@ -1,0 +1,17 @@
+"""What a run says of its model before it begins."""
+
+from __future__ import annotations
+
+from hvd_lm.config import ModelConfig
+
+_CELL_NAMES = {"lstm": "LSTM", "mlstm": "multiplicative LSTM"}
+
+
+def described(model: ModelConfig) -> str:
+    """Its sizes, in a line."""
+    units = ", ".join(map(str, model.units if len(set(model.units)) > 1 else model.units[:1]))
+    projected = f", projected to {model.projection_size}" if model.projection_size else ""
+    return (
+        f"vocabulary {model.vocabulary_size}, embedding {model.embedding_size}, {len(model.units)} "
+        f"{_CELL_NAMES[model.cell]} layer(s) of {units}{projected}"
+    )

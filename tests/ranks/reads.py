@@ -1,0 +1,44 @@
+"""``hvd-lm train``, noting what it reads: a line for each step of this process, in FOLDER/<pid>.jsonl.
+
+horovodrun -np 2 --min-np 1 ... python reads.py FOLDER --elastic ...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from hvd_lm.command_line.commands import main
+from hvd_lm.data.sources import Window
+from hvd_lm.data.streams import Streams
+from hvd_lm.training.leg import Leg
+from hvd_lm.training.metrics import Row
+
+_make_step = Leg._window
+
+
+def note_in(folder: Path) -> None:
+    """From here on every step is noted once it is made: which leg made it, and the targets that this process read for it."""
+    file = (folder / f"{os.getpid()}.jsonl").open("w")
+    legs: dict[Leg, float] = {}
+
+    def step(leg: Leg, window: Window) -> Row:
+        entered = legs.setdefault(leg, time.time())
+        source, epoch = leg._cursor.source, leg._cursor.epoch
+        assert isinstance(source, Streams)
+        length = source.sequence_length
+        first, count = window.start * length, (window.stop - window.start) * length
+        row = _make_step(leg, window)
+        read = [segment for stream in source.stream_ids for segment in source._read(stream, first, count)]
+        print(json.dumps({"step": row["step"], "entered": entered, "epoch": epoch, "read": read}), file=file, flush=True)
+        return row
+
+    Leg._window = step  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    note_in(Path(sys.argv[1]))
+    sys.exit(main(["train", *sys.argv[2:]]))
