@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,9 @@ class Job:
         """The last one in metrics.jsonl."""
         path = self.out / "metrics.jsonl"
         return path.read_text().count("\n") if path.exists() else 0
+
+    def has_made(self, step: int) -> bool:
+        return self.step >= step
 
     def until(self, condition: Callable[[], bool], seconds: float = 60) -> float:
         """Waits for it; how long it took."""
@@ -147,4 +151,4 @@ def assert_each_token_once(job: Job, tokens: int, epochs: int) -> None:
         read = sorted(tuple(segment) for note in made if note["epoch"] == epoch for segment in note["read"])
         assert read[0][0] == 0
         assert read[-1][1] == tokens
-        assert all(before[1] == after[0] for before, after in zip(read, read[1:], strict=False)), f"epoch {epoch}"
+        assert all(before[1] == after[0] for before, after in pairwise(read)), f"epoch {epoch}"

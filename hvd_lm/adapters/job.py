@@ -91,6 +91,7 @@ class Job(ABC):
         run different versions, or one of them has no device.
         """
         launcher.refuse_unknown_launcher()
+        launcher.refuse_elastic_launcher()
         communication = communication or CommunicationConfig()
         if deterministic and communication.fusion_threshold_mb is None:
             # What is fused, and with it the order of a sum over three ranks or more, depends on timing.

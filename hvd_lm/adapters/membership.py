@@ -24,6 +24,12 @@ from hvd_lm.job.stop import Stop
 
 _PLACE = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE")
 """In the order of the launcher's answer, as HOROVOD_..."""
+_DEFAULTS = {
+    # A worker that waits for one which has noticed the end of a third, and left, may not hear of it.
+    "HOROVOD_GLOO_TIMEOUT_SECONDS": "15",
+    # What Horovod says of every lost connection buries what is said here.
+    "HOROVOD_LOG_LEVEL": "fatal",
+}
 _SECONDS_BETWEEN_SIGNS = 2.0
 SECONDS_OF_SILENCE = 30.0
 """After so long without a sign of life, of one that has not come to a meeting yet, it is taken for dead."""
@@ -51,6 +57,8 @@ class Membership:
                 "--max-np B --host-discovery-script SCRIPT"
             ) from None
         assert elastic == "1"
+        for name, value in _DEFAULTS.items():
+            os.environ.setdefault(name, value)
         self._heard = WorkerNotificationManager()
         self._heard.init()
         self._heard.register_listener(self)

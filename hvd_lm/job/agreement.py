@@ -61,7 +61,7 @@ class Trouble:
         for word, place in zip(words, places, strict=True):
             if word["trouble"]:
                 return retold(**word["trouble"], place=place)
-        return _difference([word["values"] for word in words], places)
+        return difference([word["values"] for word in words], places)
 
 
 def told(error: Exception) -> dict[str, str]:
@@ -87,8 +87,8 @@ def of_one_rank(error: Exception, rank: int, place: str) -> HvdLmError:
     return of_all
 
 
-def _difference(values: Sequence[Mapping[str, Any]], places: Sequence[str]) -> ConfigError | None:
-    """Says which ranks differ from rank 0, and in what; None if none does."""
+def difference(values: Sequence[Mapping[str, Any]], places: Sequence[str]) -> ConfigError | None:
+    """Says which ranks, at `places`, differ from the first, and in what; None if none does."""
     first, found = values[0], []
     for name in dict.fromkeys(name for its in values for name in its):
         odd = [rank for rank, its in enumerate(values) if its.get(name) != first.get(name)]

@@ -40,7 +40,7 @@ _LAUNCHERS = (
 _OF_A_JOB = (
     "HVD_LM_PART_",
     "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_", "HOROVOD_CROSS_", "HOROVOD_HOSTNAME", "HOROVOD_GLOO_RENDEZVOUS_",
-    "HOROVOD_CONTROLLER", "HOROVOD_CPU_OPERATIONS",
+    "HOROVOD_CONTROLLER", "HOROVOD_CPU_OPERATIONS", "HOROVOD_ELASTIC",
     "OMPI_COMM_WORLD_", "OMPI_MCA_orte_", "OMPI_MCA_ess_", "PMI_", "PMIX_", "MPI_LOCAL",
     "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_",
 )  # fmt: skip
@@ -179,6 +179,12 @@ def _is_gone(launcher: _Launcher) -> bool:
         folder = os.environ.get("PMIX_SERVER_TMPDIR")
         return folder is not None and not Path(folder).is_dir()
     return False
+
+
+def refuse_elastic_launcher() -> None:
+    """Raises ConfigError if workers of this job may come and go, of which nobody has told this process."""
+    if os.environ.get("HOROVOD_ELASTIC") == "1":
+        raise ConfigError("workers of this job may come and go: train with --elastic, or start with horovodrun -np N alone")
 
 
 def refuse_unknown_launcher() -> None:

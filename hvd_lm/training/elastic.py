@@ -8,10 +8,11 @@ brings all others to where it is.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm.adapters import adapter_class, membership
@@ -19,7 +20,7 @@ from hvd_lm.adapters.job import Job
 from hvd_lm.checkpoint import CheckpointWriter
 from hvd_lm.errors import ConfigError, HvdLmError, LostWorkerError, MembersChangedError, RemovedError
 from hvd_lm.job import launcher
-from hvd_lm.job.agreement import retold, told
+from hvd_lm.job.agreement import difference, retold, told
 from hvd_lm.job.messages import warn
 from hvd_lm.job.stop import SIGNALS, Stop
 from hvd_lm.training.folder import claimed
@@ -98,16 +99,25 @@ class Elastic:
         self._leg = None
         self._written = False
         if isinstance(reason, LostWorkerError) and launcher.launched_rank() == 0:
-            warn(f"{reason}; going on with the workers that are left")
+            warn("a worker is gone, or hangs: going on with those that are left")
         if not self._job.abandon():
             raise LostWorkerError(f"Horovod does not end in this process ({reason}){self._kept()}")
 
-    def newest(self) -> Newest:
-        """Meets the others of a new leg. Raises LostWorkerError."""
-        words = self._membership.meet("step", {"step": self._left.step if self._left else None, "row": self._row})
+    def newest(self, common: Mapping[str, Any]) -> Newest:
+        """Meets the others of a new leg. Raises LostWorkerError.
+
+        A worker that comes must have `common` (`Job.agree`) with them: else it raises ConfigError, and the others go on without it.
+        """
+        own = {"step": self._left.step if self._left else None, "row": self._row, "common": common, "host": socket.gethostname()}
+        words = self._membership.meet("step", own)
         steps = [-1 if word["step"] is None else word["step"] for word in words]
         rank = steps.index(max(steps))
-        return Newest(words[rank]["step"], rank, words[rank]["row"])
+        newest = words[rank]
+        if newest["step"] is not None:
+            for other, word in enumerate(words):
+                if word["step"] is None and (error := difference([newest["common"], word["common"]], ["", word["host"]])):
+                    raise error if other == launcher.launched_rank() else LostWorkerError(str(error))
+        return Newest(newest["step"], rank, newest["row"])
 
     @contextlib.contextmanager
     def told(self) -> Iterator[None]:

@@ -13,10 +13,11 @@ from hvd_lm.adapters.job import ending_together
 from hvd_lm.checkpoint import CheckpointWriter
 from hvd_lm.config import RunConfig, with_vocabulary_size
 from hvd_lm.data.texts import Texts, read_texts
+from hvd_lm.errors import ConfigError
 from hvd_lm.evaluation.figures import Evaluation
 from hvd_lm.idle_settings import idle_settings
 from hvd_lm.job import launcher
-from hvd_lm.job.agreement import settings
+from hvd_lm.job.agreement import settings, source_digest
 from hvd_lm.job.messages import warn
 from hvd_lm.job.point_to_point import part_of_job
 from hvd_lm.job.stop import WARNING, Stop
@@ -60,6 +61,8 @@ def train(config: RunConfig, *, comm: Any = None) -> TrainingResult:
         # What can be refused before Horovod starts is.
         launcher.refuse_unknown_launcher()
         topology = arrange(config.topology, launcher.launched_rank(), launcher.launched_size())
+        if config.elastic and comm is not None:
+            raise ConfigError("an elastic job is all that its launcher starts: train without comm=, or without elastic")
         elastic = Elastic(config.framework, stop, config.out, config.keep_checkpoints) if config.elastic else None
         for said in idle_settings(config):
             warn(said)
@@ -75,7 +78,8 @@ def _leg(config: RunConfig, texts: Texts, stop: Stop, elastic: Elastic | None = 
     with ExitStack() as held:
         topology = arrange(config.topology, launcher.launched_rank(), launcher.launched_size())
         shares(config.model, topology)  # refuses a split that cannot be
-        newest = elastic.newest() if elastic else NOBODY
+        common = {"read another text": texts.fingerprint, **settings(config, without=OF_A_RANK)}
+        newest = elastic.newest({"run another hvd_lm": source_digest(), **common}) if elastic else NOBODY
         earlier = None
         with elastic.told() if elastic else nullcontext():
             if topology.is_writer:
@@ -97,7 +101,7 @@ def _leg(config: RunConfig, texts: Texts, stop: Stop, elastic: Elastic | None = 
         held.enter_context(ending_together(job))
         with job.trouble.noted():
             adapter.build(config.model, config.optimizer)
-        job.agree({"read another text": texts.fingerprint, **settings(config, without=OF_A_RANK)})
+        job.agree(common)
         if elastic and newest.step is not None:
             earlier = elastic.snapshot(job, newest)
         step, progress = enter(adapter, earlier, config.seed)

@@ -1,0 +1,197 @@
+"""Workers come and go: training goes on with who is there, and every token is read once."""
+
+from __future__ import annotations
+
+import random
+import signal
+from functools import partial
+from pathlib import Path
+
+import elastic
+import launcher
+import numpy as np
+import pools
+import pytest
+from conftest import INSTALLED
+from horovod.runner.common.util.hosts import HostInfo, get_host_assignments
+from horovod.runner.http.http_server import RendezvousServer
+
+import hvd_lm
+from hvd_lm import checkpoint as checkpoints
+from hvd_lm.config import CommunicationConfig, RunConfig, TopologyConfig
+from hvd_lm.data.corpus import embedded_corpus
+from hvd_lm.data.texts import read_texts
+from hvd_lm.errors import ConfigError
+from hvd_lm.job.rendezvous import Store
+from hvd_lm.training.replicas import checksum
+from hvd_lm.training.schedule import Schedule
+
+SMALL = [*launcher.SMALL, "--batch-size", "4", "--backward-passes-per-step", "2", "--threads", "1", "--dropout", "0.2"]
+three_hosts = pytest.mark.skipif(len(elastic.HOSTS) < 3, reason="this machine has fewer than 3 names")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Words enough for some hundred steps."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n".join(embedded_corpus().splitlines()[:1500]))
+    return path
+
+
+def check_run(job: elastic.Job, text: Path, epochs: int) -> None:
+    """Its metrics are those of one run, and it has read its text."""
+    rows = launcher.metrics(job.out)
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    tokens = len(read_texts(RunConfig().data.__class__(data=(text,)), 1000).training)
+    assert rows[-1]["tokens"] == epochs * tokens
+    elastic.assert_each_token_once(job, tokens, epochs)
+    assert checkpoints.load(job.out).step == len(rows)
+
+
+@pytest.mark.ranks
+@three_hosts
+def test_a_worker_is_killed_and_another_comes(text: Path, tmp_path: Path) -> None:
+    """Rank 0, which writes the run: the next one has its folder at once, and goes on with its rows."""
+    flags = ["--framework", INSTALLED[0], *SMALL, "--data", text, "--epochs", "3", "--decay", "cosine", "--validation-every", "20"]
+    with elastic.job(tmp_path / "job", elastic.HOSTS[:2], *flags) as job:
+        job.until_ranks(2)
+        job.workers[0].kill()
+        job.until_ranks(1)
+        job.offer(*elastic.HOSTS[1:3])
+        job.until_ranks(2)
+        job.ended(120).expect_success()
+    check_run(job, text, 3)
+    rates = [row["learning_rate"] for row in launcher.metrics(job.out)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(1e-4)
+
+
+@pytest.mark.ranks
+def test_too_few_workers_end_with_a_checkpoint(tmp_path: Path) -> None:
+    flags = ["--framework", INSTALLED[0], *SMALL, *launcher.ENDLESS]
+    launch = ["--elastic-timeout", "5"]
+    with elastic.job(tmp_path / "job", elastic.HOSTS[:2], *flags, least=2, launch=launch) as job:
+        job.until_ranks(2)
+        job.workers[1].kill()
+        ended = job.ended()
+    assert ended.code
+    steps = len(launcher.metrics(job.out))
+    assert f"the weights of step {steps} are in {job.out}: go on with --resume auto" in ended.output
+    assert checkpoints.load(job.out).step == steps
+
+
+@pytest.mark.cluster
+@pytest.mark.ranks
+def test_an_elastic_job_stops(tmp_path: Path) -> None:
+    with elastic.job(tmp_path / "job", elastic.HOSTS[:2], "--framework", INSTALLED[0], *SMALL, *launcher.ENDLESS) as job:
+        job.until_ranks(2)
+        job.process.send_signal(signal.SIGTERM)
+        ended = job.ended()
+    assert "stopped after step" in ended.output
+    assert ended.code == 5
+    assert checkpoints.load(job.out).step == len(launcher.metrics(job.out))
+
+
+@pytest.mark.ranks
+def test_the_furthest_worker_brings_rank_0_to_where_it_is(framework: str, tmp_path: Path) -> None:
+    pools.hvd_lm(2, "train", "--framework", framework, *SMALL, "--steps", "2", "--out", tmp_path / "run")
+    saved = checkpoints.load(tmp_path / "run")
+    of_rank_0, of_rank_1 = pools.body("passed_on", 2, framework, tmp_path / "run")
+    assert of_rank_1 is None
+    assert of_rank_0 == {
+        "step": 2,
+        "weights": checksum(saved.weights),
+        "moments": checksum(saved.optimizer_state.moments),
+        "states": checksum({"": saved.progress.lstm_state_2SU}),
+        "applied": 2,
+    }
+
+
+@pytest.mark.cluster
+@pytest.mark.ranks
+@three_hosts
+@pytest.mark.parametrize("seed", range(5))
+def test_three_two_three(framework: str, seed: int, text: Path, tmp_path: Path) -> None:
+    """Any worker, at any time; the loss is that of a run of which nobody knew."""
+    flags = ["--framework", framework, *SMALL, "--data", text, "--epochs", "6"]
+    chance = random.Random(seed)
+    with elastic.job(tmp_path / "job", elastic.HOSTS[:3], *flags, launch=elastic.COOLDOWN) as job:
+        job.until_ranks(3, 120)
+        for _ in range(2):
+            wanted = job.step + chance.randrange(20)
+            job.until(partial(job.has_made, wanted))
+            chance.choice(job.workers).kill()
+            took = job.until_ranks(2)
+            assert took < 30
+            job.until_ranks(3, 90)
+        job.ended(300).expect_success()
+    check_run(job, text, 6)
+    undisturbed = tmp_path / "undisturbed"
+    pools.hvd_lm(3, "train", *flags, "--out", undisturbed)
+    ours, theirs = (by_tokens(launcher.metrics(out)) for out in (job.out, undisturbed))
+    np.testing.assert_allclose(ours, theirs, rtol=0.02)
+
+
+def by_tokens(rows: list[dict[str, float]]) -> np.ndarray:
+    """The loss after each tenth of the tokens, over the tenth before it."""
+    tokens, losses = (np.array([row[name] for row in rows]) for name in ("tokens", "loss"))
+    tenths = np.minimum(10 * tokens // (tokens[-1] + 1), 9)
+    return np.array([losses[tenths == tenth].mean() for tenth in range(1, 10)])
+
+
+# --- what one process does -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "topology", [TopologyConfig(model_parallel=2), TopologyConfig(split="optimizer"), TopologyConfig(data_parallel=2)]
+)
+def test_every_worker_has_the_whole_model(topology: TopologyConfig) -> None:
+    with pytest.raises(ConfigError, match="--elastic needs a whole model on every worker"):
+        RunConfig(elastic=True, topology=topology)
+
+
+def test_adasum_is_not_elastic() -> None:
+    with pytest.raises(ConfigError, match="without --elastic"):
+        RunConfig(elastic=True, communication=CommunicationConfig(reduction="adasum"))
+
+
+def test_without_an_elastic_launcher(tmp_path: Path) -> None:
+    ended = launcher.run("hvd-lm", "train", "--elastic", "--framework", INSTALLED[0], "--out", tmp_path / "run")
+    assert ended.code == 2
+    assert "--elastic needs a launcher that lets workers come and go" in ended.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_job_without_the_flag_is_refused_by_an_elastic_launcher(framework: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOROVOD_ELASTIC", "1")
+    with pytest.raises(ConfigError, match="train with --elastic"):
+        hvd_lm.adapter(framework)
+
+
+def test_the_store_of_the_launcher() -> None:
+    server = RendezvousServer()
+    port = server.start()
+    try:
+        server.init(get_host_assignments([HostInfo("localhost", 2)], 2))
+        store = Store("127.0.0.1", port)
+        assert store.get("scope", "key") is None
+        store.put("scope", "key", b"a value")
+        assert store.get("scope", "key") == b"a value"
+        server.init(get_host_assignments([HostInfo("localhost", 2)], 2))
+        assert store.get("scope", "key") is None
+    finally:
+        server.stop()
+    server._httpd.server_close()
+    with pytest.raises(OSError, match="refused"):
+        store.get("scope", "key")
+
+
+def test_a_schedule_ends_with_the_run() -> None:
+    """Whatever the number of steps that the rest of it takes; of as many as at first it takes whole steps."""
+    schedule = Schedule(0, 10)
+    for done in range(4):
+        schedule.step = schedule.coming(10 - done)
+        assert schedule.step == done + 1
+    for left in range(12, 0, -1):
+        schedule.step = schedule.coming(left)
+    assert schedule.step == pytest.approx(10)
