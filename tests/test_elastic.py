@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,16 +14,22 @@ import numpy as np
 import pools
 import pytest
 from conftest import INSTALLED
+from horovod.runner.common.util import codec
 from horovod.runner.common.util.hosts import HostInfo, get_host_assignments
+from horovod.runner.elastic.rendezvous import PUT_WORKER_ADDRESSES
+from horovod.runner.elastic.worker import HostUpdateResult, WorkerNotificationClient
 from horovod.runner.http.http_server import RendezvousServer
 
 import hvd_lm
 from hvd_lm import checkpoint as checkpoints
+from hvd_lm.adapters.membership import Membership
 from hvd_lm.config import CommunicationConfig, RunConfig, TopologyConfig
 from hvd_lm.data.corpus import embedded_corpus
 from hvd_lm.data.texts import read_texts
-from hvd_lm.errors import ConfigError
-from hvd_lm.job.rendezvous import Store
+from hvd_lm.errors import ConfigError, LostWorkerError, RemovedError
+from hvd_lm.job.launcher import launched_local_size, launched_rank, launched_size
+from hvd_lm.job.rendezvous import PLACES, Store
+from hvd_lm.job.stop import Stop
 from hvd_lm.training.replicas import checksum
 from hvd_lm.training.schedule import Schedule
 
@@ -168,22 +175,77 @@ def test_a_job_without_the_flag_is_refused_by_an_elastic_launcher(framework: str
         hvd_lm.adapter(framework)
 
 
-def test_the_store_of_the_launcher() -> None:
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """That of a launcher which has started this process as rank 0 of 2."""
     server = RendezvousServer()
     port = server.start()
-    try:
-        server.init(get_host_assignments([HostInfo("localhost", 2)], 2))
-        store = Store("127.0.0.1", port)
-        assert store.get("scope", "key") is None
-        store.put("scope", "key", b"a value")
-        assert store.get("scope", "key") == b"a value"
-        server.init(get_host_assignments([HostInfo("localhost", 2)], 2))
-        assert store.get("scope", "key") is None
-    finally:
-        server.stop()
+    server.init(get_host_assignments([HostInfo("localhost", 2)], 2))
+    place = {"RANK": 0, "SIZE": 2, "LOCAL_RANK": 0, "LOCAL_SIZE": 2, "CROSS_RANK": 0, "CROSS_SIZE": 1}
+    meeting = {"ELASTIC": 1, "HOSTNAME": "localhost", "GLOO_RENDEZVOUS_ADDR": "127.0.0.1", "GLOO_RENDEZVOUS_PORT": port}
+    for name, value in (place | meeting | {"GLOO_IFACE": "lo"}).items():
+        monkeypatch.setenv(f"HOROVOD_{name}", str(value))
+    yield Store("127.0.0.1", port)
+    server.stop()
     server._httpd.server_close()
+
+
+@pytest.fixture
+def membership(store: Store) -> Iterator[Membership]:  # noqa: ARG001 - where it finds its launcher
+    found = Membership(Stop())
+    yield found
+    found.close()
+
+
+def never(_: float) -> None:
+    """Of one that need not wait."""
+
+
+def test_the_store_of_the_launcher(store: Store) -> None:
+    assert store.get("scope", "key") is None
+    store.put("scope", "key", b"a value")
+    assert store.get("scope", "key") == b"a value"
+    assert store.get("scope", "another") is None
     with pytest.raises(OSError, match="refused"):
-        store.get("scope", "key")
+        Store(store.address, 1).get("scope", "key")
+
+
+def test_workers_meet(store: Store, membership: Membership) -> None:
+    store.put("hvd_lm.step", "1", b'{"step": 7}')
+    assert membership.meet("step", {"step": 6}) == [{"step": 6}, {"step": 7}]
+
+
+def test_a_worker_without_a_sign_of_life_is_lost(membership: Membership, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hvd_lm.adapters.membership.SECONDS_OF_SILENCE", 0.3)
+    with pytest.raises(LostWorkerError, match="rank 1 has given no sign of life"):
+        membership.meet("step", None)
+
+
+def test_a_new_place(store: Store, membership: Membership) -> None:
+    store.put(PLACES, "localhost:0", b"2,3,0,1,2,3")
+    membership.take_place(never)
+    assert (launched_rank(), launched_size(), launched_local_size()) == (2, 3, 1)
+    store.put(PLACES, "localhost:0", b"-1,-1,-1,-1,-1,-1")
+    with pytest.raises(RemovedError, match="this host has left the job"):
+        membership.take_place(never)
+    assert launched_rank() == 2
+
+
+def test_no_new_place(membership: Membership) -> None:
+    """The answer of a launcher that is about to end."""
+    with pytest.raises(LostWorkerError, match="too few hosts are left for --min-np"):
+        membership.take_place(never)
+
+
+def test_the_launcher_tells_of_hosts(store: Store) -> None:
+    stop = Stop()
+    heard = Membership(stop)
+    try:
+        addresses, key = codec.loads_base64(store.get(PUT_WORKER_ADDRESSES, "localhost:0"))
+        WorkerNotificationClient(addresses, key, verbose=0).notify_hosts_updated(0, HostUpdateResult.added)
+        assert stop.members_change
+    finally:
+        heard.close()
 
 
 def test_a_schedule_ends_with_the_run() -> None:

@@ -189,6 +189,12 @@ def test_skipped_step_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "loss scale now 4096" in line
 
 
+def test_a_loss_over_sampled_words_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with MetricsWriter(tmp_path, total_steps=9) as metrics:
+        metrics.write(row(1, sampled_words=200))
+    assert "loss 5.1250 over 200 sampled words  " in capsys.readouterr().err
+
+
 def test_progress_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)

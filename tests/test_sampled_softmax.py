@@ -131,7 +131,9 @@ def test_it_learns_nearly_what_full_training_does(tmp_path: Path) -> None:
         out = tmp_path / softmax
         more = ["--softmax", softmax, *flags, "--steps", "300"]
         pools.hvd_lm(1, "train", "--framework", INSTALLED[0], "--out", out, *RECIPE, *more)
-        validated[softmax] = launcher.metrics(out)[-1]["validation_loss"]
+        last = launcher.metrics(out)[-1]
+        validated[softmax] = last["validation_loss"]
+        assert last.get("sampled_words") == (200 if softmax == "sampled" else None)
     assert validated["full"] < 5.5, "it learns at all"
     assert validated["sampled"] < validated["full"] + 0.15
     assert validated["adaptive"] < validated["full"] + 0.15

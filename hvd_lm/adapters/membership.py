@@ -47,8 +47,8 @@ class Membership:
         """`stop` is told when workers come or go. Raises ConfigError if no elastic launcher has started this process."""
         self._stop = stop
         try:
-            # Horovod would ask for a place by itself, and wait where nobody can stop it.
-            elastic = os.environ.pop("HOROVOD_ELASTIC")
+            if os.environ["HOROVOD_ELASTIC"] != "1":
+                raise KeyError("HOROVOD_ELASTIC")
             self._store = Store(os.environ["HOROVOD_GLOO_RENDEZVOUS_ADDR"], int(os.environ["HOROVOD_GLOO_RENDEZVOUS_PORT"]))
             self._key = f"{os.environ['HOROVOD_HOSTNAME']}:{os.environ['HOROVOD_LOCAL_RANK']}"
         except KeyError as error:
@@ -56,7 +56,8 @@ class Membership:
                 f"--elastic needs a launcher that lets workers come and go ({error} is not set): start with horovodrun --min-np A "
                 "--max-np B --host-discovery-script SCRIPT"
             ) from None
-        assert elastic == "1"
+        # Horovod would ask for a place by itself, and wait where nobody can stop it.
+        os.environ["HOROVOD_ELASTIC"] = "0"
         for name, value in _DEFAULTS.items():
             os.environ.setdefault(name, value)
         self._heard = WorkerNotificationManager()

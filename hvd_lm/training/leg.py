@@ -246,6 +246,8 @@ class Leg:
             "checkpoint_seconds": self._checkpoint_seconds,
         }
         self._checkpoint_seconds = 0.0
+        if self._config.model.softmax == "sampled":
+            row["sampled_words"] = self._config.model.sampled_words
         if self._adapter.is_pipeline:
             row["pipeline_seconds"] = self._adapter.waited_seconds()
         if self._loss_scale:

@@ -90,7 +90,8 @@ class MetricsWriter:
             print(message, file=sys.stderr, flush=True)
 
     def _show(self, row: Row) -> None:
-        text = f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tokens/s  gradient norm {row['gradient_norm']:.3g}"
+        judged = f" over {row['sampled_words']} sampled words" if "sampled_words" in row else ""
+        text = f"loss {row['loss']:.4f}{judged}  {row['tokens_per_second']:,.0f} tokens/s  gradient norm {row['gradient_norm']:.3g}"
         if row.get("skipped"):
             text += f"  SKIPPED: gradient overflow, loss scale now {row['loss_scale']:g}"
         notable = row.get("skipped") or "validation_loss" in row or row["step"] in (1, self._total)
