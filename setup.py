@@ -55,6 +55,7 @@ setup(
             "onnxruntime",
             "pytest",
             "pytest-timeout",
+            "pytest-xdist",
             "ruff",
             "types-PyYAML",
             "types-requests",

@@ -26,8 +26,8 @@ from typing import Any
 import launcher
 from launcher import Ended
 
-MOST_RANKS = 7
-"""In all pools together: what was used longest ago ends first."""
+MOST_RANKS = 10
+"""In all pools of a test process together: what was used longest ago ends first."""
 SECONDS_TO_START = 120
 SECONDS_TO_END = 30
 SECONDS_FOR_THE_OTHERS = 2
@@ -54,6 +54,8 @@ class Pool:
         self._folder = tempfile.TemporaryDirectory(prefix="hvd_lm-pool-")
         self._pids: dict[int, int] = {}
         self._connections: dict[int, Connection] = {}
+        self._spins = key.controller == "mpi"
+        """Over MPI a rank that waits takes its core from those that work: it is stopped."""
         command = launcher.of_ranks(
             key.ranks, sys.executable, launcher.BODIES / "pool.py", self._folder.name, key.framework, controller=key.controller
         )
@@ -92,11 +94,21 @@ class Pool:
 
         Raises PoolError unless all come to their end in `timeout` seconds. After an error the ranks are gone.
         """
+        self._signal(signal.SIGCONT)
         try:
-            return self._run(body, arguments, timeout)
+            answer = self._run(body, arguments, timeout)
         except BaseException:
             self.kill()
             raise
+        if self._spins:
+            self._signal(signal.SIGSTOP)
+        return answer
+
+    def _signal(self, number: signal.Signals) -> None:
+        """To each rank that is still there."""
+        for pid in self._pids.values():
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def _run(self, body: str, arguments: Sequence[str], timeout: float) -> tuple[list[Any], str]:
         for connection in self._connections.values():
@@ -135,15 +147,14 @@ class Pool:
         return PoolError("\n".join([reason, *(f"--- {who} ---\n{text}" for who, text in texts.items() if text)]))
 
     def kill(self) -> None:
-        for pid in self._pids.values():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self._signal(signal.SIGKILL)
         self.end(seconds=5)
 
     def end(self, seconds: float = SECONDS_TO_END) -> None:
         """Let the ranks go; kill what is still there after `seconds`."""
         for connection in self._connections.values():
             connection.close()
+        self._signal(signal.SIGCONT)
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -158,9 +169,6 @@ _pools: dict[Key, Pool] = {}
 
 def _run(key: Key, body: str, arguments: Sequence[str | Path], timeout: float) -> tuple[list[Any], str]:
     pool = _pools.pop(key, None)
-    # Over MPI a rank that waits takes its core from those that work.
-    for other in [other for other in _pools if other.controller == "mpi"]:
-        _pools.pop(other).end()
     while _pools and sum(other.ranks for other in _pools) + key.ranks > MOST_RANKS:
         _pools.pop(next(iter(_pools))).end()
     pool = pool or Pool(key)

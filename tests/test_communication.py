@@ -182,7 +182,7 @@ def test_adasum_combines_the_gradients_of_two_ranks(framework: str) -> None:
 
 def test_horovod_sleeps_while_there_is_nothing_to_reduce(framework: str) -> None:
     """As released it wakes up every millisecond to ask the other ranks, in several threads (patch idle-sleep)."""
-    for result in launcher.body("idle", 2, framework):
+    for result in pools.body("idle", 2, framework):
         assert result["wake_ups_per_second"] < 600, "about 280 with the patch; a cycle each millisecond alone is 1000"
         assert result["median_seconds"] < 0.025, "a tensor does not wait for the end of that sleep, of 50 ms"
 
@@ -190,7 +190,7 @@ def test_horovod_sleeps_while_there_is_nothing_to_reduce(framework: str) -> None
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="of PyTorch's wait")
 def test_pytorch_waits_asleep() -> None:
     """As released it asks again and again, for as long as it waits (patch torch-wait)."""
-    waiting, _ = launcher.body("waiting", 2)
+    waiting, _ = pools.body("waiting", 2, "torch")
     assert waiting["waited"] > 0.5
     assert waiting["computed"] < 0.02 * waiting["waited"]
 
@@ -220,7 +220,7 @@ def test_fp16_learns_like_fp32(framework: str, tmp_path: Path) -> None:
 
 def test_gradients_are_reduced_where_their_rows_are(framework: str) -> None:
     """4 ranks as 2 x 2: two data groups with different rows, each in step within; what is not divided is the same everywhere."""
-    results = launcher.body("process_sets", 4, framework)
+    results = pools.body("process_sets", 4, framework)
     groups = [results[0::2], results[1::2]]
     for group in groups:
         assert group[0] == group[1]

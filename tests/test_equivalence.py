@@ -8,8 +8,9 @@ import launcher
 import numpy as np
 import pools
 import pytest
+from conftest import INSTALLED
 
-from hvd_lm.config import CELLS, Cell
+from hvd_lm.config import Cell
 
 pytestmark = pytest.mark.ranks
 
@@ -29,7 +30,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(("framework", "cell"), [*((name, "lstm") for name in INSTALLED), (INSTALLED[0], "mlstm")])
 def test_ranks_times_batch_is_what_counts(framework: str, cell: Cell, text: Path, tmp_path: Path) -> None:
     """By the command line: (R=1, B=8), (R=2, B=4), (R=4, B=2) at the same N."""
     rows = {}

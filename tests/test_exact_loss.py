@@ -223,7 +223,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.ranks
 def test_one_figure_for_any_ranks_and_frameworks(trained: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
-    text.write_text(embedded_corpus()[-120_000:])
+    text.write_text(embedded_corpus()[-60_000:])
     cuts = [(1, 1, 64), (1, 8, 64), (2, 3, 50), (4, 2, 33)]
     losses = []
     for framework in INSTALLED:
@@ -234,6 +234,6 @@ def test_one_figure_for_any_ranks_and_frameworks(trained: Path, tmp_path: Path) 
             )  # fmt: skip
             figures = json.loads(ended.output[ended.output.index('{"loss"') :].splitlines()[0])
             losses.append(figures["loss"])
-            assert figures["tokens"] > 15_000
+            assert figures["tokens"] > 7_500
     assert losses[0] < 6.5
     np.testing.assert_allclose(losses, losses[0], rtol=1e-6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import launcher
+import pools
 import pytest
 
 from hvd_lm.config import CommunicationConfig
@@ -57,4 +57,4 @@ def test_nothing_is_fused_unless_it_is_asked_for(config: CommunicationConfig, ex
 @pytest.mark.ranks
 def test_openmpi_reduces_large_tensors_in_a_ring(framework: str) -> None:
     """A ring begins each third of the tensor at another rank, so that each is summed in another order."""
-    assert launcher.body("summation_order", 3, framework, "1000000", controller="mpi") == [[0.0, 1.0]] * 3
+    assert pools.body("summation_order", 3, framework, "1000000", controller="mpi") == [[0.0, 1.0]] * 3

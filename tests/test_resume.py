@@ -34,7 +34,9 @@ def test_a_killed_run_goes_on_bit_for_bit(framework: str, ranks: int, split: str
     pools.hvd_lm(ranks, "train", "--out", parts, *flags, "--steps", "30")
     with launcher.training(ranks, parts, *flags, "--resume", "auto", after_step=33) as run:
         run.ranks[-1].kill()
-        assert run.ended().code != 0
+        job = run.ended()
+    assert job.code != 0
+    assert len([line for line in job.output.splitlines() if "hvd-lm: " in line]) <= 1, job.output
     assert checkpoints.load(parts).step == 30
     pools.hvd_lm(ranks, "train", "--out", parts, *flags, "--steps", "60", "--resume", "auto")
     rows = launcher.metrics(parts)

@@ -29,7 +29,7 @@ LENGTH, WHOLE_WINDOW, LAST_WINDOW = 4, 4, 2
 def main(framework: str, settings: str) -> dict[str, Any]:
     given = json.loads(settings)
     cost.LOGITS_TOGETHER = given.pop("logits_together", _LOGITS_TOGETHER)
-    steps, sequences, factor = given.pop("steps", 50), given.pop("sequences", 12), given.pop("embedding_factor", 1.0)
+    steps, sequences, factor = given.pop("steps", 30), given.pop("sequences", 12), given.pop("embedding_factor", 1.0)
     sections = {kind: {k: given.pop(k) for k in list(given) if k in kind.__dataclass_fields__} for kind in _SECTIONS}
     assert not given, given
     model = ModelConfig(**_MODEL | sections[ModelConfig])

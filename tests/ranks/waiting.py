@@ -1,10 +1,11 @@
 """How much a rank of PyTorch computes while it waits for another one, as a share of that time.
 
-horovodrun -np 2 python waiting.py
+horovodrun -np 2 python waiting.py torch
 """
 
 from __future__ import annotations
 
+import sys
 import time
 
 import numpy as np
@@ -15,8 +16,8 @@ import hvd_lm
 SECONDS = 1.0
 
 
-def main() -> dict[str, float]:
-    adapter = hvd_lm.adapter("torch")
+def main(framework: str) -> dict[str, float]:
+    adapter = hvd_lm.adapter(framework)
     adapter.job.sum(np.ones(1))
     if adapter.job.topology.rank == 1:
         time.sleep(SECONDS)
@@ -27,4 +28,4 @@ def main() -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    report(main())
+    report(main(*sys.argv[1:]))

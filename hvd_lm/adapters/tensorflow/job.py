@@ -55,7 +55,7 @@ class TensorFlowJob(Job):
         return np.asarray(tensor.numpy())
 
 
-@partial(tf.function, reduce_retracing=True)
+@partial(tf.function, autograph=False, reduce_retracing=True)
 def _named_allgather(rows: tf.Tensor, name: str, process_set: Any) -> tf.Tensor:
     """`name` as it is: Horovod names what is outside of graphs in a way of TensorFlow's own."""
     with tf.device("CPU"):

@@ -52,7 +52,8 @@ class Update:
             for name, share in moment_shares.items()
             if name in weights
         }
-        self.function = tf.function(self._graph, input_signature=[*[tf.TensorSpec((), tf.float32)] * 4, tf.TensorSpec((), tf.bool)])
+        signature = [*[tf.TensorSpec((), tf.float32)] * 4, tf.TensorSpec((), tf.bool)]
+        self.function = tf.function(self._graph, input_signature=signature, autograph=False)
 
     def begin(self) -> None:
         """Set the moments to what they are before the first step."""
@@ -84,7 +85,8 @@ class Update:
         by_rows = {weight.name: self._rows_of(weight) for weight in self._weights.values() if weight.by_rows}
         norm = self._global_norm(by_rows) * unscale
         made = tf.math.is_finite(norm) & trusted
-        if made:
+
+        def update() -> tf.Operation:
             factor = unscale * tf.minimum(1.0, clip / norm)
             updated: list[tf.Operation] = []
             for weight in self._weights.values():
@@ -93,6 +95,9 @@ class Update:
                     gradient = by_rows.get(weight.name) or _Gradient(weight.take_gradient())
                     gradient = gradient._replace(values=gradient.values * factor)
                     updated = [self._update_weight(weight, gradient, learning_rate, epsilon)]
+            return tf.group(*updated)
+
+        tf.cond(made, update, tf.no_op)
         for name, (values, rows) in by_rows.items():
             self._weights[name].gradient.scatter_update(tf.IndexedSlices(tf.zeros_like(values), rows))
         return norm, made
@@ -177,4 +182,4 @@ class DynamicUpdate:
                 pull = constant_decays[name] * (remembered[name] - weight.value)
                 weight.value.assign_add(pull - constant_rates[name] * weight.gradient)
 
-        self.apply = tf.function(step)
+        self.apply = tf.function(step, autograph=False)
