@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from hvd_lm.config import CommunicationConfig, TopologyConfig
 from hvd_lm.errors import ConfigError, HvdLmError, LostWorkerError, in_family
-from hvd_lm.job import launcher, point_to_point
+from hvd_lm.job import launcher, meeting, point_to_point
 from hvd_lm.job.agreement import Trouble, of_one_rank, source_digest
 from hvd_lm.job.levers import horovod_environment, levers
 from hvd_lm.job.memory import keep_freed_memory
@@ -31,6 +31,7 @@ from hvd_lm.job.messages import warn
 from hvd_lm.job.stop import Stop
 from hvd_lm.job.threads import default_threads
 from hvd_lm.job.topology import GroupName, Topology, arrange
+from hvd_lm.job.watch import Watch
 from hvd_lm.model.split import Share
 
 MOST_VALUES = 2**31 - 1
@@ -105,7 +106,12 @@ class Job(ABC):
         keep_freed_memory()
         if deterministic:
             self._make_deterministic()
-        with horovod_environment(communication):
+        patience = communication.stall_shutdown_seconds
+        self.watch = Watch(patience if expected.size > 1 else 0)
+        """Ends this process where it waits in vain."""
+        if not self.horovod.is_initialized():
+            meeting.await_ranks(patience)
+        with horovod_environment(communication), self.watch.kept():
             sets = self._join(expected, comm)
         hvd = self.horovod
         if hvd.size() != expected.size:
@@ -126,7 +132,7 @@ class Job(ABC):
             self.places = [f"rank {rank} on {host}" for rank, host in enumerate(self.tell(socket.gethostname()))]
             """How messages name the ranks."""
             self.agree(self._versions())
-            self.links = self._links(comm, communication.stall_shutdown_seconds)
+            self.links = self._links(comm, patience)
             """To the neighbours in a pipeline, where ranks can send to each other; Horovod's alltoall elsewhere."""
         if communication.reduction == "adasum" and self.groups["data"].communicates:
             self._check_adasum()
@@ -256,9 +262,13 @@ class Job(ABC):
 
     # --- what a group does together ----------------------------------------------------------------------
 
+    def _called(self, group: GroupName) -> Group:
+        self.watch.sign()
+        return self.groups[group]
+
     def sum(self, values: NDArray[np.float64], group: GroupName = "readers") -> NDArray[np.float64]:
         """Sum of `values` over the group. Collective."""
-        its = self.groups[group]
+        its = self._called(group)
         if not its.communicates:
             return values.copy()
         hvd = self.horovod
@@ -270,7 +280,7 @@ class Job(ABC):
 
     def concatenate(self, rows: NDArray[_Number], group: GroupName) -> NDArray[_Number]:
         """The rows of every rank of the group, of any number, in the order of its ranks. Collective."""
-        its = self.groups[group]
+        its = self._called(group)
         if not its.communicates:
             return rows.copy()
         return self._to_numpy(self._allgather(self._to_tensor(np.ascontiguousarray(rows)), f"concatenate.{group}", its.process_set))
@@ -281,7 +291,7 @@ class Job(ABC):
 
     def scatter_sum(self, values: NDArray[_Number], group: GroupName = "readers") -> NDArray[_Number]:
         """This rank's share of the rows of the sum of `values` over the group; the first ranks have one more. Collective."""
-        its = self.groups[group]
+        its = self._called(group)
         if not its.communicates:
             return values.copy()
         hvd, tensor = self.horovod, self._to_tensor(values)
@@ -294,7 +304,7 @@ class Job(ABC):
 
         Returns the rows that came, in the order of the ranks, and how many came from each. Collective.
         """
-        its = self.groups[group]
+        its = self._called(group)
         if not its.communicates:
             return values.copy(), list(splits)
         sent = self._to_tensor(np.array(splits, np.int32))
@@ -366,11 +376,13 @@ def ending_together(job: Job) -> Iterator[None]:
     rank leaves the job, and raises it as one of the family of HvdLmError.
     """
     try:
-        yield
+        with job.watch.kept():
+            yield
     except job.communication_errors as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = next((line for line in lines if "Horovod" in line), lines[0])  # TensorFlow's begin with the graph
-        lost = LostWorkerError(f"a collective operation failed, probably because another rank ended ({reason})")
+        what = f"a collective operation failed, probably because another rank ended ({reason})"
+        lost = LostWorkerError(f"{what}: look after its host, then start the job again, training with --resume auto")
         if _LEFT in reason:
             lost.speaker = None
         raise lost from error

@@ -48,6 +48,9 @@ def horovod_environment(config: CommunicationConfig) -> Iterator[None]:
     launched from this process does not inherit what was meant for it alone.
     """
     settings = {"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": str(config.stall_shutdown_seconds), **_OPENMPI}
+    if config.stall_shutdown_seconds:
+        # Horovod ends nothing before it has warned.
+        settings["HOROVOD_STALL_CHECK_TIME_SECONDS"] = str(min(60, max(1, config.stall_shutdown_seconds // 2)))
     if (fusion_threshold_mb := levers(config)["fusion_threshold_mb"]) is not None:
         settings["HOROVOD_FUSION_THRESHOLD"] = str(fusion_threshold_mb * 2**20)
     if config.cycle_time_ms is not None:

@@ -21,7 +21,7 @@ from hvd_lm.config import RunConfig
 from hvd_lm.data.sources import IGNORED, MicroBatch, Window
 from hvd_lm.data.streams import Streams
 from hvd_lm.data.texts import Texts
-from hvd_lm.errors import CheckpointError, DataError, StoppedError, TrainingError
+from hvd_lm.errors import CheckpointError, DataError, HvdLmError, StoppedError, TrainingError
 from hvd_lm.evaluation.exact_loss import evaluation_streams, exact_loss
 from hvd_lm.evaluation.figures import Evaluation
 from hvd_lm.job.agreement import Trouble
@@ -156,9 +156,15 @@ class Leg:
         row = self._window(self._cursor.next_window(self._passes))
         validation = None
         if self._due(self._config.validation_every):
-            validation = self._validate()
-            self._agree()
-            self._mend_replicas()
+            try:
+                validation = self._validate()
+                self._agree()
+                self._mend_replicas()
+            except HvdLmError:
+                # The weights of this step are kept: it goes on after it.
+                with self._trouble.noted():
+                    self.outlets.metrics.write(row)
+                raise
         if validation:
             row |= {"validation_loss": validation.loss, "perplexity": validation.perplexity}
         with self._trouble.noted():
@@ -225,6 +231,7 @@ class Leg:
         for index in range(window.start, window.stop):
             asked = time.perf_counter()
             batch, masks = self._read()
+            self._adapter.job.watch.sign()
             waited += time.perf_counter() - asked
             left = window.stop - 1 - index
             state = self._adapter.accumulate(
@@ -299,7 +306,8 @@ class Leg:
             return
         whose = ", ".join(self._adapter.job.places[rank] for rank in distances)
         largest = max(distances.values())
-        what = f"after step {self.step} the weights of {whose} were not those of rank 0 (relative difference {largest:.1e})"
+        how = "are no numbers any more" if 0 in distances else f"were not those of rank 0 (relative difference {largest:.1e})"
+        what = f"after step {self.step} the weights of {whose} {how}"
         if largest > replicas.ROUNDING:
             raise TrainingError(f"{what}: look after that machine, then go on with --resume auto{self._keep_weights()}")
         self.outlets.metrics.say(f"{what}, as rounding on unlike processors makes them: they were given those of rank 0")
@@ -312,9 +320,11 @@ class Leg:
         return StoppedError(f"stopped after step {self.step} by {why}: go on with --resume auto")
 
     def _keep_weights(self) -> str:
-        """Write them, if there has been a step, and say so. Collective."""
+        """Write them, if there has been a step and they are numbers, and say so. Collective."""
         if not self.step:
             return ""
+        if not replicas.is_finite(self._adapter):
+            return f"; the weights of step {self.step} are no numbers any more, and are not written"
         self._checkpoint(None)
         return f"; the weights of step {self.step} are in {self._config.out / FOLDER}"
 
