@@ -1,6 +1,7 @@
 # One command each, from a bare machine: all the set-up that a target needs is done by it, once.
 #   make train     the same language model learns real text on 2 ranks, in PyTorch and in TensorFlow
 #   make test      every test        make check     lint and types        make doctor    what works here
+#   make test-faults   what a job does when something fails: takes half an hour, and root for a part of it
 # FRAMEWORKS=torch (or tensorflow) leaves the other one out. PYTHON and VENV choose interpreter and place.
 # As root on Debian or Ubuntu a compiler and OpenMPI come from apt-get if they are missing; SYSTEM_PACKAGES= leaves the system alone.
 
@@ -18,7 +19,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export OMPI_ALLOW_RUN_AS_ROOT ?= 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM ?= 1
 
-.PHONY: setup train test check doctor clean
+.PHONY: setup train test test-faults check doctor clean
 
 setup: $(READY)
 
@@ -36,6 +37,9 @@ train: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+test-faults: setup
+	$(BIN)/python -m pytest -m faults tests/faults
 
 check: setup
 	$(BIN)/ruff check .

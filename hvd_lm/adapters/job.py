@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 
 from hvd_lm.config import CommunicationConfig, TopologyConfig
 from hvd_lm.errors import ConfigError, HvdLmError, LostWorkerError, in_family
-from hvd_lm.job import launcher, meeting, point_to_point
+from hvd_lm.job import launcher, levers, meeting, point_to_point
 from hvd_lm.job.agreement import Trouble, of_one_rank, source_digest
-from hvd_lm.job.levers import horovod_environment, levers
 from hvd_lm.job.memory import keep_freed_memory
 from hvd_lm.job.messages import warn
 from hvd_lm.job.stop import Stop
@@ -106,12 +105,12 @@ class Job(ABC):
         keep_freed_memory()
         if deterministic:
             self._make_deterministic()
-        patience = communication.stall_shutdown_seconds
+        patience = levers.patience(communication)
         self.watch = Watch(patience if expected.size > 1 else 0)
         """Ends this process where it waits in vain."""
         if not self.horovod.is_initialized():
             meeting.await_ranks(patience)
-        with horovod_environment(communication), self.watch.kept():
+        with levers.horovod_environment(communication), self.watch.kept():
             sets = self._join(expected, comm)
         hvd = self.horovod
         if hvd.size() != expected.size:
@@ -165,7 +164,7 @@ class Job(ABC):
 
     def _note_levers(self, config: CommunicationConfig) -> None:
         """Warn where Horovod, which reads its levers when it starts, goes on with those of an earlier job of this process."""
-        wanted, has = levers(config), self._levers
+        wanted, has = levers.levers(config), self._levers
         if has is None or launcher.launched_size() == 1:
             Job._levers = wanted
         elif other := [f"--{name.replace('_', '-')}" for name, value in wanted.items() if value != has[name]]:

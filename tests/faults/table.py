@@ -9,10 +9,10 @@ from typing import Literal
 
 Then = Literal["resumed", "begins", "goes on", "as before"]
 THEN: dict[Then, str] = {
-    "resumed": "`--resume auto` goes on after the last whole checkpoint",
-    "begins": "the same command begins the run",
-    "goes on": "nothing: it goes on by itself",
-    "as before": "what is there stays as it was",
+    "resumed": "`--resume auto` goes on",
+    "begins": "the same command begins",
+    "goes on": "it goes on by itself",
+    "as before": "nothing was changed",
 }
 """How a row's `then` reads. All but the last are compared with a run that nothing happened to."""
 
@@ -44,6 +44,7 @@ class Row:
     moment_of: str = ""
     """As tests/faults/faulty.py calls it."""
     over: tuple[str, ...] = ("gloo",)
+    """Controllers; none where one process is alone."""
 
     @property
     def id(self) -> str:
@@ -66,10 +67,10 @@ def _killed() -> Iterator[Row]:
     for moment, when in MOMENTS.items():
         for rank, who in _WHO.items():
             then: Then = "begins" if moment in ("reading", "set-up") else "resumed"
-            told = "the launcher: process, exit code 137"
+            told = "the launcher: which process was killed"
             yield Row("rank", f"kill -9 of {who}", when, _KILLED, told, 20, then, 137, rank, moment, ("gloo", "mpi"))
     fault = "kill -9 of the launcher"
-    yield Row("rank", fault, MOMENTS["training"], "", "nothing", 30, "resumed", None, 1, "training", ("gloo", "mpi"))
+    yield Row("rank", fault, MOMENTS["training"], "", "", 30, "resumed", None, 1, "training", ("gloo", "mpi"))
 
 
 def _stopped() -> Iterator[Row]:
@@ -87,11 +88,11 @@ def _of_folders() -> Iterator[Row]:
     cannot, told = r"hvd-lm: error: cannot write .*No space left on device; make room", "what cannot be written where, and why"
     for moment, when in (("checkpoint", "while a checkpoint is written"), ("metrics", "while metrics are written")):
         yield Row("disk", "disk of --out full", when, cannot, told, 20, "resumed", 2, 0, moment)
-    yield Row("prepare disk", "disk of --out full", "in `prepare`", cannot, told, 20, "begins", 2)
-    yield Row("prepare kill", "kill -9", "in `prepare`", "", "nothing", 20, "begins", -9, 0, "shards")
+    yield Row("prepare disk", "disk of --out full", "in `prepare`", cannot, told, 20, "begins", 2, over=())
+    yield Row("prepare kill", "kill -9", "in `prepare`", "", "", 20, "begins", -9, 0, "shards", ())
     cannot = "hvd-lm: error: cannot .*Read-only file system.*another place"
     yield Row("read-only", "read-only folder", "as --out of `train`", cannot, told, 20, "as before", 2)
-    yield Row("read-only prepare", "read-only folder", "as --out of `prepare`", cannot, told, 20, "as before", 2)
+    yield Row("read-only prepare", "read-only folder", "as --out of `prepare`", cannot, told, 20, "as before", 2, over=())
     yield Row("read-only resume", "read-only folder", "as --resume, with another --out", "", "", 20, "goes on", 0)
 
 
