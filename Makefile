@@ -2,6 +2,7 @@
 #   make train     the same language model learns real text on 2 ranks, in PyTorch and in TensorFlow
 #   make test      every test        make check     lint and types        make doctor    what works here
 #   make test-cluster   elastic jobs, whose workers are killed and come, for a quarter of an hour
+#   make test-faults   what a job does when something fails: takes half an hour, and root for a part of it
 # FRAMEWORKS=torch (or tensorflow) leaves the other one out. PYTHON and VENV choose interpreter and place.
 # As root on Debian or Ubuntu a compiler and OpenMPI come from apt-get if they are missing; SYSTEM_PACKAGES= leaves the system alone.
 
@@ -19,7 +20,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export OMPI_ALLOW_RUN_AS_ROOT ?= 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM ?= 1
 
-.PHONY: setup train test test-cluster check doctor clean
+.PHONY: setup train test test-cluster test-faults check doctor clean
 
 setup: $(READY)
 
@@ -40,6 +41,9 @@ test: setup
 
 test-cluster: setup
 	$(BIN)/python -m pytest -m cluster
+
+test-faults: setup
+	$(BIN)/python -m pytest -m faults tests/faults
 
 check: setup
 	$(BIN)/ruff check .

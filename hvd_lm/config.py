@@ -261,7 +261,8 @@ class CommunicationConfig:
     hierarchical_allreduce: bool = False
     """Reduce inside each host first; NCCL with MPI only (HOROVOD_HIERARCHICAL_ALLREDUCE)."""
     stall_shutdown_seconds: int = 600
-    """End the job when a rank has kept the others waiting that long; 0 for never (HOROVOD_STALL_SHUTDOWN_TIME_SECONDS)."""
+    """End the job when a rank has kept the others waiting that long, from the start on; 0 for never
+    (HOROVOD_STALL_SHUTDOWN_TIME_SECONDS)."""
 
     def __post_init__(self) -> None:
         make_paths(self, "timeline_filename")

@@ -39,6 +39,7 @@ LANGUAGES = {"sh", "python", "text", "mermaid"}
 NOT_RUN = {
     "make train": "installs and builds; .ci/run runs it",
     "make test": "would run itself",
+    "make test-faults": "takes half an hour, and root",
     "source .venv/bin/activate": "made by make",
     "hvd-lm prepare --corpus wikitext-2 --out wikitext-2": "downloads; tests/test_download.py has a server of its own",
     "RANKS=4 FRAMEWORK=tensorflow jobs/local_gloo.sh texts": "the reference model on 4 ranks; tests/test_jobs.py runs the file",
@@ -307,16 +308,27 @@ def test_files_that_the_tour_names_exist() -> None:
 # --- the list of rooms -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def rooms() -> ModuleType:
-    """docs/rooms.py."""
-    spec = importlib.util.spec_from_file_location("rooms", DOCS / "rooms.py")
+def script(name: str) -> ModuleType:
+    """One that writes a part of a page."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["rooms"] = module
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def rooms() -> ModuleType:
+    return script("rooms")
+
+
+def test_table_of_faults_is_that_of_their_tests() -> None:
+    faults = script("faults")
+    page = faults.PAGE.read_text(encoding="utf-8")
+    assert faults.page_with(page, faults.listing()) == page, "run `python docs/faults.py`"
+    assert len({(row.fault, row.moment) for row in faults.ROWS}) == len(faults.ROWS) > 30
 
 
 def test_list_of_rooms_is_up_to_date(rooms: ModuleType) -> None:

@@ -9,8 +9,9 @@ import pools
 import pytest
 
 from hvd_lm.config import CommunicationConfig
-from hvd_lm.job.levers import horovod_environment
+from hvd_lm.job.levers import horovod_environment, patience
 
+ENDS, WARNS = "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "HOROVOD_STALL_CHECK_TIME_SECONDS"
 FUSION = "HOROVOD_FUSION_THRESHOLD"
 PIECES = "OMPI_MCA_btl_tcp_rdma_pipeline_frag_size"
 RULES = "OMPI_MCA_coll_tuned_dynamic_rules_filename"
@@ -52,6 +53,22 @@ def test_nothing_is_fused_unless_it_is_asked_for(config: CommunicationConfig, ex
     """A threshold that is set is none that Horovod searches."""
     with horovod_environment(config):
         assert os.environ.get(FUSION) == expected
+
+
+@pytest.mark.parametrize(("seconds", "told", "warned"), [(600, None, "60"), (20, None, "10"), (0, None, None), (600, "30", "15")])
+def test_horovod_warns_before_it_ends_a_job(
+    seconds: int, told: str | None, warned: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would end none otherwise."""
+    for name in (ENDS, WARNS):
+        monkeypatch.delenv(name, raising=False)
+    if told:
+        monkeypatch.setenv(ENDS, told)
+    config = CommunicationConfig(stall_shutdown_seconds=seconds)
+    assert patience(config) == float(told or seconds)
+    with horovod_environment(config):
+        assert os.environ[ENDS] == (told or str(seconds))
+        assert os.environ.get(WARNS) == warned
 
 
 @pytest.mark.ranks

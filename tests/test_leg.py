@@ -7,9 +7,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
+from conftest import INSTALLED
 from numpy.typing import NDArray
 
 import hvd_lm
@@ -151,6 +153,37 @@ def test_a_text_that_is_gone_keeps_the_weights(framework: str, tmp_path: Path, m
     with CheckpointWriter(tmp_path, keep=1) as leg.outlets.writer, pytest.raises(DataError, match="cannot read the training text"):
         leg.run()
     assert (leg.step, len(noted.rows), checkpoints.load(tmp_path).step) == (3, 3, 3)
+
+
+def test_weights_that_are_no_numbers_are_not_kept(tmp_path: Path) -> None:
+    """A run that went on from such a checkpoint would end at once, and so would every one after it."""
+    config = config_of(INSTALLED[0], tmp_path)
+    texts = read_texts(config.data, 40)
+    config = with_vocabulary_size(config, texts.tokenizer.vocabulary_size)
+    leg, adapter, _ = leg_of(config, texts)
+    leg.run(until=2)
+    weights = adapter.weights()
+    adapter.load_weights({**weights, "output_kernel": weights["output_kernel"] * np.float32("nan")})
+    words = "the loss is nan at step 3, .*; the weights of step 2 are no numbers any more, and are not written"
+    with CheckpointWriter(tmp_path, keep=1) as leg.outlets.writer, pytest.raises(TrainingError, match=words):
+        leg.run()
+    assert not checkpoints.exists(tmp_path)
+
+
+def test_a_step_whose_validation_fails_has_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights are kept: it does not come again."""
+    config = replace(config_of(INSTALLED[0], tmp_path), validation_every=3)
+    texts = read_texts(config.data, 40)
+    config = with_vocabulary_size(config, texts.tokenizer.vocabulary_size)
+    leg, _, noted = leg_of(config, texts)
+
+    def fail() -> NoReturn:
+        raise DataError("cannot read it again")
+
+    monkeypatch.setattr(leg, "_validate", fail)
+    with pytest.raises(DataError, match="again"):
+        leg.run()
+    assert [row["step"] for row in noted.rows] == [1, 2, 3]
 
 
 class Examples:

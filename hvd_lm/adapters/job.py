@@ -5,7 +5,6 @@ Arrays cross this border as NumPy; gradients travel as the framework's own tenso
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import json
 import math
@@ -13,7 +12,7 @@ import socket
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, ClassVar, TypeVar
@@ -21,22 +20,21 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from hvd_lm.adapters.ending import ending_together
 from hvd_lm.config import CommunicationConfig, TopologyConfig
-from hvd_lm.errors import ConfigError, HvdLmError, LostWorkerError, in_family
-from hvd_lm.job import launcher, point_to_point
-from hvd_lm.job.agreement import Trouble, of_one_rank, source_digest
-from hvd_lm.job.levers import horovod_environment, levers
+from hvd_lm.errors import ConfigError, LostWorkerError
+from hvd_lm.job import launcher, levers, meeting, point_to_point
+from hvd_lm.job.agreement import Trouble, source_digest
 from hvd_lm.job.memory import keep_freed_memory
 from hvd_lm.job.messages import warn
 from hvd_lm.job.stop import Stop
 from hvd_lm.job.threads import default_threads
 from hvd_lm.job.topology import GroupName, Topology, arrange
+from hvd_lm.job.watch import Watch
 from hvd_lm.model.split import Share
 
 MOST_VALUES = 2**31 - 1
 """Of a tensor that Horovod sends: it counts them in a 32-bit integer, and would cut a larger one."""
-_LEFT = "Horovod has been shut down"
-"""What Horovod says where a rank has left."""
 _SECONDS_TO_LEAVE = 5.0
 _Number = TypeVar("_Number", bound=np.generic)
 
@@ -106,7 +104,12 @@ class Job(ABC):
         keep_freed_memory()
         if deterministic:
             self._make_deterministic()
-        with horovod_environment(communication):
+        patience = levers.patience(communication)
+        self.watch = Watch(patience if expected.size > 1 else 0)
+        """Ends this process where it waits in vain."""
+        if not self.horovod.is_initialized():
+            meeting.await_ranks(patience)
+        with levers.horovod_environment(communication), self.watch.kept():
             sets = self._join(expected, comm)
         hvd = self.horovod
         if hvd.size() != expected.size:
@@ -127,7 +130,7 @@ class Job(ABC):
             self.places = [f"rank {rank} on {host}" for rank, host in enumerate(self.tell(socket.gethostname()))]
             """How messages name the ranks."""
             self.agree(self._versions())
-            self.links = self._links(comm, communication.stall_shutdown_seconds)
+            self.links = self._links(comm, patience)
             """To the neighbours in a pipeline, where ranks can send to each other; Horovod's alltoall elsewhere."""
         if communication.reduction == "adasum" and self.groups["data"].communicates:
             self._check_adasum()
@@ -162,7 +165,7 @@ class Job(ABC):
 
     def _note_levers(self, config: CommunicationConfig) -> None:
         """Warn where Horovod, which reads its levers when it starts, goes on with those of an earlier job of this process."""
-        wanted, has = levers(config), self._levers
+        wanted, has = levers.levers(config), self._levers
         if has is None or launcher.launched_size() == 1:
             Job._levers = wanted
         elif other := [f"--{name.replace('_', '-')}" for name, value in wanted.items() if value != has[name]]:
@@ -259,9 +262,13 @@ class Job(ABC):
 
     # --- what a group does together ----------------------------------------------------------------------
 
+    def _called(self, group: GroupName) -> Group:
+        self.watch.sign()
+        return self.groups[group]
+
     def sum(self, values: NDArray[np.float64], group: GroupName = "readers") -> NDArray[np.float64]:
         """Sum of `values` over the group. Collective."""
-        its = self.groups[group]
+        its = self._called(group)
         if not its.communicates:
             return values.copy()
         hvd = self.horovod
@@ -273,7 +280,7 @@ class Job(ABC):
 
     def concatenate(self, rows: NDArray[_Number], group: GroupName) -> NDArray[_Number]:
         """The rows of every rank of the group, of any number, in the order of its ranks. Collective."""
-        its = self.groups[group]
+        its = self._called(group)
         if not its.communicates:
             return rows.copy()
         return self._to_numpy(self._allgather(self._to_tensor(np.ascontiguousarray(rows)), f"concatenate.{group}", its.process_set))
@@ -284,7 +291,7 @@ class Job(ABC):
 
     def scatter_sum(self, values: NDArray[_Number], group: GroupName = "readers") -> NDArray[_Number]:
         """This rank's share of the rows of the sum of `values` over the group; the first ranks have one more. Collective."""
-        its = self.groups[group]
+        its = self._called(group)
         if not its.communicates:
             return values.copy()
         hvd, tensor = self.horovod, self._to_tensor(values)
@@ -297,7 +304,7 @@ class Job(ABC):
 
         Returns the rows that came, in the order of the ranks, and how many came from each. Collective.
         """
-        its = self.groups[group]
+        its = self._called(group)
         if not its.communicates:
             return values.copy(), list(splits)
         sent = self._to_tensor(np.array(splits, np.int32))
@@ -366,33 +373,3 @@ def device_of(local_rank: int, devices: int) -> int:
             "CUDA_VISIBLE_DEVICES="
         )
     return local_rank
-
-
-@contextlib.contextmanager
-def ending_together(job: Job) -> Iterator[None]:
-    """What is raised within ends all ranks.
-
-    Raises LostWorkerError for a collective call that failed. What the ranks have not agreed on they cannot agree on any more: this
-    rank leaves the job, and raises it as one of the family of HvdLmError.
-    """
-    try:
-        yield
-    except job.communication_errors as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = next((line for line in lines if "Horovod" in line), lines[0])  # TensorFlow's begin with the graph
-        lost = LostWorkerError(f"a collective operation failed, probably because another rank ended ({reason})")
-        if _LEFT in reason:
-            lost.speaker = None
-        raise lost from error
-    except HvdLmError:
-        raise
-    except Exception as error:
-        if error is job.trouble.error:
-            raise
-        if not job.groups["all"].communicates:
-            if told := in_family(error):
-                raise told from error
-            raise
-        job.abandon()
-        rank = job.topology.rank
-        raise of_one_rank(error, rank, f"rank {rank} on {socket.gethostname()}") from error

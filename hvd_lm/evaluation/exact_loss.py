@@ -108,6 +108,7 @@ class _Reading:
 
     def _read(self, index: int, columns: NDArray[np.intp], state_2BU: Array, width: int) -> tuple[NDArray[np.intp], Array]:
         """Micro-batch `index`, among `width` columns; which streams are still to be read, and their states."""
+        self._adapter.job.watch.sign()
         shape = (self._streams.sequence_length, width)
         inputs_TB, targets_TB = np.zeros(shape, np.int32), np.full(shape, IGNORED, np.int32)
         with self._adapter.job.trouble.noted():

@@ -10,7 +10,7 @@ from typing import cast
 
 from hvd_lm import adapters
 from hvd_lm import checkpoint as checkpoints
-from hvd_lm.adapters.job import ending_together
+from hvd_lm.adapters.ending import ending_together
 from hvd_lm.checkpoint import Checkpoint
 from hvd_lm.config import Framework, TopologyConfig, require
 from hvd_lm.data.shards import Split

@@ -12,6 +12,7 @@ from hvd_lm.config import CommunicationConfig
 from hvd_lm.job.launcher import launched_size
 from hvd_lm.job.threads import cores, default_threads, ranks_on_these_cores
 
+_PATIENCE = "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"
 _OPENMPI = {
     # Its own choice takes up to twice the time that the link needs, the ring no more than a tenth above it.
     "OMPI_MCA_coll_tuned_use_dynamic_rules": "1",
@@ -40,6 +41,12 @@ def levers(config: CommunicationConfig) -> dict[str, Any]:
     return found
 
 
+def patience(config: CommunicationConfig) -> float:
+    """Seconds that ranks wait for one of them, 0 for ever: as horovodrun or the user was told, or else as `config` says."""
+    told = os.environ.get(_PATIENCE, "")
+    return float(told) if told.isdecimal() else config.stall_shutdown_seconds
+
+
 @contextlib.contextmanager
 def horovod_environment(config: CommunicationConfig) -> Iterator[None]:
     """The environment for `hvd.init()`, when Horovod reads the levers of `config` from it, once.
@@ -47,7 +54,10 @@ def horovod_environment(config: CommunicationConfig) -> Iterator[None]:
     A variable that is set already (by horovodrun or the user) stays. Afterwards the environment is as before, so that a job
     launched from this process does not inherit what was meant for it alone.
     """
-    settings = {"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": str(config.stall_shutdown_seconds), **_OPENMPI}
+    settings = {_PATIENCE: str(config.stall_shutdown_seconds), **_OPENMPI}
+    if seconds := patience(config):
+        # Horovod ends nothing before it has warned.
+        settings["HOROVOD_STALL_CHECK_TIME_SECONDS"] = str(min(60, max(1, int(seconds) // 2)))
     if (fusion_threshold_mb := levers(config)["fusion_threshold_mb"]) is not None:
         settings["HOROVOD_FUSION_THRESHOLD"] = str(fusion_threshold_mb * 2**20)
     if config.cycle_time_ms is not None:

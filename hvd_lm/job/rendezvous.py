@@ -1,6 +1,6 @@
-"""The launcher's store, in which the workers of an elastic job of horovodrun meet: small values by scope and key, over HTTP.
+"""The store of horovodrun's launcher over Gloo, in which ranks meet: small values by scope and key, over HTTP.
 
-Whenever the launcher gives out new places it forgets all that was stored.
+An elastic launcher forgets all that was stored whenever it gives out new places.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ class Accumulation:
         for index in range(window.start, window.stop):
             asked = time.perf_counter()
             batch, masks = self._read(cursor)
+            self._adapter.job.watch.sign()
             waited += time.perf_counter() - asked
             left = window.stop - 1 - index
             state = self._adapter.accumulate(

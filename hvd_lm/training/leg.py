@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from hvd_lm.adapters.base import Adapter, State, StepResult
 from hvd_lm.adapters.job import Job
-from hvd_lm.checkpoint import FOLDER, CheckpointWriter, Progress
+from hvd_lm.checkpoint import FOLDER, Progress
 from hvd_lm.config import RunConfig
 from hvd_lm.data.sources import Window
 from hvd_lm.data.streams import Streams
 from hvd_lm.data.texts import Texts
-from hvd_lm.errors import CheckpointError, MembersChangedError, StoppedError, TrainingError
+from hvd_lm.errors import CheckpointError, HvdLmError, MembersChangedError, StoppedError, TrainingError
 from hvd_lm.evaluation.exact_loss import evaluation_streams, exact_loss
 from hvd_lm.evaluation.figures import Evaluation
 from hvd_lm.job.agreement import Trouble
@@ -36,17 +36,10 @@ from hvd_lm.training.cursor import go_on, text_cursor
 from hvd_lm.training.headline import described
 from hvd_lm.training.judgement import refused
 from hvd_lm.training.loss_scale import INITIAL, LossScale
-from hvd_lm.training.metrics import Metrics, Row, SilentMetrics
+from hvd_lm.training.metrics import Row
+from hvd_lm.training.outlets import Outlets
 from hvd_lm.training.schedule import Schedule, learning_rate
 from hvd_lm.training.snapshot import Snapshot, owned
-
-
-@dataclass
-class Outlets:
-    """Where a leg tells what it does; only rank 0 has any."""
-
-    metrics: Metrics = field(default_factory=SilentMetrics)
-    writer: CheckpointWriter | None = None
 
 
 class Leg:
@@ -188,9 +181,15 @@ class Leg:
         assert self.row is not None
         row, validation = dict(self.row), None
         if self._due(self._config.validation_every):
-            validation = self._validate()
-            self._agree()
-            self._mend_replicas()
+            try:
+                validation = self._validate()
+                self._agree()
+                self._mend_replicas()
+            except HvdLmError:
+                # The weights of this step are kept: it goes on after it.
+                with self._trouble.noted():
+                    self.outlets.metrics.write(row)
+                raise
         if validation:
             row |= {"validation_loss": validation.loss, "perplexity": validation.perplexity}
         with self._trouble.noted():
@@ -296,10 +295,8 @@ class Leg:
         """Raises TrainingError, on all ranks alike, if the weights of a rank were far from those of rank 0. Collective."""
         if not (distances := replicas.mend(self._adapter)):
             return
-        whose = ", ".join(self._adapter.job.places[rank] for rank in distances)
-        largest = max(distances.values())
-        what = f"after step {self.step} the weights of {whose} were not those of rank 0 (relative difference {largest:.1e})"
-        if largest > replicas.ROUNDING:
+        what = f"after step {self.step} the weights of {replicas.described(distances, self._adapter.job.places)}"
+        if max(distances.values()) > replicas.ROUNDING:
             raise TrainingError(f"{what}: look after that machine, then go on with --resume auto{self._keep_weights()}")
         self.outlets.metrics.say(f"{what}, as rounding on unlike processors makes them: they were given those of rank 0")
 
@@ -316,9 +313,11 @@ class Leg:
         return StoppedError(f"stopped after step {self.step} by {why}: go on with --resume auto")
 
     def _keep_weights(self) -> str:
-        """Write them, if there has been a step, and say so. Collective."""
+        """Write them, if there has been a step and they are numbers, and say so. Collective."""
         if not self.step:
             return ""
+        if not replicas.is_finite(self._adapter):
+            return f"; the weights of step {self.step} are no numbers any more, and are not written"
         self._checkpoint(None)
         return f"; the weights of step {self.step} are in {self._config.out / FOLDER}"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hvd_lm.adapters import adapter as make_adapter
-from hvd_lm.adapters.job import ending_together
+from hvd_lm.adapters.ending import ending_together
 from hvd_lm.checkpoint import CheckpointWriter
 from hvd_lm.config import RunConfig, with_vocabulary_size
 from hvd_lm.data.texts import Texts, read_texts
@@ -26,8 +26,9 @@ from hvd_lm.model.split import shares
 from hvd_lm.settings_file import write_yaml
 from hvd_lm.training.elastic import NOBODY, Elastic
 from hvd_lm.training.folder import claimed, prepare_folder, writing
-from hvd_lm.training.leg import Leg, Outlets
+from hvd_lm.training.leg import Leg
 from hvd_lm.training.metrics import MetricsWriter
+from hvd_lm.training.outlets import Outlets
 from hvd_lm.training.resume import begin
 from hvd_lm.training.snapshot import enter
 

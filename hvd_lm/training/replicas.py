@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import zlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -17,15 +19,25 @@ def mend(adapter: Adapter) -> dict[int, float]:
     """Where the weights of any two ranks are not the same bits, give all ranks those of rank 0, and its moments.
 
     Returns how far each rank was off, for those that were: the largest ``|weight - rank 0's| / |rank 0's|`` (norms) of its weights.
-    Collective.
+    Where rank 0's are no numbers, rank 0 is off, infinitely, and nobody is given anything. Collective.
     """
     job = adapter.job
     if not job.groups["all"].communicates or _alike(adapter):
         return {}
+    if not is_finite(adapter):
+        return {0: math.inf}
     before = adapter.weights()
     adapter.broadcast_state()
     distances = job.tell(distance(before, adapter.weights(copy=False)))
     return {rank: found for rank, found in enumerate(distances) if found}
+
+
+def described(distances: Mapping[int, float], places: Sequence[str]) -> str:
+    """Whose weights `mend` has found to be off, and how far."""
+    whose = ", ".join(places[rank] for rank in distances)
+    if 0 in distances:
+        return f"{whose} are no numbers any more"
+    return f"{whose} were not those of rank 0 (relative difference {max(distances.values()):.1e})"
 
 
 def _alike(adapter: Adapter) -> bool:
@@ -38,6 +50,12 @@ def _alike(adapter: Adapter) -> bool:
     # Ranks of one model rank hold the same rows.
     of_rows = {(rank % model_size, of_divided) for rank, (_, of_divided) in enumerate(told)}
     return len(of_all) == 1 and len(of_rows) == model_size
+
+
+def is_finite(adapter: Adapter) -> bool:
+    """Whether the weights that a checkpoint would hold are numbers: those of rank 0's model group. Collective."""
+    mine = all(bool(np.isfinite(array).all()) for array in adapter.weights(copy=False).values())
+    return bool(adapter.job.tell(all(adapter.job.tell(mine, "model")))[0])
 
 
 def checksum(weights: Weights) -> int:
