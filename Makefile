@@ -35,7 +35,7 @@ train: setup
 	RANKS=$(RANKS) FRAMEWORKS=$(FRAMEWORKS) jobs/first_run.sh
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff check .
