@@ -37,7 +37,7 @@ train: setup
 	RANKS=$(RANKS) FRAMEWORKS=$(FRAMEWORKS) jobs/first_run.sh
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-cluster: setup
 	$(BIN)/python -m pytest -m cluster

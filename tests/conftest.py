@@ -35,19 +35,11 @@ MakeAdapter = Callable[..., Adapter]
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Fast tests first; of those that launch processes all of one framework after the other: few pools are alive at once.
 
-    In the workers of pytest-xdist each of these groups stays together, and comes first, the slowest one ahead; then, file by file,
-    the others.
+    The workers of pytest-xdist take file by file: they begin with those that launch processes, which take longest.
     """
     items.sort(key=_turn)
     if hasattr(config, "workerinput"):
-        for item in items:
-            turn = _turn(item)
-            item.add_marker(pytest.mark.xdist_group(f"ranks-{turn}" if turn else item.path.stem))
-        items.sort(key=lambda item: ORDER_OF_WORKERS[_turn(item)])
-
-
-ORDER_OF_WORKERS = {0: 3, 1: 1, 2: 0, 3: 2}
-"""Of what `_turn` gives."""
+        items.sort(key=lambda item: _turn(item) == 0)
 
 
 def _turn(item: pytest.Item) -> int:

@@ -26,7 +26,7 @@ from typing import Any
 import launcher
 from launcher import Ended
 
-MOST_RANKS = 10
+MOST_RANKS = 12
 """In all pools of a test process together: what was used longest ago ends first."""
 SECONDS_TO_START = 120
 SECONDS_TO_END = 30
