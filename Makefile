@@ -49,6 +49,8 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck jobs/*.sh jobs/*.sbatch jobs/*.bsub
+	$(BIN)/yamllint --strict --config-file .yamllint.yaml jobs
 
 doctor: setup
 	$(BIN)/hvd-lm doctor

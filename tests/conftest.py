@@ -6,6 +6,7 @@ import importlib.util
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import hypothesis
 import pools
@@ -73,3 +74,16 @@ def make_adapter(framework: str) -> MakeAdapter:
         return made
 
     return make
+
+
+HIDING = """
+from importlib.machinery import PathFinder
+
+find_spec = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest: None if name == {library!r} else find_spec(name, *rest)
+"""
+
+
+def hide(library: str, folder: Path) -> None:
+    """With `folder` on PYTHONPATH `library` is as good as not installed."""
+    (folder / "sitecustomize.py").write_text(HIDING.format(library=library))

@@ -42,6 +42,9 @@ NOT_RUN = {
     "make test-faults": "takes half an hour, and root",
     "source .venv/bin/activate": "made by make",
     "hvd-lm prepare --corpus wikitext-2 --out wikitext-2": "downloads; tests/test_download.py has a server of its own",
+    "mpirun --host one,two --map-by node --bind-to none hvd-lm prepare texts --out data --vocabulary-size 10000": (
+        "two hosts; tests/test_helpers.py runs it on one"
+    ),
     "RANKS=4 FRAMEWORK=tensorflow jobs/local_gloo.sh texts": "the reference model on 4 ranks; tests/test_jobs.py runs the file",
     "HOSTS=one:4,two:4 CONTROLLER=mpi NETWORK=eth0 jobs/several_hosts.sh texts": "two hosts; tests/test_jobs.py runs the file",
 }

@@ -3,12 +3,17 @@ what they were given."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 import launcher
 import pytest
+import yaml
+
+from hvd_lm.command_line.flags import parse_with_yaml
+from hvd_lm.config import RunConfig
 
 JOBS = Path(launcher.__file__).parents[1] / "jobs"
 FILE = JOBS / "several_hosts.sh"
@@ -76,10 +81,78 @@ def test_a_slurm_job_that_was_stopped_goes_back_into_the_queue(code: int, goes_b
 
 def test_job_files_are_sound_shell() -> None:
     """By shellcheck where there is one, else by bash."""
-    files = sorted([*JOBS.glob("*.sh"), *JOBS.glob("*.sbatch")])
-    assert len(files) >= 5
+    files = sorted(file for kind in ("sh", "sbatch", "bsub") for file in JOBS.glob(f"*.{kind}"))
+    assert len(files) >= 8
     for file in files:
         assert os.access(file, os.X_OK), file
         launcher.run("bash", "-n", file).expect_success()
-        if shutil.which("shellcheck"):
+        if shutil.which("shellcheck", path=launcher.with_scripts()["PATH"]):
             launcher.run("shellcheck", file).expect_success()
+
+
+# --- other places ----------------------------------------------------------------------------------------
+
+
+def test_the_kubernetes_job_is_an_mpijob() -> None:
+    """By the operator's own schema."""
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads((JOBS.parent / "tests" / "assets" / "mpijob_v2beta1.json").read_text())
+    job = yaml.safe_load((JOBS / "kubernetes_mpijob.yaml").read_text())
+    check = jsonschema.Draft7Validator(schema)
+    assert [error.message for error in check.iter_errors(job)] == []
+    workers = job["spec"]["mpiReplicaSpecs"]["Worker"]
+    container = workers["template"]["spec"]["containers"][0]
+    container["volumeMount"] = container.pop("volumeMounts")
+    assert ["volumeMount" in error.message for error in check.iter_errors(job)] == [True]
+
+
+def test_the_ranks_of_the_kubernetes_job_are_its_slots() -> None:
+    spec = yaml.safe_load((JOBS / "kubernetes_mpijob.yaml").read_text())["spec"]
+    its = {name: replica["template"]["spec"]["containers"][0] for name, replica in spec["mpiReplicaSpecs"].items()}
+    words = its["Launcher"]["args"]
+    assert int(words[words.index("-np") + 1]) == spec["slotsPerWorker"] * spec["mpiReplicaSpecs"]["Worker"]["replicas"]
+    assert its["Worker"]["resources"]["limits"]["nvidia.com/gpu"] == spec["slotsPerWorker"]
+    assert its["Launcher"]["image"] == its["Worker"]["image"]
+    assert spec["sshAuthMountPath"] == "/home/mpiuser/.ssh"
+    flags = words[words.index("train") + 1 :]
+    config = JOBS / Path(flags.pop(flags.index("--config") + 1)).name
+    flags.remove("--config")
+    parsed = parse_with_yaml(RunConfig, "train", ["--config", str(config), *flags])
+    assert parsed.resume == "auto"
+
+
+@pytest.mark.parametrize("launch", ["jsrun", "horovodrun"])
+@pytest.mark.parametrize("code", [0, 5])
+def test_an_lsf_job_ends_as_its_ranks_do(launch: str, code: int, tmp_path: Path) -> None:
+    """With a warning amid: bsub -Q puts what ends with 5 back into the queue."""
+    (tmp_path / launch).write_text(
+        f"#!/bin/bash\ntrap 'echo warned; exit {code}' USR1\n"
+        'printf "%s\\n" "$@"\nkill -USR1 $PPID\nfor _ in {1..200}; do sleep 0.05; done\n'
+    )
+    (tmp_path / launch).chmod(0o755)
+    slots = tmp_path / "slots"
+    slots.write_text("batch1\nhost1\nhost1\nhost2\nhost2\n")
+    ended = launcher.run(
+        "bash", JOBS / "lsf.bsub", PATH=f"{tmp_path}:/usr/bin:/bin", TEXT="a text.txt", FLAGS="--steps 5", LAUNCH=launch, RANKS="2",
+        LSB_DJOB_HOSTFILE=str(slots),
+    )  # fmt: skip
+    assert ended.code == code
+    words = ended.output.splitlines()
+    assert words[-5:] == ["--data", "a text.txt", "--steps", "5", "warned"]
+    if launch == "horovodrun":
+        assert words[:4] == ["-np", "4", "-H", "host1:2,host2:2"]
+
+
+def test_plain_mpirun_gets_its_words(tmp_path: Path) -> None:
+    (tmp_path / "mpirun").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "mpirun").chmod(0o755)
+    given = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOSTS": "one:4,two:4", "NETWORK": "eth0", "SSH_PORT": "2222"}
+    words = launcher.run("bash", JOBS / "mpirun.sh", "a text.txt", **given).expect_success().output.splitlines()
+    assert words[:2] == ["--host", "one:4,two:4"]
+    assert words[words.index("plm_rsh_args") + 1] == "-p 2222"
+    assert words[words.index("btl_tcp_if_include") + 1] == "eth0"
+    assert words[-4:] == ["--resume", "auto", "--data", "a text.txt"]
+    for name in ("HOSTS", "NETWORK", "SSH_PORT"):
+        ended = launcher.run("bash", JOBS / "mpirun.sh", "a text.txt", **{**given, name: "a; touch run"})
+        assert ended.code == 2
+        assert f"{name} must be" in ended.output

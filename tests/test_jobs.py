@@ -15,7 +15,7 @@ import pools
 import psutil
 import pytest
 import yaml
-from conftest import INSTALLED
+from conftest import INSTALLED, hide
 
 JOBS = Path(__file__).parent.parent / "jobs"
 TINY = [*launcher.SMALL, "--backward-passes-per-step", "2", "--batch-size", "4"]
@@ -99,19 +99,6 @@ def test_generate_writes_the_same_text_in_any_framework(trained: Path) -> None:
     for framework in INSTALLED:
         assert write(framework, "3") == text
         assert write(framework, "4") != text
-
-
-HIDING = """
-from importlib.machinery import PathFinder
-
-find_spec = PathFinder.find_spec
-PathFinder.find_spec = lambda name, *rest: None if name == {framework!r} else find_spec(name, *rest)
-"""
-
-
-def hide(framework: str, folder: Path) -> None:
-    """With `folder` on PYTHONPATH the framework is as good as not installed."""
-    (folder / "sitecustomize.py").write_text(HIDING.format(framework=framework))
 
 
 def test_an_absent_framework_is_one_line(framework: str, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from hvd_lm.job.launcher import (
     alone,
     check_launch,
     is_bound,
+    launched_by_mpi,
     launched_local_rank,
     launched_local_size,
     launched_place,
@@ -48,6 +49,18 @@ def test_a_rank_of_each_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     openmpi = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
     assert launched(monkeypatch, **openmpi) == (2, 4, 2)
     assert launched(monkeypatch, HOROVOD_RANK="0", HOROVOD_SIZE="2", HOROVOD_LOCAL_SIZE="1") == (0, 2, 1)
+
+
+def test_who_launched_with_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not launched_by_mpi()
+    launched(monkeypatch, SLURM_PROCID="0", SLURM_STEP_NUM_TASKS="2")
+    assert not launched_by_mpi()
+    launched(monkeypatch, PMIX_RANK="0")
+    assert launched_by_mpi()
+    launched(monkeypatch, OMPI_COMM_WORLD_RANK="0", OMPI_COMM_WORLD_SIZE="2")
+    assert launched_by_mpi()
+    launched(monkeypatch, HOROVOD_RANK="0", HOROVOD_SIZE="2")
+    assert not launched_by_mpi()
 
 
 @pytest.mark.parametrize(

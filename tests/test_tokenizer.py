@@ -153,6 +153,21 @@ def test_training_is_deterministic() -> None:
     assert len({train_word_level(text, 400).to_json() for _ in range(3)}) == 1
 
 
+@given(text=st.text(st.sampled_from("aábe\u0301\u0327\u2000\u2126Ω\x1c\x85 \n<unk>"), max_size=60))
+def test_words_are_counted_as_the_library_does(text: str) -> None:
+    counter = tokenizers_library.Tokenizer(tokenizers_library.models.WordLevel({}, unk_token=UNKNOWN))
+    counter.normalizer = tokenizers_library.normalizers.NFC()
+    counter.pre_tokenizer = tokenizers_library.pre_tokenizers.WhitespaceSplit()
+    counter.train_from_iterator(
+        text.split("\n"), tokenizers_library.trainers.WordLevelTrainer(vocab_size=100, min_frequency=0, special_tokens=[])
+    )
+    judged = counter.get_vocab()
+    specials = [UNKNOWN, END_OF_LINE]
+    words = [word for word in sorted(judged, key=judged.__getitem__) if word not in specials]
+    tokenizer = train_word_level(text, None)
+    assert [tokenizer._name(index) for index in range(tokenizer.vocabulary_size)] == [*specials, *words]
+
+
 def test_most_frequent_words_have_the_lowest_ids() -> None:
     text = "c c c c b b b a a d"
     tokenizer = train_word_level(text, None)

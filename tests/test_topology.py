@@ -122,3 +122,11 @@ def test_topology_that_does_not_fit_is_refused(config: TopologyConfig, size: int
     assert "--data-parallel" in message
     assert f"--model-parallel {config.model_parallel}" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("hosts", "scattered"),
+    [("aabb", False), ("abab", True), ("aaaa", False), ("abcd", False), ("abba", True), ("aaab", False)],
+)
+def test_model_groups_that_could_have_a_host_each_are_told(hosts: str, scattered: bool) -> None:
+    assert Topology(0, 2, 2, "vocabulary").is_scattered(hosts) == scattered

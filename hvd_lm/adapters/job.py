@@ -130,8 +130,10 @@ class Job(ABC):
             self.places = [f"rank {rank} on {host}" for rank, host in enumerate(self.tell(socket.gethostname()))]
             """How messages name the ranks."""
             self.agree(self._versions())
+            self._obstacle = self._common_obstacle()
             self.links = self._links(comm, patience)
             """To the neighbours in a pipeline, where ranks can send to each other; Horovod's alltoall elsewhere."""
+            self._warn_of_placement(comm)
         if communication.reduction == "adasum" and self.groups["data"].communicates:
             self._check_adasum()
 
@@ -182,19 +184,27 @@ class Job(ABC):
             "run another Horovod": importlib.metadata.version("horovod"),
         }
 
+    def _common_obstacle(self) -> str:
+        """Why ranks that hold a model together cannot use mpi4py: one that cannot, and all do without."""
+        if not (self.topology.model_size > 1 and self.horovod.mpi_enabled()):
+            return "Horovod does not run over MPI"
+        return next(filter(None, self.tell(point_to_point.obstacle(self.horovod))), "")
+
     def _links(self, comm: Any, patience: float) -> Mapping[GroupName, point_to_point.Link]:
-        self._no_links = ""
         sides: tuple[GroupName, ...] = ("below", "above")
-        pairs = {side: self.groups[side] for side in sides if side in self.groups}
-        if not pairs or not self.horovod.mpi_enabled():
-            return {}
-        # One rank without mpi4py, and all do without.
-        self._no_links = next(filter(None, self.tell(point_to_point.obstacle(self.horovod))), "")
-        if self._no_links:
+        pairs = [(side, self.groups[side]) for side in sides if side in self.groups]
+        if not pairs or self._obstacle:
             return {}
         everyone = point_to_point.communicator(comm)
-        others = {side: pair.ranks[1 - pair.place] for side, pair in pairs.items() if pair.communicates}
+        others = {side: pair.ranks[1 - pair.place] for side, pair in pairs if pair.communicates}
         return {side: point_to_point.Link(everyone, other, patience) for side, other in others.items()}
+
+    def _warn_of_placement(self, comm: Any) -> None:
+        """Collective over the job, where ranks hold a model together."""
+        if self.topology.model_size > 1:
+            host = socket.gethostname() if self._obstacle else point_to_point.host_of(comm)
+            if self.topology.is_scattered(self.tell(host)):
+                warn("ranks that hold a model together are on several hosts: number them host by host (mpirun --map-by slot)")
 
     def _group(self, ranks: Sequence[int], sets: Mapping[tuple[int, ...], Any]) -> Group:
         return Group(tuple(ranks), ranks.index(self.topology.rank), sets[tuple(ranks)] if len(ranks) > 1 else None)
@@ -238,9 +248,11 @@ class Job(ABC):
 
     def headline(self) -> str:
         """The summary, and how many ranks and threads there are."""
-        by = "; activations point to point by mpi4py" if self.links else ""
-        if self._no_links:
-            by = f"; activations by Horovod's all-to-all, as {self._no_links}"
+        by = ""
+        if self.links:
+            by = "; activations point to point by mpi4py"
+        elif "above" in self.groups and self.horovod.mpi_enabled():
+            by = f"; activations by Horovod's all-to-all, as {self._obstacle}"
         return f"{self.summary()}; {self.topology.size} rank(s) x {self.threads} thread(s){by}"
 
     def leave(self) -> None:

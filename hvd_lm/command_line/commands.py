@@ -25,6 +25,8 @@ from hvd_lm.evaluation.perplexity import EvaluateConfig
 from hvd_lm.export import ExportConfig, export
 from hvd_lm.generation.text import GenerateConfig, TextGenerator
 from hvd_lm.job import launcher
+from hvd_lm.job.agreement import settings
+from hvd_lm.job.helpers import helpers
 from hvd_lm.job.stop import leave_by_own_code
 from hvd_lm.report.page import ReportConfig, report
 from hvd_lm.training.loop import train
@@ -116,11 +118,12 @@ def _run(argv: list[str]) -> int:
 
 
 def run_prepare(argv: list[str]) -> int:
-    """Make token shards; tells what is in them."""
+    """Make token shards, with the help of all ranks where MPI launched them; tells what is in them."""
     config = parse(PrepareConfig, "prepare", argv)
-    if launcher.launched_rank() != 0:
-        return 0
-    prepared = prepare(config)
+    with helpers(settings(config, without=())) as spread:
+        if spread is None:
+            return 0
+        prepared = prepare(config, spread)
     print(f"{prepared.tokenizer.kind} tokenizer, vocabulary {prepared.tokenizer.vocabulary_size}; in {prepared.folder}:")
     for split, counts in prepared.counts.items():
         unknown = "" if prepared.tokenizer.unknown_id is None else f", {counts.unknown_share:.2%} unknown"

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import re
 
-_SEPARATORS = dict.fromkeys(range(0x1C, 0x20), "x")
-"""U+001C to U+001F are blanks to Python, and letters to the library."""
 _BLANK = r"[^\S\x1c-\x1f]"
 _OTHER = r"[\S\x1c-\x1f]"
 
 BLANK = re.compile(_BLANK)
 """A blank."""
+_BLANKS = re.compile(f"{_BLANK}+")
+_ODD = re.compile(r"[\x1c-\x1f]")
+"""Blanks to Python, and letters to the library."""
 _BETWEEN_WORDS = re.compile(f"(?<={_OTHER}){_BLANK}(?={_OTHER})")
 
 
-def count_words(text: str) -> int:
-    """Words of `text` as a word-level tokenizer splits it."""
-    if any(map(text.__contains__, map(chr, _SEPARATORS))):
-        text = text.translate(_SEPARATORS)
-    return len(text.split())
+def words(text: str) -> list[str]:
+    """The words of `text` as a word-level tokenizer splits it."""
+    return [word for word in _BLANKS.split(text) if word] if _ODD.search(text) else text.split()
 
 
 def last_place_between_words(text: str) -> int:

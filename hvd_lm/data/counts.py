@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_lm.data.blanks import count_words
+from hvd_lm.data.blanks import words
 from hvd_lm.data.tokenizer import Tokenizer, TokenizerKind
+from hvd_lm.job.helpers import Spread, in_turn
 from hvd_lm.job.messages import warn
 
 _LONG_WORD = 20
@@ -42,7 +44,13 @@ class TextCounts:
 
 def _count_text(text: str) -> TextCounts:
     size = len(text.encode("utf-8", "replace"))
-    return TextCounts(characters=len(text), bytes=size, words=count_words(text), lines=text.count("\n"))
+    return TextCounts(characters=len(text), bytes=size, words=len(words(text)), lines=text.count("\n"))
+
+
+def _encode(tokenizer: Tokenizer, block: str) -> tuple[NDArray[np.int32], TextCounts]:
+    """The tokens of a block, and how much text it is."""
+    ids = tokenizer.encode_block(block)
+    return ids, _count_text(block) + _count_tokens(ids, tokenizer)
 
 
 def _count_tokens(ids: NDArray[np.int32], tokenizer: Tokenizer) -> TextCounts:
@@ -53,25 +61,24 @@ def _count_tokens(ids: NDArray[np.int32], tokenizer: Tokenizer) -> TextCounts:
 class CountedTokens:
     """The token ids of a split, counted as they pass."""
 
-    def __init__(self, blocks: Iterable[str], tokenizer: Tokenizer) -> None:
-        self._blocks, self._tokenizer = blocks, tokenizer
+    def __init__(self, blocks: Iterable[str], tokenizer: Tokenizer, spread: Spread = in_turn) -> None:
+        self._blocks, self._tokenizer, self._spread = blocks, tokenizer, spread
+        self._last = "\n"
         self.counts = TextCounts()
 
     def __iter__(self) -> Iterator[NDArray[np.int32]]:
-        for ids in self._tokenizer.encode_blocks(self._read()):
-            self._add(_count_tokens(ids, self._tokenizer))
+        for ids, counts in self._spread(partial(_encode, self._tokenizer), self._read()):
+            self.counts += counts
             yield ids
+        if not self._last.endswith("\n"):
+            end = self._tokenizer.end_of(self._last)
+            self.counts += TextCounts(lines=1) + _count_tokens(end, self._tokenizer)
+            yield end
 
     def _read(self) -> Iterator[str]:
-        last = "\n"
-        for last in self._blocks:
-            self._add(_count_text(last))
-            yield last
-        if not last.endswith("\n"):
-            self._add(TextCounts(lines=1))
-
-    def _add(self, more: TextCounts) -> None:
-        self.counts = self.counts + more
+        for block in self._blocks:
+            self._last = block
+            yield block
 
 
 def warn_of_long_words(counts: TextCounts, kind: TokenizerKind) -> None:

@@ -2,7 +2,8 @@
 
     files -> blocks of text -> (1) where the splits end, (2) vocabulary, (3) token ids -> shards
 
-The text is read anew for each pass, so memory does not grow with it; the tokenizers library spreads passes 2 and 3 over the cores.
+The text is read anew for each pass, so memory does not grow with it. The tokenizers library spreads pass 3, and BPE's pass 2, over
+the cores of a host; the ranks of an MPI job share pass 3, and the counts of pass 2.
 What can be read only once, a pipe, is written down beside the result first.
 """
 
@@ -28,6 +29,7 @@ from hvd_lm.data.splits import DEFAULT_SHARES, End, length, share_out, split_blo
 from hvd_lm.data.tokenizer import KINDS, TokenizerKind, train_tokenizer
 from hvd_lm.data.walk import STANDARD_INPUT, TextFile, find_files
 from hvd_lm.errors import ConfigError, DataError
+from hvd_lm.job.helpers import Spread, in_turn
 from hvd_lm.paths import make_paths
 
 
@@ -105,17 +107,17 @@ class PrepareConfig:
         return {split: share for split, share in shares.items() if share and split not in self.own_texts}
 
 
-def prepare(config: PrepareConfig) -> Prepared:
-    """Write the prepared folder ``config.out`` and return it.
+def prepare(config: PrepareConfig, spread: Spread = in_turn) -> Prepared:
+    """Write the prepared folder ``config.out`` and return it; the same bytes whoever does the work that is `spread`.
 
     Raises ConfigError or DataError, each with what to do; then nothing is left behind.
     """
     with new_folder(config.out, HEADER) as staging:
-        _prepare(config, staging)
+        _prepare(config, staging, spread)
     return load(config.out)
 
 
-def _prepare(config: PrepareConfig, staging: Path) -> None:
+def _prepare(config: PrepareConfig, staging: Path, spread: Spread) -> None:
     texts = _texts(config, staging)
     tokenizer = tokenizers.load(config.tokenizer_file) if config.tokenizer_file else None
     kind = tokenizer.kind if tokenizer else config.tokenizer or "word"
@@ -124,11 +126,11 @@ def _prepare(config: PrepareConfig, staging: Path) -> None:
         with _progress("vocabulary") as bar:
             pieces = split_blocks(_blocks(texts["training"], bar), ends, kind)
             training = (text for split, text in pieces if split == "training")
-            tokenizer = train_tokenizer(training, kind, config.vocabulary_size)
+            tokenizer = train_tokenizer(training, kind, config.vocabulary_size, spread)
     written = {}
     with _progress("tokens") as bar:
         for split, blocks in _splits(texts, ends, kind, bar):
-            counted = CountedTokens(blocks, tokenizer)
+            counted = CountedTokens(blocks, tokenizer, spread)
             writer = ShardWriter(staging, split, tokenizer.vocabulary_size)
             writer.write_all(counted)
             if counted.counts.tokens:

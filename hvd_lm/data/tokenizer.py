@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import codecs
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +25,10 @@ from numpy.typing import NDArray
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from hvd_lm.config import REFERENCE_VOCABULARY_SIZE
+from hvd_lm.data.blanks import words
 from hvd_lm.data.corpus import blocks_of
 from hvd_lm.errors import CheckpointError, ConfigError
+from hvd_lm.job.helpers import Spread, in_turn
 
 TokenizerKind = Literal["word", "char", "byte", "bpe"]
 KINDS: tuple[TokenizerKind, ...] = get_args(TokenizerKind)
@@ -86,16 +89,21 @@ class Tokenizer:
         """Token ids of a long text that comes in blocks (`corpus.blocks_of`), array by array."""
         block = "\n"
         for block in blocks:
-            yield self._encode_block(block)
-        if self.kind == "word" and not block.endswith("\n"):
-            yield np.array([self.end_of_line_id], np.int32)
+            yield self.encode_block(block)
+        yield self.end_of(block)
+
+    def end_of(self, block: str) -> NDArray[np.int32]:
+        """What follows the last block of a text: nothing, or the <eos> of a line without line break."""
+        is_open = self.kind == "word" and not block.endswith("\n")
+        return np.array([self.end_of_line_id] if is_open else [], np.int32)
 
     def encode_prompt(self, prompt: str) -> NDArray[np.int32]:
         """Like `encode`, but the last line goes on: no <eos> after it."""
-        ids = [self._encode_block(block) for block in blocks_of([prompt.replace("\r\n", "\n")])]
+        ids = [self.encode_block(block) for block in blocks_of([prompt.replace("\r\n", "\n")])]
         return np.concatenate(ids) if ids else np.empty(0, np.int32)
 
-    def _encode_block(self, text: str) -> NDArray[np.int32]:
+    def encode_block(self, text: str) -> NDArray[np.int32]:
+        """Token ids of a part of a text that goes on behind it."""
         # Bytes of a command line that are no UTF-8 arrive as lone surrogates.
         data = text.encode("utf-8", "replace")
         if self.kind == "byte":
@@ -296,16 +304,19 @@ def load(path: Path) -> Tokenizer:
 # --- vocabularies ----------------------------------------------------------------------------------------
 
 
-def train_tokenizer(blocks: Iterable[str], kind: TokenizerKind, vocabulary_size: int | None = None) -> Tokenizer:
+def train_tokenizer(
+    blocks: Iterable[str], kind: TokenizerKind, vocabulary_size: int | None = None, spread: Spread = in_turn
+) -> Tokenizer:
     """A tokenizer for the text that comes in `blocks`, with the `vocabulary_size` most frequent tokens, specials among them.
 
     None takes the reference size (char: every character), or what the text yields if that is less; byte has 256 always.
-    Raises ConfigError if the text yields fewer than `vocabulary_size`.
+    What is counted is `spread`; BPE learns its merges in this process. Raises ConfigError if the text yields fewer than
+    `vocabulary_size`.
     """
     if kind == "word":
-        tokenizer = _train_word(blocks, vocabulary_size)
+        tokenizer = _train_word(blocks, vocabulary_size, spread)
     elif kind == "char":
-        tokenizer = _train_char(blocks, vocabulary_size)
+        tokenizer = _train_char(blocks, vocabulary_size, spread)
     else:
         tokenizer = _train_bytes(blocks if kind == "bpe" else [], vocabulary_size, kind)
     if vocabulary_size is not None and tokenizer.vocabulary_size != vocabulary_size:
@@ -321,28 +332,42 @@ def train_word_level(text: str, vocabulary_size: int | None) -> Tokenizer:
     return train_tokenizer(blocks_of([text]), "word", vocabulary_size)
 
 
-def _train_word(blocks: Iterable[str], vocabulary_size: int | None) -> Tokenizer:
+def _train_word(blocks: Iterable[str], vocabulary_size: int | None, spread: Spread) -> Tokenizer:
+    counts: Counter[str] = Counter()
+    for counted in spread(_count_words, blocks):
+        counts.update(counted)
     specials = [UNKNOWN, END_OF_LINE]
-    limit = vocabulary_size or REFERENCE_VOCABULARY_SIZE
-    counter = _word_level({})
-    # Pre-tokenized texts hold the specials as words; as "special tokens" the trainer would list them twice and match them
-    # inside of words, so it only counts, and the vocabulary is put together here.
-    trainer = trainers.WordLevelTrainer(vocab_size=limit + len(specials), min_frequency=0, special_tokens=[], show_progress=False)
-    counter.train_from_iterator(_lines(blocks), trainer)
-    counted = counter.get_vocab()
-    words = [word for word in sorted(counted, key=counted.__getitem__) if word not in specials]
-    vocabulary = [*specials, *words][:limit]
+    for special in specials:  # pre-tokenized texts hold them as words
+        counts.pop(special, None)
+    # As the library's own trainer, which cannot put counts together.
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    vocabulary = [*specials, *words][: vocabulary_size or REFERENCE_VOCABULARY_SIZE]
     return Tokenizer(_word_level({word: index for index, word in enumerate(vocabulary)}), "word")
 
 
-def _train_char(blocks: Iterable[str], vocabulary_size: int | None) -> Tokenizer:
+def _count_words(block: str) -> Counter[str]:
+    normalize = normalizers.NFC().normalize_str
+    counts: Counter[str] = Counter()
+    for word, count in Counter(words(block)).items():
+        counts[word if word.isascii() else normalize(word)] += count
+    return counts
+
+
+def _train_char(blocks: Iterable[str], vocabulary_size: int | None, spread: Spread) -> Tokenizer:
     counts = np.zeros(_CODE_POINTS, np.int64)
-    for block in blocks:
-        counts += np.bincount(_code_points(block), minlength=_CODE_POINTS)
+    for found, times in spread(_count_characters, blocks):
+        counts[found] += times
     counts[ord("\n")] = 0  # it has its place already
-    found = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
-    vocabulary = [UNKNOWN, "\n", *map(chr, found.tolist())][:vocabulary_size]
+    by_count = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+    vocabulary = [UNKNOWN, "\n", *map(chr, by_count.tolist())][:vocabulary_size]
     return Tokenizer(_character_level({token: index for index, token in enumerate(vocabulary)}), "char")
+
+
+def _count_characters(block: str) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The code points in a block, and how often each is there."""
+    counts = np.bincount(_code_points(block))
+    found = np.flatnonzero(counts)
+    return found, counts[found]
 
 
 def _train_bytes(blocks: Iterable[str], vocabulary_size: int | None, kind: TokenizerKind) -> Tokenizer:

@@ -75,6 +75,14 @@ def launched_local_size() -> int:
     return _number(found.local_size) or 1
 
 
+def launched_by_mpi() -> bool:
+    """Whether the launcher lets the processes that it starts find each other by MPI."""
+    found = _launcher()
+    if found and found.name == "srun":
+        return any(_number(name) is not None for name in ("PMIX_RANK", "PMI_RANK"))
+    return found is not None and found.name in ("mpirun", "mpiexec")
+
+
 def launched_place() -> int:
     """As `launched_local_rank`, among all processes that were launched, whatever part of them is a job by itself."""
     found = next((launcher for launcher in _LAUNCHERS if launcher is not _PART and _says(launcher)), None)

@@ -108,6 +108,15 @@ def communicator(ranks: Any = None) -> Any:
     return _duplicate((mpi.COMM_WORLD if ranks is None else ranks).handle)
 
 
+def host_of(ranks: Any = None) -> int:
+    """The lowest rank with which this process shares memory, of the job or of a communicator. Collective."""
+    everyone, mpi = communicator(ranks), load_mpi()
+    here = everyone.Split_type(mpi.COMM_TYPE_SHARED)
+    lowest = int(here.allreduce(everyone.Get_rank(), op=mpi.MIN))
+    here.Free()
+    return lowest
+
+
 @cache
 def _duplicate(handle: int) -> Any:
     mpi = load_mpi()

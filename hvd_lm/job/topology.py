@@ -6,6 +6,8 @@ share a host under the usual placement by slots.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,6 +88,11 @@ class Topology:
             if is_first or is_last:
                 found["ends"] = self.ends()
         return found
+
+    def is_scattered(self, hosts: Sequence[object]) -> bool:
+        """Whether a model group reaches over several of `hosts`, one a rank, though each has room for whole groups."""
+        fits = all(ranks % self.model_size == 0 for ranks in Counter(hosts).values())
+        return fits and any(len({hosts[rank] for rank in group}) > 1 for group in self.model_groups())
 
     def neighbours(self) -> list[list[int]]:
         """Pairs of ranks that pass activations on to each other; none but in pipelines."""
