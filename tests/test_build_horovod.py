@@ -354,11 +354,12 @@ def test_framework_under_another_distribution_name(monkeypatch: pytest.MonkeyPat
 
 
 def test_failed_command_is_told_with_the_end_of_its_output(tmp_path: Path) -> None:
-    code = "for i in range(100): print('line', i)\nraise SystemExit(3)"
+    code = "print('x.cc:7: error: what')\nfor i in range(100): print('line', i)\nraise SystemExit(3)"
     with pytest.raises(BuildError) as caught:
         build_tools.run([sys.executable, "-c", code], cwd=tmp_path)
     lines = str(caught.value).splitlines()
     assert "ended with 3" in str(caught.value)
+    assert "x.cc:7: error: what" in lines
     assert lines[-1] == "line 99"
     assert "line 10" not in lines
 

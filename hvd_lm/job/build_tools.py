@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,11 +21,12 @@ def say(message: str) -> None:
 
 
 def run(command: Sequence[str], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
-    """Run `command`; return its output, or raise BuildError with the last lines of it."""
+    """Run `command`; return its output, or raise BuildError with its first errors and its last lines."""
     done = subprocess.run(command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
-        tail = "\n".join(done.stdout.splitlines()[-40:])
-        raise BuildError(f"`{' '.join(command)}` ended with {done.returncode}:\n{tail}")
+        lines = done.stdout.splitlines()
+        errors = [line for line in lines[:-40] if re.search(r"\berror\b:|CMake Error", line)]
+        raise BuildError("\n".join([f"`{' '.join(command)}` ended with {done.returncode}:", *errors[:10], *lines[-40:]]))
     return done.stdout
 
 
