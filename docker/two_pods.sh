@@ -13,7 +13,8 @@ image=$(realpath "$1")
 shift
 work=$(mktemp -d)
 runs=$PWD/pods-runs
-trap 'kill $(jobs -p) 2>/dev/null; wait; ip netns delete launcher; ip netns delete worker; rm -rf "$work"' EXIT
+launcher=launcher-$$ worker=worker-$$
+trap 'exec 2>/dev/null; kill -KILL $(jobs -p); wait; ip netns delete $launcher; ip netns delete $worker; rm -rf "$work"' EXIT
 
 # What the operator's Secret holds. Its files are root's, and all may read them: ssh minds the mode of its user's files alone.
 mkdir -p "$work/keys" "$runs"
@@ -24,10 +25,10 @@ chmod 644 "$work"/keys/*
 chown 1000:1000 "$runs"
 printf '127.0.0.1 localhost\n10.79.0.1 launcher\n10.79.0.2 worker\n' >"$work/hosts"
 
-ip netns add launcher
-ip netns add worker
-ip -n launcher link add eth0 type veth peer name eth0 netns worker
-for pod in launcher:1 worker:2; do
+ip netns add "$launcher"
+ip netns add "$worker"
+ip -n "$launcher" link add eth0 type veth peer name eth0 netns "$worker"
+for pod in "$launcher:1" "$worker:2"; do
     ip -n "${pod%:*}" address add "10.79.0.${pod#*:}/24" dev eth0
     ip -n "${pod%:*}" link set lo up
     ip -n "${pod%:*}" link set eth0 up
@@ -38,7 +39,7 @@ pod() {
     local name=$1
     shift
     # shellcheck disable=SC2016  # for the inner shell
-    exec ip netns exec "$name" unshare --mount --uts --ipc --pid --fork --kill-child bash -c '
+    exec ip netns exec "$name-$$" unshare --mount --uts --ipc --pid --fork --kill-child bash -c '
         set -euo pipefail
         name=$1 image=$2 work=$3 runs=$4
         shift 4
@@ -49,6 +50,7 @@ pod() {
         cd /mnt/root
         mkdir -p runs
         mount -t proc proc proc
+        mount --rbind /sys sys
         mount --rbind /dev dev
         mount -t tmpfs tmpfs dev/shm
         mount --bind "$work/keys" home/mpiuser/.ssh
@@ -67,5 +69,5 @@ for _ in $(seq 100); do
 done
 status=0
 (pod launcher "$@") || status=$?
-grep -v listening "$work/sshd.log" >&2 || true
+test "$status" -eq 0 || cat "$work/sshd.log" >&2
 exit $status
