@@ -57,14 +57,17 @@ pod() {
         mount -o remount,bind,ro home/mpiuser/.ssh
         cp "$work/hosts" etc/hosts
         test "$name" = worker || mount --bind "$runs" runs
-        exec chroot --userspec=1000:1000 . /usr/bin/env -i HOME=/home/mpiuser USER=mpiuser \
-            PATH=/opt/hvd_lm/bin:/usr/local/bin:/usr/bin:/bin sh -c "cd && exec \"\$@\"" sh "$@"
+        # Not exec: what ends with unshare is this shell, and all below with it.
+        status=0
+        chroot --userspec=1000:1000 . /usr/bin/env -i HOME=/home/mpiuser USER=mpiuser \
+            PATH=/opt/hvd_lm/bin:/usr/local/bin:/usr/bin:/bin sh -c "cd && exec \"\$@\"" sh "$@" || status=$?
+        exit $status
     ' pod "$name" "$image" "$work" "$runs" "$@"
 }
 
 pod worker /usr/sbin/sshd -De -f /home/mpiuser/.sshd_config 2>"$work/sshd.log" &
 for _ in $(seq 100); do
-    ! grep -q listening "$work/sshd.log" || break
+    ! grep -qs listening "$work/sshd.log" || break
     sleep 0.1
 done
 status=0
