@@ -19,7 +19,7 @@ setup(
     package_data={
         "hvd_lm": ["py.typed"],
         "hvd_lm.job": ["*.conf"],
-        "hvd_lm.job.horovod_patches": ["*.patch"],
+        "hvd_lm.job.horovod_patches": ["*.patch", "gpu/*.patch"],
         "hvd_lm.report": ["*.j2"],
     },
     entry_points={"console_scripts": ["hvd-lm = hvd_lm.command_line.commands:main"]},
@@ -45,6 +45,7 @@ setup(
     extras_require={
         "torch": ["torch==2.13.0"],
         "tensorflow": ["tensorflow-cpu==2.21.0"],
+        "tensorflow-gpu": ["tensorflow[and-cuda]==2.21.0"],
         "onnx": ["onnx"],
         "mpi": [MPI4PY],
         "dev": [

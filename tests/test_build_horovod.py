@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from hvd_lm.job import build_horovod, horovod_patches
+from hvd_lm.job import build_horovod, build_tools, cuda_from_pip, horovod_patches
 from hvd_lm.job.build_horovod import (
     HOROVOD_VERSION,
-    BuildError,
     Mpi,
     build_environment,
     build_key,
     check_installed,
     is_build_variable,
 )
+from hvd_lm.job.build_tools import BuildError
+from hvd_lm.job.cuda_from_pip import ARCHITECTURES, Cuda
 
 KEY = "0123456789ab"
 WANTED = f"{HOROVOD_VERSION}+hvdlm.{KEY}"
@@ -163,6 +164,83 @@ def test_build_is_told_what_to_build(monkeypatch: pytest.MonkeyPatch) -> None:
     assert env["PATH"].split(":")[0] == sysconfig.get_path("scripts")
 
 
+# --- for GPUs --------------------------------------------------------------------------------------------
+
+NCCL = Cuda("nvidia-nccl-cu13", "2.29.7", Path("/site-packages/nvidia/nccl"))
+
+
+def test_key_of_a_build_for_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its own, which changes with NCCL and with the patches that no other build has."""
+
+    def keys() -> list[str]:
+        others = [Cuda("nvidia-nccl-cu12", NCCL.version, NCCL.home), Cuda(NCCL.distribution, "2.30.3", NCCL.home)]
+        return [build_key({"torch": "2.13.0"}, MPI, COMPILER, cuda) for cuda in (None, NCCL, *others)]
+
+    patches = shutil.copytree(horovod_patches.FOLDER, tmp_path / "patches")
+    monkeypatch.setattr(horovod_patches, "FOLDER", patches)
+    before = keys()
+    assert len(set(before)) == 4
+    with (patches / "gpu" / "nccl-beside-us.patch").open("a") as file:
+        file.write("\n")
+    after = keys()
+    assert after[0] == before[0]
+    assert not set(after[1:]) & set(before)
+
+
+def test_patches_for_gpus_go_with_horovods_own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not build_horovod.for_gpu(None)
+    monkeypatch.setenv("HOROVOD_GPU_OPERATIONS", "NCCL")
+    assert build_horovod.for_gpu(None)
+
+
+@pytest.mark.parametrize(
+    ("frameworks", "installed", "words"),
+    [
+        (["torch"], {}, "a build of torch with CUDA brings"),
+        (["tensorflow"], {}, r"a build of tensorflow with CUDA brings.*tensorflow\[and-cuda\]"),
+        (["torch", "tensorflow"], {"nvidia-nccl-cu13": "2.29.7"}, "one framework, not for torch and tensorflow"),
+    ],
+)
+def test_gpus_without_cuda_are_refused(
+    frameworks: list[str],
+    installed: dict[str, str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(build_horovod, "installed_frameworks", lambda: dict.fromkeys(frameworks, "1"))
+    monkeypatch.setattr(cuda_from_pip, "installed_version", installed.get)
+    assert build_horovod.main(["--gpu", "nccl"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(words, line)
+
+
+def test_build_for_gpus_has_its_compiler_first_and_nccl_of_the_framework(monkeypatch: pytest.MonkeyPatch) -> None:
+    def install(*words: str, **_: object) -> str:
+        lib = Path(words[words.index("--target") + 1]) / "nvidia" / "cu13" / "lib"
+        lib.mkdir(parents=True)
+        (lib / "libcudart.so.13").touch()
+        return ""
+
+    monkeypatch.setattr(cuda_from_pip, "pip", install)
+    with cuda_from_pip.build_variables(NCCL) as gpu:
+        env = build_environment({"torch": "2.13.0"}, None, gpu)
+        home = Path(env["HOROVOD_CUDA_HOME"])
+        assert (home / "lib64" / "libcudart.so").exists()
+    assert not home.exists(), "the compiler is for the build alone"
+    assert env["PATH"].split(":")[:2] == [sysconfig.get_path("scripts"), f"{home}/bin"]
+    told = {name: env[f"HOROVOD_{name}"] for name in ("GPU_OPERATIONS", "NCCL_HOME", "NCCL_LINK", "BUILD_CUDA_CC_LIST")}
+    assert told == {
+        "GPU_OPERATIONS": "NCCL",
+        "NCCL_HOME": str(NCCL.home),
+        "NCCL_LINK": "SHARED",
+        "BUILD_CUDA_CC_LIST": ARCHITECTURES,
+    }
+    monkeypatch.setenv("HOROVOD_CUDA_HOME", "/usr/local/cuda")
+    with cuda_from_pip.build_variables(NCCL) as gpu:
+        assert gpu["HOROVOD_CUDA_HOME"] == gpu["CUDA_HOME"] == "/usr/local/cuda"
+
+
 # --- what comes from elsewhere ---------------------------------------------------------------------------
 
 
@@ -260,8 +338,8 @@ def test_wanted_build_that_does_not_load_is_reported(monkeypatch: pytest.MonkeyP
 
 
 def test_installed_version_of_the_first_that_is_there() -> None:
-    assert build_horovod.installed_version("no-such-distribution") is None
-    assert build_horovod.installed_version("no-such-distribution", "pytest") == pytest.__version__
+    assert build_tools.installed_version("no-such-distribution") is None
+    assert build_tools.installed_version("no-such-distribution", "pytest") == pytest.__version__
 
 
 def test_framework_under_another_distribution_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,11 +354,12 @@ def test_framework_under_another_distribution_name(monkeypatch: pytest.MonkeyPat
 
 
 def test_failed_command_is_told_with_the_end_of_its_output(tmp_path: Path) -> None:
-    code = "for i in range(100): print('line', i)\nraise SystemExit(3)"
+    code = "print('x.cc:7: error: what')\nfor i in range(100): print('line', i)\nraise SystemExit(3)"
     with pytest.raises(BuildError) as caught:
-        build_horovod.run([sys.executable, "-c", code], cwd=tmp_path)
+        build_tools.run([sys.executable, "-c", code], cwd=tmp_path)
     lines = str(caught.value).splitlines()
     assert "ended with 3" in str(caught.value)
+    assert "x.cc:7: error: what" in lines
     assert lines[-1] == "line 99"
     assert "line 10" not in lines
 

@@ -258,6 +258,7 @@ def test_checker_of_links_finds_broken_ones(tmp_path: Path) -> None:
     assert broken_links(page) == ["page.md#one", "none.md"]
 
 
+DOCKER = ("--device", "--init", "--shm-size")
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 
 
@@ -276,7 +277,7 @@ def known_flags() -> frozenset[str]:
     configs = (RunConfig, PrepareConfig, EvaluateConfig, GenerateConfig, ExportConfig, ReportConfig)
     ours = {flag for config in configs for flag in flags_of(config)} | {"--config", "--help"}
     horovodrun = re.findall(FLAG, launcher.run("horovodrun", "--help").expect_success().output)
-    return frozenset([*ours, *horovodrun, "--check", "--install-system-packages", "--oversubscribe"])
+    return frozenset([*ours, *horovodrun, "--check", "--gpu", "--install-system-packages", "--oversubscribe", *DOCKER])
 
 
 def named_flags(page: Path) -> set[str]:

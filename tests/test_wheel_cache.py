@@ -9,13 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hvd_lm.job.build_horovod import (
-    HOROVOD_VERSION,
-    BuildError,
-    cache_directory,
-    cached_wheel,
-    store,
-)
+from hvd_lm.job.build_horovod import HOROVOD_VERSION
+from hvd_lm.job.build_tools import BuildError
+from hvd_lm.job.wheel_cache import cache_directory, cached_wheel, store
 
 KEY = "0123456789ab"
 WANTED = f"{HOROVOD_VERSION}+hvdlm.{KEY}"

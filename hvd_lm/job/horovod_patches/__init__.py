@@ -36,9 +36,14 @@ class Patch:
     hunks: tuple[Hunk, ...]
 
 
-def patches() -> tuple[Patch, ...]:
-    """Every patch of this folder, by name."""
-    return tuple(parse(path.stem, _read(path)) for path in sorted(FOLDER.glob("*.patch")))
+def files(gpu: bool = False) -> list[Path]:
+    """The patches of this folder, by name; and after them those of gpu/, which a build for GPUs needs, too."""
+    return [*sorted(FOLDER.glob("*.patch")), *(sorted(FOLDER.glob("gpu/*.patch")) if gpu else [])]
+
+
+def patches(gpu: bool = False) -> tuple[Patch, ...]:
+    """What `files` hold."""
+    return tuple(parse(path.stem, _read(path)) for path in files(gpu))
 
 
 def parse(name: str, text: str) -> Patch:
@@ -63,10 +68,10 @@ def apply(patch: Patch, source: Path) -> None:
         path.write_bytes(text.replace(hunk.old, hunk.new).encode())
 
 
-def digest(files: Iterable[Path]) -> str:
-    """SHA-256 of `files`, of the patches and of what applies them, in hex."""
+def digest(recipe: Iterable[Path], gpu: bool = False) -> str:
+    """SHA-256 of the files of a `recipe`, of the patches and of what applies them, in hex."""
     whole = hashlib.sha256()
-    for path in [*files, Path(__file__), *sorted(FOLDER.glob("*.patch"))]:
+    for path in [*recipe, Path(__file__), *files(gpu)]:
         whole.update(hashlib.sha256(path.read_bytes()).digest())
     return whole.hexdigest()
 
