@@ -54,8 +54,6 @@ class Pool:
         self._folder = tempfile.TemporaryDirectory(prefix="hvd_lm-pool-")
         self._pids: dict[int, int] = {}
         self._connections: dict[int, Connection] = {}
-        self._spins = key.controller == "mpi"
-        """Over MPI a rank that waits takes its core from those that work: it is stopped."""
         command = launcher.of_ranks(
             key.ranks, sys.executable, launcher.BODIES / "pool.py", self._folder.name, key.framework, controller=key.controller
         )
@@ -94,21 +92,11 @@ class Pool:
 
         Raises PoolError unless all come to their end in `timeout` seconds. After an error the ranks are gone.
         """
-        self._signal(signal.SIGCONT)
         try:
-            answer = self._run(body, arguments, timeout)
+            return self._run(body, arguments, timeout)
         except BaseException:
             self.kill()
             raise
-        if self._spins:
-            self._signal(signal.SIGSTOP)
-        return answer
-
-    def _signal(self, number: signal.Signals) -> None:
-        """To each rank that is still there."""
-        for pid in self._pids.values():
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
 
     def _run(self, body: str, arguments: Sequence[str], timeout: float) -> tuple[list[Any], str]:
         for connection in self._connections.values():
@@ -147,14 +135,15 @@ class Pool:
         return PoolError("\n".join([reason, *(f"--- {who} ---\n{text}" for who, text in texts.items() if text)]))
 
     def kill(self) -> None:
-        self._signal(signal.SIGKILL)
+        for pid in self._pids.values():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.end(seconds=5)
 
     def end(self, seconds: float = SECONDS_TO_END) -> None:
         """Let the ranks go; kill what is still there after `seconds`."""
         for connection in self._connections.values():
             connection.close()
-        self._signal(signal.SIGCONT)
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -169,6 +158,9 @@ _pools: dict[Key, Pool] = {}
 
 def _run(key: Key, body: str, arguments: Sequence[str | Path], timeout: float) -> tuple[list[Any], str]:
     pool = _pools.pop(key, None)
+    # Over MPI a rank that waits takes its core from those that work.
+    for other in [other for other in _pools if other.controller == "mpi"]:
+        _pools.pop(other).end()
     while _pools and sum(other.ranks for other in _pools) + key.ranks > MOST_RANKS:
         _pools.pop(next(iter(_pools))).end()
     pool = pool or Pool(key)
