@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 PORT = "2222"
-LINK = "link"
+LINK = "wire0"
 """The interface of both hosts."""
 
 

@@ -157,16 +157,8 @@ def test_a_link(row: Row, controller: str, framework: str, trained: Trained, tmp
     with places.two_hosts(tmp_path / "hosts") as hosts:
         words = [*faulty("wait", row.rank, row.moment_of), *train(framework, out, *patient(row))]
         first, second = hosts.names
-        launch = [
-            "horovodrun",
-            "-np",
-            "2",
-            "-H",
-            f"{first}:1,{second}:1",
-            f"--{controller}",
-            "--network-interfaces",
-            hosts.interface,
-        ]
+        network = ["--network-interfaces", places.LINK]
+        launch = ["horovodrun", "-np", "2", "-H", f"{first}:1,{second}:1", f"--{controller}", *network]
         command = hosts.on_first([*launch, *words])
         with started(command, tmp_path / "job", **GRACEFUL) as job:
             job.await_fault()
