@@ -3,7 +3,8 @@
     horovodrun -np 2 python faulty.py kill 1 training train --framework torch --data TEXT --out RUN ...
 
 WHAT is what the process does then: kill or stop itself, kill its launcher, fill the disk of --out, wait until it is told to go on,
-or let something become NaN. The folder in HVD_LM_FAULT is told when (`at`, with the process), and tells when to go on (`go`).
+let something become NaN, or nothing, to time what follows. The folder in HVD_LM_FAULT is told when (`at`, with the process), and
+tells when to go on (`go`).
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ FAULTS: dict[str, Callable[[], None]] = {
     "fill": fill,
     "wait": wait,
     "nan": lambda: None,
+    "nothing": lambda: None,
 }
 
 

@@ -18,8 +18,8 @@ import psutil
 
 MARK = "HVD_LM_FAULT"
 FAULTY = Path(__file__).with_name("faulty.py")
-SECONDS = 150
-"""After which a job is taken to hang."""
+SECONDS = 300
+"""After which a job is taken to hang, its start on a busy machine included."""
 
 
 @dataclass(frozen=True)
