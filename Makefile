@@ -11,6 +11,8 @@ PYTHON     ?= python3.11
 VENV       ?= .venv
 FRAMEWORKS ?= torch,tensorflow
 RANKS      ?= 2
+# Of make test: files of tests side by side. Ranks of several tests compete for cores then.
+JOBS       ?= 0
 SYSTEM_PACKAGES ?= --install-system-packages
 
 BIN    := $(VENV)/bin
@@ -44,7 +46,7 @@ train: setup
 	RANKS=$(RANKS) FRAMEWORKS=$(FRAMEWORKS) jobs/first_run.sh
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-cluster: setup
 	$(BIN)/python -m pytest -m cluster

@@ -158,8 +158,8 @@ _pools: dict[Key, Pool] = {}
 
 def _run(key: Key, body: str, arguments: Sequence[str | Path], timeout: float) -> tuple[list[Any], str]:
     pool = _pools.pop(key, None)
-    # Over MPI, and with process sets, which three ranks or more have, a rank that waits takes its core from those that work.
-    for other in [other for other in _pools if other.controller == "mpi" or other.ranks > 2]:
+    # Over MPI a rank that waits takes its core from those that work.
+    for other in [other for other in _pools if other.controller == "mpi"]:
         _pools.pop(other).end()
     while _pools and sum(other.ranks for other in _pools) + key.ranks > MOST_RANKS:
         _pools.pop(next(iter(_pools))).end()
