@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from horovod.runner.elastic.worker import WorkerNotificationManager
@@ -38,6 +38,7 @@ SECONDS_FOR_A_PLACE = 600.0
 _SECONDS_TO_STOP = 5.0
 """So long one that is asked to stop waits for the others, to stop with them."""
 _NAP = 0.1
+_ALIVE = "hvd_lm.alive"
 
 
 class Membership:
@@ -47,15 +48,15 @@ class Membership:
         """`stop` is told when workers come or go. Raises ConfigError if no elastic launcher has started this process."""
         self._stop = stop
         try:
-            if os.environ["HOROVOD_ELASTIC"] != "1":
+            if (place := launcher.meeting_place()) is None or os.environ["HOROVOD_ELASTIC"] != "1":
                 raise KeyError("HOROVOD_ELASTIC")
-            self._store = Store(os.environ["HOROVOD_GLOO_RENDEZVOUS_ADDR"], int(os.environ["HOROVOD_GLOO_RENDEZVOUS_PORT"]))
             self._key = f"{os.environ['HOROVOD_HOSTNAME']}:{os.environ['HOROVOD_LOCAL_RANK']}"
         except KeyError as error:
             raise ConfigError(
                 f"--elastic needs a launcher that lets workers come and go ({error} is not set): start with horovodrun --min-np A "
                 "--max-np B --host-discovery-script SCRIPT"
             ) from None
+        self._store = Store(*place)
         # Horovod would ask for a place by itself, and wait where nobody can stop it.
         os.environ["HOROVOD_ELASTIC"] = "0"
         for name, value in _DEFAULTS.items():
@@ -79,7 +80,7 @@ class Membership:
         while not self._ended.wait(_SECONDS_BETWEEN_SIGNS if count else 0):
             count += 1
             try:
-                self._store.put("hvd_lm.alive", str(launcher.launched_rank()), str(count).encode())
+                self._store.put(_ALIVE, str(launcher.launched_rank()), str(count).encode())
             except OSError:
                 return
 
@@ -120,26 +121,23 @@ class Membership:
 
         Once for each `about` and place. Raises LostWorkerError if one of them is dead, or the launcher is gone.
         """
-        scope, rank, size = f"hvd_lm.{about}", launcher.launched_rank(), launcher.launched_size()
-        words: dict[int, Any] = {}
         began = time.monotonic()
         signs: dict[int, tuple[bytes | None, float]] = {}
+
+        def check(missing: Sequence[int]) -> None:
+            now = time.monotonic()
+            for other in missing:
+                sign = self._store.get(_ALIVE, str(other))
+                if other not in signs or signs[other][0] != sign:
+                    signs[other] = sign, now
+                elif now - signs[other][1] > SECONDS_OF_SILENCE:
+                    raise LostWorkerError(f"rank {other} has given no sign of life for {SECONDS_OF_SILENCE:.0f} s")
+            if self._stop.reason and now - began > _SECONDS_TO_STOP:
+                raise LostWorkerError(f"ended before all workers were there ({self._stop.reason})")
+
+        rank, size = launcher.launched_rank(), launcher.launched_size()
         try:
-            self._store.put(scope, str(rank), json.dumps(word).encode())
-            while missing := [other for other in range(size) if other not in words]:
-                for other in missing:
-                    if (said := self._store.get(scope, str(other))) is not None:
-                        words[other] = json.loads(said)
-                        continue
-                    sign = self._store.get("hvd_lm.alive", str(other))
-                    if other not in signs or signs[other][0] != sign:
-                        signs[other] = sign, time.monotonic()
-                    elif time.monotonic() - signs[other][1] > SECONDS_OF_SILENCE:
-                        raise LostWorkerError(f"rank {other} has given no sign of life for {SECONDS_OF_SILENCE:.0f} s")
-                if self._stop.reason and len(words) < size and time.monotonic() - began > _SECONDS_TO_STOP:
-                    raise LostWorkerError(f"ended before all workers were there ({self._stop.reason})")
-                if len(words) < size:
-                    time.sleep(_NAP)
+            words = self._store.meet(f"hvd_lm.{about}", rank, size, json.dumps(word).encode(), check)
         except OSError as error:
             raise LostWorkerError(f"the launcher of the elastic job is gone ({error})") from error
-        return [words[other] for other in range(size)]
+        return [json.loads(said) for said in words]

@@ -89,10 +89,10 @@ def launched_place() -> int:
     return _number(found.local_rank) or 0 if found else 0
 
 
-def meeting_place() -> str:
-    """Address and port at which the ranks of a job of horovodrun over Gloo meet, which no other job has; else empty."""
-    address, port = (os.environ.get(f"HOROVOD_GLOO_RENDEZVOUS_{name}", "") for name in ("ADDR", "PORT"))
-    return f"{address}:{port}" if port else ""
+def meeting_place() -> tuple[str, int] | None:
+    """Address and port at which the ranks of a job of horovodrun over Gloo meet, which no other job has."""
+    address, port = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_ADDR"), _number("HOROVOD_GLOO_RENDEZVOUS_PORT")
+    return (address, port) if address and port else None
 
 
 @contextmanager
@@ -174,15 +174,13 @@ def _of_this_node(tasks_per_node: str) -> int:
 
 def _is_gone(launcher: _Launcher) -> bool:
     """Whether what ranks meet at has ended: their variables are then left over from an earlier job."""
-    if launcher.name == "horovodrun":
-        address, port = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_ADDR"), _number("HOROVOD_GLOO_RENDEZVOUS_PORT")
-        if address and port:
-            try:
-                socket.create_connection((address, port), timeout=5).close()
-            except ConnectionRefusedError:
-                return True
-            except OSError:  # Horovod will say what is wrong
-                return False
+    if launcher.name == "horovodrun" and (place := meeting_place()):
+        try:
+            socket.create_connection(place, timeout=5).close()
+        except ConnectionRefusedError:
+            return True
+        except OSError:  # Horovod will say what is wrong
+            return False
     if launcher.name == "mpirun":
         folder = os.environ.get("PMIX_SERVER_TMPDIR")
         return folder is not None and not Path(folder).is_dir()

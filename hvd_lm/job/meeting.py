@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 
 from hvd_lm.errors import LostWorkerError
 from hvd_lm.job import launcher
 from hvd_lm.job.rendezvous import Store
 
 _SCOPE = "hvd_lm.meeting"
-_LONGEST_PAUSE = 0.5
 _NAMED = 4
 
 
@@ -23,27 +23,23 @@ def await_ranks(patience: float) -> None:
 
     Raises LostWorkerError after `patience` seconds (0: never), or if the launcher is gone.
     """
-    address, _, port = launcher.meeting_place().rpartition(":")
-    if not address or "HOROVOD_ELASTIC" in os.environ:
+    place = launcher.meeting_place()
+    if place is None or "HOROVOD_ELASTIC" in os.environ:
         return
-    store, rank, size = Store(address, int(port)), launcher.launched_rank(), launcher.launched_size()
     deadline = time.monotonic() + patience
-    missing = set(range(size))
-    pause = 0.01
+
+    def check(missing: Sequence[int]) -> None:
+        if patience and time.monotonic() > deadline:
+            raise LostWorkerError(
+                f"rank(s) {_names(missing)} did not come to the job within {patience:g} s (--stall-shutdown-seconds): look "
+                "what they do, then start the job again"
+            )
+
     try:
-        store.put(_SCOPE, str(rank), b"here")
-        while missing := {other for other in missing if store.get(_SCOPE, str(other)) is None}:
-            if patience and time.monotonic() > deadline:
-                raise LostWorkerError(
-                    f"rank(s) {_names(missing)} did not come to the job within {patience:g} s (--stall-shutdown-seconds): look "
-                    "what they do, then start the job again"
-                )
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+        Store(*place).meet(_SCOPE, launcher.launched_rank(), launcher.launched_size(), b"here", check)
     except OSError as error:
-        raise LostWorkerError(f"the launcher does not answer at {address}:{port} ({error}): start the job again") from error
+        raise LostWorkerError(f"the launcher does not answer at {place[0]}:{place[1]} ({error}): start the job again") from error
 
 
-def _names(ranks: set[int]) -> str:
-    first = sorted(ranks)[:_NAMED]
-    return ", ".join(map(str, first)) + (", ..." if len(ranks) > _NAMED else "")
+def _names(ranks: Sequence[int]) -> str:
+    return ", ".join(map(str, ranks[:_NAMED])) + (", ..." if len(ranks) > _NAMED else "")

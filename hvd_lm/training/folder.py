@@ -81,7 +81,9 @@ def _this_process() -> Holder:
     with contextlib.suppress(OSError):
         kernel = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     host = socket.gethostname()
-    return Holder(os.getpid(), host, kernel or host, time.strftime("%Y-%m-%d %H:%M:%S %z"), launcher.meeting_place())
+    job = launcher.meeting_place()
+    since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    return Holder(os.getpid(), host, kernel or host, since, f"{job[0]}:{job[1]}" if job else "")
 
 
 @contextlib.contextmanager
