@@ -34,7 +34,7 @@ IMAGE_FLAGS ?=
 setup: $(READY)
 
 # The recipe decides by itself whether the installed Horovod, or the cached wheel, still fits.
-$(READY): setup.py pyproject.toml docker/constraints.txt hvd_lm/job/build_horovod.py $(wildcard hvd_lm/job/horovod_patches/*.patch)
+$(READY): setup.py pyproject.toml docker/constraints.txt hvd_lm/job/build_horovod.py $(wildcard hvd_lm/job/horovod_patches/*.*)
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not found: install Python 3.11 or say make PYTHON=..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "make: Debian and Ubuntu need python3-venv"; exit 1; }
 	@echo "installing hvd_lm with $(FRAMEWORKS) into $(VENV)"

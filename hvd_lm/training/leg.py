@@ -300,10 +300,8 @@ class Leg:
             raise TrainingError(f"{what}: look after that machine, then go on with --resume auto{self._keep_weights()}")
         self.outlets.metrics.say(f"{what}, as rounding on unlike processors makes them: they were given those of rank 0")
 
-    def _stopped(self) -> StoppedError | MembersChangedError | None:
+    def _stopped(self) -> StoppedError | MembersChangedError:
         """Who was asked to stop, and by what, if anybody was; the same on all ranks. Collective."""
-        if not self._to_end:
-            return None
         job = self._adapter.job
         reasons = [(reason, place) for reason, place in zip(job.tell(job.stop.reason), job.places, strict=True) if reason]
         if not reasons:
