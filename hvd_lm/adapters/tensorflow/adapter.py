@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hvd_lm.adapters.assembly import Divided
 from hvd_lm.adapters.base import INCOMPLETE, READ_ONLY, Adapter, Evaluated, OptimizerState, State, StepResult
+from hvd_lm.adapters.tensorflow.graphs import graph_function
 from hvd_lm.adapters.tensorflow.job import TensorFlowJob
 from hvd_lm.adapters.tensorflow.model_group import ModelGroup
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
@@ -84,20 +85,17 @@ class TensorFlowAdapter(Adapter):
         self._compile()
 
     def _compile(self) -> None:
-        """One trace for all lengths of a text.
-
-        Loops and conditions are TensorFlow's own: AutoGraph would find nothing to convert, in 3 seconds of every start.
-        """
+        """One trace for all lengths of a text."""
         indices, scalar = tf.TensorSpec((None, None), tf.int32), tf.TensorSpec((), tf.float32)
         state = [stage.state_specs for stage in self._stages]
         noise = [stage.noise_specs for stage in self._stages]
-        self._forward = tf.function(self._forward_graph, input_signature=(indices, indices, state, scalar, noise), autograph=False)
+        self._forward = graph_function(self._forward_graph, input_signature=(indices, indices, state, scalar, noise))
         outputs = tf.TensorSpec((None, None, self._output.units), tf.float32)
         self._deferred_specs = Deferred(indices, indices, scalar, [stage.tape_specs for stage in self._stages], outputs)
         self._backward: dict[tuple[int, bool, bool, bool], Callable[[list[Deferred], float], tf.Tensor]] = {}
-        self._evaluate = tf.function(self._evaluate_graph, input_signature=(indices, indices, state), autograph=False)
-        self._logits = tf.function(self._logits_graph, input_signature=(indices, state), autograph=False)
-        self._next_logits = tf.function(self._next_logits_graph, input_signature=(indices, state), autograph=False)
+        self._evaluate = graph_function(self._evaluate_graph, input_signature=(indices, indices, state))
+        self._logits = graph_function(self._logits_graph, input_signature=(indices, state))
+        self._next_logits = graph_function(self._next_logits_graph, input_signature=(indices, state))
 
     def _begin_window(self) -> None:
         self._first_backward = True
@@ -295,7 +293,7 @@ class TensorFlowAdapter(Adapter):
             graph = partial(self._backward_graph, first=first, last=last)
             specs = self._deferred_specs._replace(sampled=SAMPLED_SPECS) if sampled else self._deferred_specs
             signature = ([specs] * count, tf.TensorSpec((2,), tf.float64))
-            self._backward[key] = tf.function(graph, input_signature=signature, autograph=False)
+            self._backward[key] = graph_function(graph, input_signature=signature)
         sums = self._backward[key](deferred, tf.constant(self.job.flags(), tf.float64))
         self._first_backward = False
         if last:

@@ -10,6 +10,7 @@ from horovod.common.exceptions import HorovodInternalError
 from numpy.typing import NDArray
 
 from hvd_lm.adapters.job import Job, device_of
+from hvd_lm.adapters.tensorflow.graphs import graph_function
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 
 with native_stderr_closed():
@@ -55,7 +56,7 @@ class TensorFlowJob(Job):
         return np.asarray(tensor.numpy())
 
 
-@partial(tf.function, autograph=False, reduce_retracing=True)
+@partial(graph_function, reduce_retracing=True)
 def _named_allgather(rows: tf.Tensor, name: str, process_set: Any) -> tf.Tensor:
     """`name` as it is: Horovod names what is outside of graphs in a way of TensorFlow's own."""
     with tf.device("CPU"):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from hvd_lm.adapters.base import OptimizerState
 from hvd_lm.adapters.job import Group
+from hvd_lm.adapters.tensorflow.graphs import graph_function
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.weight import Weight, to_numpy
 from hvd_lm.config import OptimizerConfig
@@ -53,7 +54,7 @@ class Update:
             if name in weights
         }
         signature = [*[tf.TensorSpec((), tf.float32)] * 4, tf.TensorSpec((), tf.bool)]
-        self.function = tf.function(self._graph, input_signature=signature, autograph=False)
+        self.function = graph_function(self._graph, input_signature=signature)
 
     def begin(self) -> None:
         """Set the moments to what they are before the first step."""
@@ -182,4 +183,4 @@ class DynamicUpdate:
                 pull = constant_decays[name] * (remembered[name] - weight.value)
                 weight.value.assign_add(pull - constant_rates[name] * weight.gradient)
 
-        self.apply = tf.function(step, autograph=False)
+        self.apply = graph_function(step)
