@@ -14,10 +14,10 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent / "tests" / "faults"))
 
+from marked_part import page_with  # noqa: E402
 from table import ROWS, THEN, Row  # noqa: E402
 
 PAGE = DOCS / "faults.md"
-BEGIN, END = "<!-- faults: begin, by docs/faults.py -->", "<!-- faults: end -->"
 _CONTROLLERS = {"gloo": "Gloo", "mpi": "MPI"}
 
 
@@ -34,12 +34,5 @@ def _line(row: Row) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def page_with(text: str, part: str) -> str:
-    """`text` with `part` between the marks."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{part}\n{END}{after}"
-
-
 if __name__ == "__main__":
-    PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), listing()), encoding="utf-8")
+    PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), "faults", listing()), encoding="utf-8")

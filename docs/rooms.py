@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from importlib.util import resolve_name
 from pathlib import Path
 
+from marked_part import page_with
+
 DOCS = Path(__file__).parent
 PACKAGE = DOCS.parent / "hvd_lm"
 PAGE = DOCS / "tour.md"
-BEGIN, END = "<!-- rooms: begin, by docs/rooms.py -->", "<!-- rooms: end -->"
 HALL = "(beside the rooms)"
 """Stands for the modules that lie in the package itself."""
 
@@ -105,12 +106,5 @@ def _cell(text: str) -> str:
     return text.replace("``", "`").replace("|", "\\|").replace("<", "&lt;")
 
 
-def page_with(text: str, part: str) -> str:
-    """`text` with `part` between the marks."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{part}\n{END}{after}"
-
-
 if __name__ == "__main__":
-    PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), listing(rooms())), encoding="utf-8")
+    PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), "rooms", listing(rooms())), encoding="utf-8")

@@ -314,6 +314,7 @@ def test_files_that_the_tour_names_exist() -> None:
 
 def script(name: str) -> ModuleType:
     """One that writes a part of a page."""
+    sys.path.insert(0, str(DOCS))
     spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -331,13 +332,13 @@ def rooms() -> ModuleType:
 def test_table_of_faults_is_that_of_their_tests() -> None:
     faults = script("faults")
     page = faults.PAGE.read_text(encoding="utf-8")
-    assert faults.page_with(page, faults.listing()) == page, "run `python docs/faults.py`"
+    assert faults.page_with(page, "faults", faults.listing()) == page, "run `python docs/faults.py`"
     assert len({(row.fault, row.moment) for row in faults.ROWS}) == len(faults.ROWS) > 30
 
 
 def test_list_of_rooms_is_up_to_date(rooms: ModuleType) -> None:
     page = rooms.PAGE.read_text(encoding="utf-8")
-    assert rooms.page_with(page, rooms.listing(rooms.rooms())) == page, "run `python docs/rooms.py`"
+    assert rooms.page_with(page, "rooms", rooms.listing(rooms.rooms())) == page, "run `python docs/rooms.py`"
 
 
 def test_rooms_are_read_from_the_code(rooms: ModuleType, tmp_path: Path) -> None:
