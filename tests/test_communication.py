@@ -180,11 +180,12 @@ def test_adasum_combines_the_gradients_of_two_ranks(framework: str) -> None:
         np.testing.assert_allclose(result["combined"], expected, rtol=1e-4, atol=1e-7)
 
 
-def test_horovod_sleeps_while_there_is_nothing_to_reduce(framework: str) -> None:
-    """As released it wakes up every millisecond to ask the other ranks, in several threads (patch idle-sleep)."""
-    for result in pools.body("idle", 2, framework):
-        assert result["wake_ups_per_second"] < 600, "about 280 with the patch; a cycle each millisecond alone is 1000"
-        assert result["median_seconds"] < 0.025, "a tensor does not wait for the end of that sleep, of 50 ms"
+@pytest.mark.parametrize(("ranks", "model_parallel", "most"), [(2, 1, 600), (4, 2, 3500)], ids=["one group", "process sets"])
+def test_horovod_sleeps_while_there_is_nothing_to_reduce(framework: str, ranks: int, model_parallel: int, most: int) -> None:
+    """As released it asks the other ranks every millisecond, in several threads, of each process set (patch idle-sleep)."""
+    for result in pools.body("idle", ranks, framework, str(model_parallel)):
+        assert result["wake_ups_per_second"] < most, "about 280 and 1500 with the patch; 1000 and 5400 without"
+        assert result["median_seconds"] < 0.025, "a tensor does not wait for the end of that sleep, of 50 ms or 10"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="of PyTorch's wait")

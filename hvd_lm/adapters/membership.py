@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from horovod.runner.elastic.worker import WorkerNotificationManager
@@ -79,10 +80,8 @@ class Membership:
         count = 0
         while not self._ended.wait(_SECONDS_BETWEEN_SIGNS if count else 0):
             count += 1
-            try:
+            with suppress(OSError):  # one sign lost is none missed: the launcher may only be busy
                 self._store.put(_ALIVE, str(launcher.launched_rank()), str(count).encode())
-            except OSError:
-                return
 
     def take_place(self, waiting: Callable[[float], None]) -> None:
         """Ask for a place among those that go on, which comes when all have asked or ended; it is in the environment then.

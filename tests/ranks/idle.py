@@ -1,6 +1,7 @@
 """How often the threads of a rank that has nothing to reduce wake up, and how soon a tensor is reduced all the same.
 
 horovodrun -np 2 python idle.py torch
+horovodrun -np 4 python idle.py torch 2    with process sets
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def wake_ups() -> int:
     return sum(int(line.split()[1]) for line in lines)
 
 
-def main(framework: str) -> dict[str, float]:
-    adapter = hvd_lm.adapter(framework)
+def main(framework: str, model_parallel: str = "1") -> dict[str, float]:
+    adapter = hvd_lm.adapter(framework, topology=hvd_lm.TopologyConfig(model_parallel=int(model_parallel)))
     adapter.job.sum(np.ones(1))
     before = wake_ups()
     time.sleep(SECONDS)
