@@ -11,8 +11,8 @@ PYTHON     ?= python3.11
 VENV       ?= .venv
 FRAMEWORKS ?= torch,tensorflow
 RANKS      ?= 2
-# Of make test: files of tests side by side. Ranks of several tests compete for cores then.
-JOBS       ?= 0
+# Of make test: groups of tests side by side, the ranks of each framework in one (tests/conftest.py). 0: in turn.
+JOBS       ?= 2
 SYSTEM_PACKAGES ?= --install-system-packages
 
 BIN    := $(VENV)/bin
@@ -46,7 +46,7 @@ train: setup
 	RANKS=$(RANKS) FRAMEWORKS=$(FRAMEWORKS) jobs/first_run.sh
 
 test: setup
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 test-cluster: setup
 	$(BIN)/python -m pytest -m cluster

@@ -28,7 +28,7 @@ export OMPI_MCA_odls_base_sigkill_timeout=${OMPI_MCA_odls_base_sigkill_timeout:-
 # As many ranks as all hosts have; neighbours by number share a host; a rank's threads may use its share of all cores.
 exec mpirun --host "$hosts" --map-by slot --bind-to none \
     -x PATH -x PYTHONPATH -x LD_LIBRARY_PATH \
-    --mca plm_rsh_args "-p ${SSH_PORT:-22}" \
+    --mca plm_rsh_args "-p ${SSH_PORT:-22} -o ServerAliveInterval=5 -o ServerAliveCountMax=4" \
     ${NETWORK:+--mca btl_tcp_if_include "$NETWORK" --mca oob_tcp_if_include "$NETWORK"} \
     hvd-lm train --config "$here/reference.yaml" \
     --framework "${FRAMEWORK:-torch}" --out "${OUT:-runs/mpirun}" --resume auto --data "$@"

@@ -33,22 +33,28 @@ INSTALLED = [name for name in FRAMEWORKS if importlib.util.find_spec(name)]
 MakeAdapter = Callable[..., Adapter]
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests first; of those that launch processes all of one framework after the other: few pools are alive at once.
 
-    The workers of pytest-xdist take file by file: they begin with those that launch processes, which take longest.
+    Workers of pytest-xdist (``--dist loadgroup``) take the longest group first: a framework's ranks, or else a file.
     """
     items.sort(key=_turn)
-    if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: _turn(item) == 0)
+    for item in items:
+        ranks = f"ranks of {_framework(item) or INSTALLED[0]}"
+        item.add_marker(pytest.mark.xdist_group(ranks if _turn(item) else item.path.stem))
 
 
 def _turn(item: pytest.Item) -> int:
     if item.get_closest_marker("ranks") is None:
         return 0
-    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    framework = parameters.get("framework")
+    framework = _framework(item)
     return 1 + (INSTALLED.index(framework) if framework in INSTALLED else len(INSTALLED))
+
+
+def _framework(item: pytest.Item) -> str | None:
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    return parameters.get("framework")
 
 
 def pytest_sessionfinish() -> None:

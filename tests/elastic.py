@@ -97,22 +97,33 @@ def write_hosts(folder: Path, hosts: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def job(folder: Path, hosts: Sequence[str], *flags: str | Path, least: int = 1, launch: Sequence[str] = ()) -> Iterator[Job]:
-    """``hvd-lm train --elastic`` on a worker for each of `hosts`, into folder/run; nothing of it is left at the end."""
+def job(
+    folder: Path,
+    hosts: Sequence[str],
+    *flags: str | Path,
+    least: int = 1,
+    launch: Sequence[str] = (),
+    network: str = "lo",
+    where: Callable[[Sequence[str]], list[str]] = list,
+) -> Iterator[Job]:
+    """``hvd-lm train --elastic`` on a worker for each of `hosts`, into folder/run; nothing of it is left at the end.
+
+    `where` makes the launcher's command one on another host.
+    """
     (folder / "reads").mkdir(parents=True)
     write_hosts(folder, hosts)
     discovery = folder / "discover.sh"
     discovery.write_text(f"#!/bin/sh\ncat '{folder / 'hosts'}'\n")
     discovery.chmod(0o755)
     command = [
-        *("horovodrun", "--gloo", "--network-interface", "lo", "-np", str(len(hosts)), "--min-np", str(least)),
+        *("horovodrun", "--gloo", "--network-interface", network, "-np", str(len(hosts)), "--min-np", str(least)),
         *("--max-np", str(len(HOSTS)), "--host-discovery-script", str(discovery), *launch),
         *(sys.executable, str(launcher.BODIES / "reads.py"), str(folder / "reads"), "--elastic", "--out", str(folder / "run")),
         *map(str, flags),
     ]
     with (
         (folder / "log").open("wb") as log,
-        subprocess.Popen(command, env=launcher.with_scripts(), stdout=log, stderr=log, start_new_session=True) as process,
+        subprocess.Popen(where(command), env=launcher.with_scripts(), stdout=log, stderr=log, start_new_session=True) as process,
     ):
         started = Job(process, folder)
         try:

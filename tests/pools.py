@@ -26,7 +26,7 @@ from typing import Any
 import launcher
 from launcher import Ended
 
-MOST_RANKS = 7
+MOST_RANKS = 9
 """In all pools of a test process together: what was used longest ago ends first."""
 SECONDS_TO_START = 120
 SECONDS_TO_END = 30
@@ -158,9 +158,6 @@ _pools: dict[Key, Pool] = {}
 
 def _run(key: Key, body: str, arguments: Sequence[str | Path], timeout: float) -> tuple[list[Any], str]:
     pool = _pools.pop(key, None)
-    # Over MPI a rank that waits takes its core from those that work.
-    for other in [other for other in _pools if other.controller == "mpi"]:
-        _pools.pop(other).end()
     while _pools and sum(other.ranks for other in _pools) + key.ranks > MOST_RANKS:
         _pools.pop(next(iter(_pools))).end()
     pool = pool or Pool(key)

@@ -14,6 +14,7 @@ import numpy as np
 import pools
 import pytest
 from conftest import INSTALLED
+from faults import places
 from horovod.runner.common.util import codec
 from horovod.runner.common.util.hosts import HostInfo, get_host_assignments
 from horovod.runner.elastic.rendezvous import PUT_WORKER_ADDRESSES
@@ -112,6 +113,23 @@ def test_the_furthest_worker_brings_rank_0_to_where_it_is(framework: str, tmp_pa
         "states": checksum({"": saved.progress.lstm_state_2SU}),
         "applied": 2,
     }
+
+
+@pytest.mark.cluster
+@pytest.mark.ranks
+def test_a_host_vanishes(framework: str, text: Path, tmp_path: Path) -> None:
+    """By its cable: nothing tells the launcher of it but its own ssh (patch launcher-ssh)."""
+    flags = ["--framework", framework, *SMALL, "--data", text, "--epochs", "20"]
+    with (
+        places.two_hosts(tmp_path / "hosts") as hosts,
+        elastic.job(tmp_path / "job", hosts.names, *flags, network=places.LINK, where=hosts.on_first) as job,
+    ):
+        job.until_ranks(2, 120)
+        hosts.cut()
+        job.until_ranks(1, 90)
+        job.offer(hosts.names[0])
+        job.ended(300).expect_success()
+    check_run(job, text, 20)
 
 
 @pytest.mark.cluster

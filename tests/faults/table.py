@@ -126,8 +126,21 @@ def _cut() -> Iterator[Row]:
     fault, when, both = "link between two hosts cut", MOMENTS["training"], ("gloo", "mpi")
     yield Row("link", f"{fault} for 5 s", when, "", "", 40, "goes on", 0, 0, "training", both)
     told = "a rank that waits: the others do not answer"
-    # Over MPI the ranks end, too, but mpirun waits for its daemon on the other host until TCP gives up (docs/faults.md).
     yield Row("link", f"{fault} for ever", when, _LOST, told, 60, "resumed", 4, 0, "training")
+    told = "mpirun, whose ssh to the other host has ended"
+    yield Row(
+        "link",
+        f"{fault} for ever",
+        when,
+        "ORTE has lost communication|unable to reliably start",
+        told,
+        60,
+        "resumed",
+        None,
+        0,
+        "training",
+        ("mpi",),
+    )
 
 
 def _second_run() -> Row:
