@@ -333,7 +333,7 @@ def test_table_of_faults_is_that_of_their_tests() -> None:
     faults = script("faults")
     page = faults.PAGE.read_text(encoding="utf-8")
     assert faults.page_with(page, "faults", faults.listing()) == page, "run `python docs/faults.py`"
-    assert len({(row.fault, row.moment) for row in faults.ROWS}) == len(faults.ROWS) > 30
+    assert len({(row.fault, row.moment, row.over) for row in faults.ROWS}) == len(faults.ROWS) > 30
 
 
 def test_list_of_rooms_is_up_to_date(rooms: ModuleType) -> None:
