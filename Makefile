@@ -11,7 +11,7 @@ PYTHON     ?= python3.11
 VENV       ?= .venv
 FRAMEWORKS ?= torch,tensorflow
 RANKS      ?= 2
-# Of make test: groups of tests side by side, the ranks of each framework in one (tests/conftest.py). 0: in turn.
+# Of make test: so many tests side by side, those of a framework in turn (tests/conftest.py). 0: all in turn.
 JOBS       ?= 2
 SYSTEM_PACKAGES ?= --install-system-packages
 
@@ -46,7 +46,7 @@ train: setup
 	RANKS=$(RANKS) FRAMEWORKS=$(FRAMEWORKS) jobs/first_run.sh
 
 test: setup
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope
 
 test-cluster: setup
 	$(BIN)/python -m pytest -m cluster

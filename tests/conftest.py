@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pools
@@ -33,28 +34,30 @@ INSTALLED = [name for name in FRAMEWORKS if importlib.util.find_spec(name)]
 MakeAdapter = Callable[..., Adapter]
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first; of those that launch processes all of one framework after the other: few pools are alive at once.
-
-    Workers of pytest-xdist (``--dist loadgroup``) take the longest group first: a framework's ranks, or else a file.
-    """
+    """Fast tests first; of those that launch processes all of one framework after the other: few pools are alive at once."""
     items.sort(key=_turn)
-    for item in items:
-        ranks = f"ranks of {_framework(item) or INSTALLED[0]}"
-        item.add_marker(pytest.mark.xdist_group(ranks if _turn(item) else item.path.stem))
 
 
 def _turn(item: pytest.Item) -> int:
     if item.get_closest_marker("ranks") is None:
         return 0
-    framework = _framework(item)
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    framework = parameters.get("framework")
     return 1 + (INSTALLED.index(framework) if framework in INSTALLED else len(INSTALLED))
 
 
-def _framework(item: pytest.Item) -> str | None:
-    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    return parameters.get("framework")
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A worker takes all tests of a framework, or else those of a file; the most at once come first."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFramework(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            return next((name for name in INSTALLED if name in test.partition("[")[2]), file)
+
+    return ByFramework(config, log)
 
 
 def pytest_sessionfinish() -> None:
