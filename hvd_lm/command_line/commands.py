@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from hvd_lm.command_line import streams
 from hvd_lm.command_line.flags import PROGRAM, parse, parse_with_yaml
+from hvd_lm.communication.queueing import QueueingConfig, queueing, words
 from hvd_lm.config import RunConfig
 from hvd_lm.data.prepare import PrepareConfig, prepare
 from hvd_lm.errors import BugError, ConfigError, RemovedError, StoppedError, in_family
@@ -213,6 +214,15 @@ def run_report(argv: list[str]) -> int:
     return 0
 
 
+def run_queueing(argv: list[str]) -> int:
+    """Print a timeline's queue, in words or as one JSON object."""
+    config = parse(QueueingConfig, "queueing", argv)
+    if launcher.launched_rank() == 0:
+        found = queueing(config)
+        print(json.dumps(found.to_dict()) if config.json else words(found))
+    return 0
+
+
 def run_doctor(argv: list[str]) -> int:
     """Check this machine."""
     from hvd_lm.job import doctor  # apart from the rest, so that it runs where they do not load
@@ -227,5 +237,6 @@ COMMANDS: Mapping[str, Command] = {
     "generate": Command("write text with a checkpoint", run_generate),
     "export": Command("give the weights to plain PyTorch, Keras, ONNX or NumPy", run_export),
     "report": Command("learning curves of runs, as pictures and one page", run_report),
+    "queueing": Command("a run's Horovod timeline as a queue: how busy the link was, and who waited", run_queueing),
     "doctor": Command("check frameworks, Horovod, its controllers and operations", run_doctor),
 }
