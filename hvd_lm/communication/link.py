@@ -33,7 +33,7 @@ class Point:
     count: int
     """Operations that were submitted at once."""
     seconds: float
-    """Until the slowest rank had all of them: median of the repeats."""
+    """Until the slowest rank had all of them: lower quartile of the repeats, as what else a machine does only ever adds to it."""
     fastest: float
     slowest: float
     repeats: int
@@ -160,9 +160,7 @@ def read_link(path: Path) -> Link:
     except OSError as error:
         raise DataError(f"cannot read --link {path}: {why(error, path)}") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"--link {path} is cut off or no JSON: write it again with horovodrun -np N hvd-lm measure --out"
-        ) from error
+        raise DataError(f"--link {path} is cut off or no JSON: {_AGAIN}") from error
     if not isinstance(values, dict) or "format" not in values:
         raise DataError(f"--link {path} is no file of hvd-lm measure: {_AGAIN}")
     if values.pop("format") != FORMAT:

@@ -46,6 +46,11 @@ NUMBER_FORMATS = ("float32", "float16")
 SEVERAL = (2, 4, 8, 16, 32)
 """All-reduces that are submitted at once, to tell what each takes from what all take together."""
 _FEWEST, _MOST = 3, 25
+_UNTIMED = 3
+"""The first are negotiated in another way, and take new memory."""
+_TO_WARM_UP = 2**21
+"""Bytes."""
+_CYCLE_MS = 0.01
 _MOST_OF_LEFT = 0.2
 """Of the budget that is left, which an operation may take for its fewest repeats."""
 _SHARE_OF_COMPUTE = 0.3
@@ -99,8 +104,14 @@ def measure(config: MeasureConfig, framework: Framework = "torch", work: Work | 
     """
     if launcher.launched_size() < 2:
         raise ConfigError("one rank has no link to measure: start 2 or more, with horovodrun -np 2 hvd-lm measure")
-    # Joined tensors could not be told from one; what is joined is predicted.
-    communication = replace(work.communication if work else CommunicationConfig(), fusion_threshold_mb=0, timeline_filename=None)
+    # Fused tensors could not be told from one, and all small ones would take a cycle. Both are predicted.
+    communication = replace(
+        work.communication if work else CommunicationConfig(),
+        fusion_threshold_mb=0,
+        cycle_time_ms=_CYCLE_MS,
+        autotune=False,
+        timeline_filename=None,
+    )
     adapter = adapters.adapter(framework, communication, threads=config.threads)
     job = adapter.job
     with ending_together(job):
@@ -173,6 +184,12 @@ class _Timing:
     def points(self, largest: int) -> dict[tuple[CollectiveName, str], list[Point]]:
         """Of all sizes up to `largest` bytes, of every collective and number format, as far as the budget goes. Collective."""
         probe = self.job.probe_class(self.job)
+        began = time.perf_counter()
+        # TCP's windows grow with what passes; until they do, an operation may wait 40 ms for an acknowledgement.
+        for act in probe.operations(np.zeros(_values(_TO_WARM_UP, "float32", self.job.topology.size), np.float32)).values():
+            for _ in range(_UNTIMED):
+                act()
+        self._spent += self._of_slowest(time.perf_counter() - began)[0]
         for count in SEVERAL:
             self._time("allreduce", "float32", SMALLEST, count, probe.several(count, SMALLEST // 4), share=0.01)
         sizes = list(_sizes(largest))
@@ -190,15 +207,16 @@ class _Timing:
         left = self.budget - self._spent
         before = [point for point in of_one if point.count == count]
         expected = before[-1].fastest * size / before[-1].size if before else 0.0
-        if len(before) > 1 and (1 + _FEWEST) * expected > left * _MOST_OF_LEFT:
+        if len(before) > 1 and (1 + _UNTIMED + _FEWEST) * expected > left * _MOST_OF_LEFT:
             return  # two sizes make a line
         began = time.perf_counter()
-        act()  # the first one is negotiated in another way, and takes new memory
+        for _ in range(_UNTIMED):
+            act()
         first = self._of_slowest(self._run(act))[0]
         repeats = int(np.clip(left * share / max(first, 1e-6), _FEWEST, _MOST))
         # No operation begins before all ranks have asked for it: they stay together by themselves.
         seconds = self._of_slowest(*(self._run(act) for _ in range(repeats)))
-        of_one.append(Point(size, count, float(np.median(seconds)), float(seconds.min()), float(seconds.max()), repeats))
+        of_one.append(Point(size, count, float(np.quantile(seconds, 0.25)), float(seconds.min()), float(seconds.max()), repeats))
         self._spent += self._of_slowest(time.perf_counter() - began)[0]
 
     def _run(self, act: Action) -> float:
