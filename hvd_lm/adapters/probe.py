@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from hvd_lm.adapters.job import Job
 
-Action = Callable[[], object]
-"""One operation, from its submission to its end. Collective."""
+Action = Callable[[], Any]
+"""One operation, from its submission to its end; returns the framework's tensor, or a list of them. Collective."""
 
 
 class Probe(ABC):

@@ -17,9 +17,9 @@ class PyTorchProbe(Probe):
     def sums(self, arrays: list[NDArray[Any]], name: str) -> Action:
         tensors = [self._tensor(array) for array in arrays]  # zeros stay zeros, however often they are summed
 
-        def act() -> None:
-            for handle in [hvd.allreduce_async_(tensor, name=f"{name}.{i}", op=hvd.Sum) for i, tensor in enumerate(tensors)]:
-                hvd.synchronize(handle)
+        def act() -> list[torch.Tensor]:
+            handles = [hvd.allreduce_async_(tensor, name=f"{name}.{i}", op=hvd.Sum) for i, tensor in enumerate(tensors)]
+            return [hvd.synchronize(handle) for handle in handles]
 
         return act
 
