@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from hvd_lm.command_line.commands import main
 from hvd_lm.communication import ring
+from hvd_lm.communication.compute import line
 from hvd_lm.communication.fit import fit
 from hvd_lm.communication.gradients import Sent, distinct_words, gradients
 from hvd_lm.communication.link import Collective, Compute, Link, Point, fitted, read_link, settings_of, write_link
@@ -38,7 +39,7 @@ def a_link(alpha: float = 1e-4, beta: float = 1e-8, negotiation: float = 5e-4, r
         for name in COLLECTIVES
         for number_format in ("float32", "float16")
     ]
-    compute = Compute(settings_of(MODEL), "adam", 4, 16, 4, forward=0.01, backward=0.02, update=0.005)
+    compute = Compute(settings_of(MODEL), "adam", 4, 16, 4, forward=0.01, backward=0.02, backward_base=0.0, update=0.005)
     return Link(
         ranks, 2, "Gloo", "torch", "torch on cpu", "0.28.1", "a processor", 1, "2026-11-26T00:00:00+00:00", negotiation,
         tuple(collectives), compute,
@@ -212,6 +213,28 @@ def test_a_step_on_one_rank_is_its_compute() -> None:
     assert found.step_seconds == pytest.approx(4 * 0.03 + 0.005)
     assert (found.exposed_seconds, found.communication_seconds, found.sent_bytes, found.operations) == (0, 0, 0, ())
     assert found.scaling_efficiency == 1
+
+
+def test_a_window_has_as_many_backwards_as_it_takes() -> None:
+    """Of 6 micro-batches 4 may share one: the first has 2, the last 4."""
+    link = a_link(beta=0, alpha=0)
+    assert link.compute is not None
+    based = replace(link, compute=replace(link.compute, backward_base=0.1))
+    six = CommunicationConfig(backward_passes_per_step=6, backward_tokens=4 * 4 * 16)
+    found = of(based, replace(WORK, communication=six))
+    assert found.backward_seconds == pytest.approx(2 * 0.1 + 6 * 0.02)
+    assert found.last_backward_seconds == pytest.approx(0.1 + 4 * 0.02)
+    assert of(based, replace(WORK, communication=replace(six, backward_tokens=1))).last_backward_seconds == pytest.approx(0.12)
+
+
+@pytest.mark.parametrize(
+    ("alone", "several", "base", "each"),
+    [(3.0, 9.0, 1.0, 2.0), (2.0, 8.0, 0.0, 2.0), (1.0, 9.0, 0.0, 2.25), (3.0, 2.0, 3.0, 0.0)],
+)
+def test_what_a_backward_takes_is_told_from_what_each_micro_batch_takes(
+    alone: float, several: float, base: float, each: float
+) -> None:
+    assert line(alone, several, 4) == pytest.approx((base, each))
 
 
 def test_a_step_is_the_sum_of_its_parts() -> None:

@@ -52,11 +52,34 @@ def time_compute(
             # The slowest rank's clock, so that all go on for as long.
             elapsed = float(job.gather(np.array([time.perf_counter() - began]), "all").max()) / len(rows)
             repeats = int(np.clip(seconds / elapsed, _FEWEST, _MOST))
-    medians = np.median(np.array(rows[1:]), axis=0)
-    forward, backward, update = job.gather(medians, "all").max(axis=0).tolist()
+    forward, alone, several, update = job.gather(np.median(np.array(rows[1:]), axis=0), "all").max(axis=0).tolist()
+    count = _at_least_two(together)
+    base, backward = line(alone, several, count)
     return Compute(
-        settings_of(model), optimizer.optimizer, data.batch_size, data.sequence_length, together, forward, backward, update
+        settings_of(model),
+        optimizer.optimizer,
+        data.batch_size,
+        data.sequence_length,
+        count,
+        forward,
+        backward,
+        base,
+        update,
     )
+
+
+def line(alone: float, several: float, count: int) -> tuple[float, float]:
+    """What a backward takes however many micro-batches share it, and what it takes for each, where one of a micro-batch takes
+    `alone` seconds and one of `count` takes `several`; neither is below 0."""
+    each = max(0.0, (several - alone) / (count - 1))
+    if each > alone:
+        return 0.0, several / count
+    return alone - each, each
+
+
+def _at_least_two(together: int) -> int:
+    """Micro-batches in a backward that is timed beside that of one."""
+    return max(2, together)
 
 
 class _Timed:
@@ -76,22 +99,20 @@ class _Timed:
         )
         self._state: State = adapter.zero_state(data.batch_size)
 
-    def window(self, together: int) -> tuple[float, float, float]:
-        """Seconds of a forward, of the backward of a micro-batch where `together` share one, and of the update."""
-        # A forward alone is one whose backward waits: so the first window has one more.
-        waiting = max(1, together - 1)
+    def window(self, together: int) -> tuple[float, float, float, float]:
+        """Seconds of a forward, of the backward of one micro-batch, of that of several that share it, and of the update."""
+        # A forward alone is one whose backward waits.
+        waiting = _at_least_two(together) - 1
         forward = self._seconds(waiting, defer=waiting) / waiting
-        rest = self._seconds(1)
-        backward = (rest - forward) / (waiting + 1)
-        if together == 1:
-            backward = self._seconds(1) - forward
+        several = max(0.0, self._seconds(1) - forward)
+        alone = max(0.0, self._seconds(1) - forward)
         self._accumulate(last=True)
         # The reduction ends here.
         self._adapter.gradients()
         began = time.perf_counter()
         self._adapter.step(learning_rate=1e-6, clip=1.0, unscale=1.0)
         self._settle()
-        return forward, max(0.0, backward), time.perf_counter() - began
+        return forward, alone, several, time.perf_counter() - began
 
     def _seconds(self, micro_batches: int, defer: int = 0) -> float:
         began = time.perf_counter()

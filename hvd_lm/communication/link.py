@@ -65,11 +65,13 @@ class Compute:
     batch_size: int
     sequence_length: int
     together: int
-    """Micro-batches that shared a backward."""
+    """Micro-batches that shared a backward while it was timed."""
     forward: float
     """Of a micro-batch, without the output layer, whose forward is a part of the backward."""
     backward: float
-    """Of a micro-batch."""
+    """Of a micro-batch that shares a backward with others."""
+    backward_base: float
+    """Of each backward besides, however many share it."""
     update: float
     """Of a step, norm and clipping too."""
 

@@ -256,7 +256,7 @@ def words(link: Link, out: Path) -> str:
         lines.append(f"{its.name:<14}{its.number_format:<9}{its.alpha * 1e6:>17.1f}{rate:>14}{its.error:>8.0%}{largest:>12}")
     if link.compute:
         c = link.compute
-        of_batch = f"forward {c.forward * 1e3:.2f} ms, backward {c.backward * 1e3:.2f} ms ({c.together} together)"
+        of_batch = f"forward {c.forward * 1e3:.2f} ms, backward {c.backward_base * 1e3:.2f} + {c.backward * 1e3:.2f} ms"
         lines.append(f"a micro-batch of {c.batch_size} x {c.sequence_length} tokens: {of_batch}; update {c.update * 1e3:.2f} ms")
     lines.append(f"in {out}; picture in {out.with_suffix('.png')}")
     return "\n".join(lines)

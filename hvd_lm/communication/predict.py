@@ -94,7 +94,10 @@ def predict(link: Link, framework: Framework, work: Work, topology: TopologyConf
     _check(link, framework, work, topology)
     compute = _compute(link, work)
     count = communication.backward_passes_per_step
-    backward = compute.backward * micro_batches_together(data, communication)
+    together = micro_batches_together(data, communication)
+    # Those of a window that fill none go first.
+    backward = compute.backward_base + together * compute.backward
+    backwards = math.ceil(count / together) * compute.backward_base + count * compute.backward
     sent = gradients(work.model, data, communication, ranks, backward) if ranks > 1 else ()
     service = _service(link, ranks)
     cycle = HOROVODS_CYCLE if communication.cycle_time_ms is None else communication.cycle_time_ms / 1e3
@@ -106,13 +109,13 @@ def predict(link: Link, framework: Framework, work: Work, topology: TopologyConf
         fusion_bytes=(communication.fusion_threshold_mb or 0) * 2.0**20,
     )
     exposed = max(0.0, operations[-1].done - backward) if operations else 0.0
-    alone = count * (compute.forward + compute.backward) + compute.update
+    alone = count * compute.forward + backwards + compute.update
     step = alone + exposed
     seconds = sum(served.done - served.begun for served in operations)
     return Prediction(
         step_seconds=step,
         forward_seconds=count * compute.forward,
-        backward_seconds=count * compute.backward,
+        backward_seconds=backwards,
         update_seconds=compute.update,
         exposed_seconds=exposed,
         hidden_seconds=max(0.0, seconds - exposed),
