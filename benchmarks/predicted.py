@@ -66,6 +66,7 @@ class Predicted:
         for rate in self.links:
             for hosts in self.hosts if rate != LOOPBACK else (2,):
                 with links.connect(rate, hosts) as network, tempfile.TemporaryDirectory(prefix="hvd_lm_bench_") as folder:
+                    workloads.prepare(work, Path(folder) / "work")
                     for framework, controller in product(self.frameworks, self.controllers):
                         bench = _Bench(self, work, network, hosts, framework, controller, Path(folder))
                         try:
@@ -144,6 +145,7 @@ class _Bench:
             "threads": work.threads,
             "steps": work.warmup + work.windows,
             "epochs": 1000,
+            "data": [str(self.folder / "work" / "text.txt")],
             "validation_share": 0.0,
         }
         path.write_text(yaml.safe_dump(values), encoding="utf-8")

@@ -6,7 +6,7 @@ link.json    {"format": 1, "ranks": 2, "hosts": 1, "framework": "torch", ..., "c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -20,6 +20,8 @@ from hvd_lm.errors import DataError, why
 from hvd_lm.plain_values import to_dict
 
 FORMAT = 1
+SMALL, LARGE = 2**12, 2**20
+"""Bytes: up to which an operation tells the latency, and from which on it tells the bandwidth."""
 _AGAIN = "write one with horovodrun -np N hvd-lm measure --out FILE"
 _Record = TypeVar("_Record")
 
@@ -116,24 +118,42 @@ class Link:
 def fitted(points: dict[tuple[CollectiveName, str], list[Point]], ranks: int) -> tuple[float, tuple[Collective, ...]]:
     """Negotiation, in seconds, and the collectives of `points` by name and number format.
 
-    Negotiation is told from a step by all-reduces that are submitted at once and negotiated together: the fit of all of them in
-    float32 finds both, and those of the others take it as it is.
+    beta is that of large operations: a link may let small ones pass faster than it can go on. alpha is that of small ones.
+    Negotiation is told from it by all-reduces that are submitted at once and negotiated together; other collectives take it as
+    it is.
     """
     together = points["allreduce", "float32"]
-    steps, volume = course("allreduce", ranks)
-    terms = np.array([[1, p.count * steps, p.count * volume * p.size] for p in together])
-    negotiation, *line = fit(terms, _seconds(together)).coefficients
+    steps, _ = course("allreduce", ranks)
+    left, few = _latencies(together, "allreduce", ranks, 0.0)
+    negotiation = float(fit(np.array([[1, p.count * steps] for p in few]), left).coefficients[0])
     found = []
     for (name, number_format), of_one in points.items():
         steps, volume = course(name, ranks)
-        terms = np.array([[negotiation, p.count * steps, p.count * volume * p.size] for p in of_one])
-        if (name, number_format) != ("allreduce", "float32"):
-            # What is left of the time; a small part at least, so that a relative error means something.
-            left = np.maximum(_seconds(of_one) - negotiation, 0.05 * _seconds(of_one))
-            line = list(fit(terms[:, 1:], left).coefficients)
-        differences = np.abs(terms @ [1, *line] / _seconds(of_one) - 1)
-        found.append(Collective(name, number_format, float(line[0]), float(line[1]), float(np.median(differences)), tuple(of_one)))
-    return float(negotiation), tuple(found)
+        left, few = _latencies(of_one, name, ranks, negotiation)
+        alpha = float(fit(np.array([[p.count * steps] for p in few]), left).coefficients[0])
+        beta = _beta(of_one, volume)
+        differences = [(negotiation + p.count * (steps * alpha + volume * p.size * beta)) / p.seconds - 1 for p in of_one]
+        found.append(Collective(name, number_format, alpha, beta, float(np.median(np.abs(differences))), tuple(of_one)))
+    return negotiation, tuple(found)
+
+
+def _beta(points: Sequence[Point], volume: float) -> float:
+    """Of the large ones, as far as there are two."""
+    alone = [point for point in points if point.count == 1]
+    large = [point for point in alone if point.size >= LARGE]
+    chosen = large if len(large) > 1 else alone
+    return float(fit(np.array([[1, volume * p.size] for p in chosen]), _seconds(chosen)).coefficients[1])
+
+
+def _latencies(
+    points: Sequence[Point], name: CollectiveName, ranks: int, negotiation: float
+) -> tuple[np.ndarray[Any, np.dtype[np.float64]], list[Point]]:
+    """Seconds of the small ones without negotiation and bytes; a small part at least, so that relative errors mean something."""
+    few = [point for point in points if point.size <= SMALL]
+    _, volume = course(name, ranks)
+    beta = _beta(points, volume)
+    known = np.array([negotiation + p.count * volume * p.size * beta for p in few])
+    return np.maximum(_seconds(few) - known, 0.05 * _seconds(few)), few
 
 
 def _seconds(points: Iterable[Point]) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -19,11 +19,11 @@ from hvd_lm import adapters
 from hvd_lm.adapters.base import Adapter
 from hvd_lm.adapters.ending import ending_together
 from hvd_lm.adapters.job import Job
-from hvd_lm.adapters.probe import Action
+from hvd_lm.adapters.probe import Action, Probe
 from hvd_lm.communication.compute import time_compute
 from hvd_lm.communication.link import Link, Point, fitted, write_link
 from hvd_lm.communication.picture import png
-from hvd_lm.communication.ring import CollectiveName
+from hvd_lm.communication.ring import COLLECTIVES, CollectiveName
 from hvd_lm.config import (
     REFERENCE_VOCABULARY_SIZE,
     CommunicationConfig,
@@ -51,7 +51,7 @@ _UNTIMED = 3
 _TO_WARM_UP = 2**21
 """Bytes."""
 _CYCLE_MS = 0.01
-_MOST_OF_LEFT = 0.2
+_MOST_OF_LEFT = 0.4
 """Of the budget that is left, which an operation may take for its fewest repeats."""
 _SHARE_OF_COMPUTE = 0.3
 OF_A_RANK = ("out", "config", "threads")
@@ -192,25 +192,35 @@ class _Timing:
         self._spent += self._of_slowest(time.perf_counter() - began)[0]
         for count in SEVERAL:
             self._time("allreduce", "float32", SMALLEST, count, probe.several(count, SMALLEST // 4), share=0.01)
+        # Gradients are summed: what that takes comes first, and has half of the budget.
+        budget, self.budget = self.budget, self.budget / 2
+        self._all_sizes(probe, ("allreduce",), largest)
+        self.budget = budget
+        self._all_sizes(probe, tuple(name for name in COLLECTIVES if name != "allreduce"), largest)
+        return self._found
+
+    def _all_sizes(self, probe: Probe, names: Sequence[CollectiveName], largest: int) -> None:
         sizes = list(_sizes(largest))
         for index, size in enumerate(sizes):
             # Each size takes up to so many times as long as the one before: this is what all of them may take alike.
-            share = (TIMES - 1) / (TIMES ** (len(sizes) - index) - 1) / (5 * len(NUMBER_FORMATS))
+            share = (TIMES - 1) / (TIMES ** (len(sizes) - index) - 1) / (len(names) * len(NUMBER_FORMATS))
             for number_format in NUMBER_FORMATS:
                 values = np.zeros(_values(size, number_format, self.job.topology.size), number_format)
-                for name, act in probe.operations(values).items():
-                    self._time(name, number_format, values.nbytes, 1, act, share=share)  # type: ignore[arg-type]
-        return self._found
+                actions = probe.operations(values)
+                for name in names:
+                    if name in actions:
+                        self._time(name, number_format, values.nbytes, 1, actions[name], share=share)
 
     def _time(self, name: CollectiveName, number_format: str, size: int, count: int, act: Action, *, share: float) -> None:
         of_one = self._found.setdefault((name, number_format), [])
         left = self.budget - self._spent
         before = [point for point in of_one if point.count == count]
         expected = before[-1].fastest * size / before[-1].size if before else 0.0
-        if len(before) > 1 and (1 + _UNTIMED + _FEWEST) * expected > left * _MOST_OF_LEFT:
+        untimed = _UNTIMED if size <= _TO_WARM_UP else 1
+        if len(before) > 1 and (1 + untimed + _FEWEST) * expected > left * _MOST_OF_LEFT:
             return  # two sizes make a line
         began = time.perf_counter()
-        for _ in range(_UNTIMED):
+        for _ in range(untimed):
             act()
         first = self._of_slowest(self._run(act))[0]
         repeats = int(np.clip(left * share / max(first, 1e-6), _FEWEST, _MOST))
