@@ -264,6 +264,8 @@ def words(link: Link, out: Path) -> str:
         rate = f"{1e-6 / its.beta:,.0f}" if its.beta else "-"
         largest = f"{max(point.size for point in its.points) / 2**20:.3g} MiB"
         lines.append(f"{its.name:<14}{its.number_format:<9}{its.alpha * 1e6:>17.1f}{rate:>14}{its.error:>8.0%}{largest:>12}")
+    if unseen := [f"{its.name} in {its.number_format}" for its in link.collectives if not its.beta]:
+        lines.append(f"no limit of the bandwidth shows in {', '.join(unseen)}: take more --seconds, or a quieter machine")
     if link.compute:
         c = link.compute
         of_batch = f"forward {c.forward * 1e3:.2f} ms, backward {c.backward_base * 1e3:.2f} + {c.backward * 1e3:.2f} ms"
