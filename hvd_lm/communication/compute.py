@@ -52,7 +52,8 @@ def time_compute(
             # The slowest rank's clock, so that all go on for as long.
             elapsed = float(job.gather(np.array([time.perf_counter() - began]), "all").max()) / len(rows)
             repeats = int(np.clip(seconds / elapsed, _FEWEST, _MOST))
-    forward, alone, several, update = job.gather(np.median(np.array(rows[1:]), axis=0), "all").max(axis=0).tolist()
+    quartile = np.quantile(np.array(rows[1:]), 0.25, axis=0)  # what else a machine does only ever adds
+    forward, alone, several, update = job.gather(quartile, "all").max(axis=0).tolist()
     count = _at_least_two(together)
     base, backward = line(alone, several, count)
     return Compute(

@@ -216,14 +216,12 @@ class _Timing:
         left = self.budget - self._spent
         before = [point for point in of_one if point.count == count]
         expected = before[-1].fastest * size / before[-1].size if before else 0.0
-        untimed = _UNTIMED if size <= _TO_WARM_UP else 1
-        if len(before) > 1 and (1 + untimed + _FEWEST) * expected > left * _MOST_OF_LEFT:
+        untimed = _UNTIMED if size <= _TO_WARM_UP else 2
+        if len(before) > 1 and (untimed + _FEWEST) * expected > left * _MOST_OF_LEFT:
             return  # two sizes make a line
         began = time.perf_counter()
-        for _ in range(untimed):
-            act()
-        first = self._of_slowest(self._run(act))[0]
-        repeats = int(np.clip(left * share / max(first, 1e-6), _FEWEST, _MOST))
+        quickest = self._of_slowest(min(self._run(act) for _ in range(untimed)))[0]
+        repeats = int(np.clip(left * share / max(quickest, 1e-6), _FEWEST, _MOST))
         # No operation begins before all ranks have asked for it: they stay together by themselves.
         seconds = self._of_slowest(*(self._run(act) for _ in range(repeats)))
         of_one.append(Point(size, count, float(np.quantile(seconds, 0.25)), float(seconds.min()), float(seconds.max()), repeats))
