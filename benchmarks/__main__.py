@@ -13,6 +13,7 @@ from benchmarks.compute import Compute
 from benchmarks.exposed import Exposed
 from benchmarks.launching import RunError
 from benchmarks.links import LinkError
+from benchmarks.predicted import Predicted
 from benchmarks.prepare import Prepare
 from benchmarks.reduction import Reduction
 from benchmarks.stall import Stall
@@ -32,6 +33,7 @@ def main() -> int:
                 "reduction": Reduction,
                 "compute": Compute,
                 "exposed": Exposed,
+                "predicted": Predicted,
                 "busy": Busy,
                 "prepare": Prepare,
                 "stall": Stall,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import exposed, figures, launching, links, report, workload
+from benchmarks import exposed, figures, launching, links, predicted, report, workload
 from benchmarks.catalog import PEERS
 from benchmarks.compare import choose, read_ours, read_script
 from benchmarks.figures import Outcome, Spread
@@ -254,3 +254,29 @@ def test_report(tmp_path: Path) -> None:
     assert "FAILED: zero1, round 1: ended with [1]" in text
     assert json.loads((tmp_path / "record.json").read_text()) == record
     assert np.frombuffer((tmp_path / "plot.png").read_bytes()[:8], np.uint8)[1:4].tobytes() == b"PNG"
+
+
+# --- predicted -------------------------------------------------------------------------------------------
+
+
+def test_predictions_are_judged_by_the_median_step_after_the_warm_up() -> None:
+    metrics = "\n".join(json.dumps({"seconds": end}) for end in (5.0, 6.0, 7.0, 9.0, 10.0))
+    assert predicted.step_seconds(metrics, 2) == [1.0, 1.0, 2.0]
+    row = {"link": "1gbit", "ranks": 2, "framework": "torch", "controller": "gloo", "accumulation": 4, "compression": "none"}
+    rows = [{**row, "seconds": [1.0, 1.0, 2.0], "predicted": said, "exposed": 0.1} for said in (1.1, 0.7, 1.0)]
+    assert [round(predicted.error(row), 9) for row in rows] == [0.1, -0.3, 0.0]
+    assert predicted.summary(rows) == "Off by 10.0% in the median of 3 settings, by 30.0% at worst."
+    assert predicted.summary([]) == "Nothing was measured."
+    assert "+10.0%" in predicted.one_line(rows[0])
+    record = {
+        "date": "today",
+        "cpu": "one",
+        "cores": 1,
+        "versions": {},
+        "commit": "c",
+        "command": "m",
+        "rows": rows,
+        "failures": ["f"],
+    }
+    assert "| -30.0%" in predicted.table(record)
+    assert "FAILED: f" in predicted.table(record)

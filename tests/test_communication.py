@@ -15,6 +15,7 @@ import numpy as np
 import pools
 import pytest
 
+from hvd_lm.communication.queueing import QueueingConfig, queueing
 from hvd_lm.config import ModelConfig
 from hvd_lm.model.stages import parameters
 
@@ -121,6 +122,29 @@ def test_the_reduction_overlaps_with_the_last_backward(train_with_timeline: Call
     of = {name: [r for r in found if r.tensor == f"gradient.{name}"] for name in ("output_kernel", "embedding")}
     leads = [last.submitted - first.submitted for first, last in zip(of["output_kernel"], of["embedding"], strict=True)]
     assert np.median(leads) > 1000, leads
+
+
+def test_littles_law_holds_of_a_run(
+    train_with_timeline: Callable[[str], Timeline], framework: str, folder: Path, tmp_path: Path
+) -> None:
+    """Of the whole timeline, and of one that is cut off, of which some gradients are not seen done."""
+    train_with_timeline("none")
+    whole = folder / f"{framework}-none.json"
+    found = queueing(QueueingConfig(whole))
+    assert (found.arrivals, found.bursts, found.unfinished) == (STEPS * len(parameters(MODEL)), STEPS, 0)
+    assert not found.is_cut
+    assert found.unreadable == 0
+    assert found.little_difference < 1e-6, "of a system that is empty at both ends it is an identity"
+    assert 0 < found.utilisation < 1
+    assert found.arrival_variation > 1, "gradients come in bursts"
+    assert found.predictions.mg1_wait < found.predictions.burst_wait
+    cut = tmp_path / "cut.json"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
+    part = queueing(QueueingConfig(cut))
+    assert part.is_cut
+    assert part.unreadable == 0
+    assert 0 < part.arrivals < found.arrivals
+    assert (part.little_difference < 1e-6) == (part.unfinished == 0)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="the body looks into PyTorch's adapter")

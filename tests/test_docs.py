@@ -21,6 +21,9 @@ import launcher
 import pytest
 from conftest import INSTALLED
 
+from hvd_lm.communication.measure import MeasureConfig
+from hvd_lm.communication.predict import PredictConfig
+from hvd_lm.communication.queueing import QueueingConfig
 from hvd_lm.config import RunConfig
 from hvd_lm.data.prepare import PrepareConfig
 from hvd_lm.evaluation.perplexity import EvaluateConfig
@@ -274,7 +277,17 @@ def flags_of(config_type: type[Any]) -> Iterator[str]:
 @cache
 def known_flags() -> frozenset[str]:
     """Every flag of hvd-lm, of horovodrun, and of what else the pages tell."""
-    configs = (RunConfig, PrepareConfig, EvaluateConfig, GenerateConfig, ExportConfig, ReportConfig)
+    configs = (
+        RunConfig,
+        PrepareConfig,
+        EvaluateConfig,
+        GenerateConfig,
+        ExportConfig,
+        ReportConfig,
+        QueueingConfig,
+        MeasureConfig,
+        PredictConfig,
+    )
     ours = {flag for config in configs for flag in flags_of(config)} | {"--config", "--help"}
     horovodrun = re.findall(FLAG, launcher.run("horovodrun", "--help").expect_success().output)
     return frozenset([*ours, *horovodrun, "--check", "--gpu", "--install-system-packages", "--oversubscribe", *DOCKER])

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_lm.adapters.ending import ending_together
+from hvd_lm.adapters.probe import Probe
 from hvd_lm.config import CommunicationConfig, TopologyConfig
 from hvd_lm.errors import ConfigError, LostWorkerError
 from hvd_lm.job import launcher, levers, meeting, point_to_point
@@ -67,6 +68,7 @@ class Job(ABC):
 
     horovod: ClassVar[ModuleType]
     """Horovod's module for the framework."""
+    probe_class: ClassVar[type[Probe]]
     communication_errors: ClassVar[tuple[type[BaseException], ...]]
     """What the framework raises when a collective operation fails because another rank is gone."""
     _levers: ClassVar[Mapping[str, Any] | None] = None

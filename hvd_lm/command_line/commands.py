@@ -13,10 +13,17 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hvd_lm.command_line import streams
 from hvd_lm.command_line.flags import PROGRAM, parse, parse_with_yaml
+from hvd_lm.communication import measure as measuring
+from hvd_lm.communication import predict as predicting
+from hvd_lm.communication import queueing as queues
+from hvd_lm.communication.link import read_link
+from hvd_lm.communication.measure import MeasureConfig, Work
+from hvd_lm.communication.predict import PredictConfig
+from hvd_lm.communication.queueing import QueueingConfig
 from hvd_lm.config import RunConfig
 from hvd_lm.data.prepare import PrepareConfig, prepare
 from hvd_lm.errors import BugError, ConfigError, RemovedError, StoppedError, in_family
@@ -213,6 +220,42 @@ def run_report(argv: list[str]) -> int:
     return 0
 
 
+def run_measure(argv: list[str]) -> int:
+    """Measure the link, and the model of a run; rank 0 prints what was found."""
+    config = parse(MeasureConfig, "measure", argv)
+    framework, work = config.framework or "torch", None
+    if config.config:
+        run = parse_with_yaml(RunConfig, "measure", ["--config", str(config.config)])
+        framework, work = config.framework or run.framework, Work(run.model, run.data, run.optimizer, run.communication)
+        config = replace(config, threads=config.threads or run.threads)
+    link = measuring.measure(config, framework, work)
+    if launcher.launched_rank() == 0:
+        print(measuring.words(link, config.out))
+    return 0
+
+
+def run_predict(argv: list[str]) -> int:
+    """Print what a step will take, in words or as one JSON object."""
+    config = parse(PredictConfig, "predict", argv)
+    if launcher.launched_rank() == 0:
+        run = parse_with_yaml(RunConfig, "predict", ["--config", str(config.config)])
+        link = read_link(config.link)
+        work = Work(run.model, run.data, run.optimizer, run.communication)
+        found = predicting.predict(link, run.framework, work, run.topology, config.ranks)
+        predicting.warn_of_other_hardware(link)
+        print(json.dumps(found.to_dict()) if config.json else predicting.words(found))
+    return 0
+
+
+def run_queueing(argv: list[str]) -> int:
+    """Print a timeline's queue, in words or as one JSON object."""
+    config = parse(QueueingConfig, "queueing", argv)
+    if launcher.launched_rank() == 0:
+        found = queues.queueing(config)
+        print(json.dumps(found.to_dict()) if config.json else queues.words(found))
+    return 0
+
+
 def run_doctor(argv: list[str]) -> int:
     """Check this machine."""
     from hvd_lm.job import doctor  # apart from the rest, so that it runs where they do not load
@@ -227,5 +270,8 @@ COMMANDS: Mapping[str, Command] = {
     "generate": Command("write text with a checkpoint", run_generate),
     "export": Command("give the weights to plain PyTorch, Keras, ONNX or NumPy", run_export),
     "report": Command("learning curves of runs, as pictures and one page", run_report),
+    "measure": Command("time Horovod's operations on this link, and a model's compute, on every rank of a job", run_measure),
+    "predict": Command("what a step will take on a measured link, and how much of it is communication", run_predict),
+    "queueing": Command("a run's Horovod timeline as a queue: how busy the link was, and who waited", run_queueing),
     "doctor": Command("check frameworks, Horovod, its controllers and operations", run_doctor),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -118,6 +118,11 @@ PLOTS = (
 
 def png(plot: Plot, runs: Sequence[Run], smoothing: int | None, theme: Theme) -> bytes:
     """The picture as a PNG file."""
+    return png_of(lambda: draw(plot, runs, smoothing, theme), theme)
+
+
+def png_of(draw_it: Callable[[], Figure], theme: Theme) -> bytes:
+    """The PNG file of a figure that is drawn in the style of all of them, whatever the user's matplotlibrc says."""
     from matplotlib import style
 
     rules = {
@@ -141,10 +146,9 @@ def png(plot: Plot, runs: Sequence[Run], smoothing: int | None, theme: Theme) ->
         "font.size": 10,
     }
     content = io.BytesIO()
-    # Whatever the user's matplotlibrc says, a report looks the same.
     with style.context(["default", rules]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
-        draw(plot, runs, smoothing, theme).savefig(content, format="png")
+        draw_it().savefig(content, format="png")
     return content.getvalue()
 
 

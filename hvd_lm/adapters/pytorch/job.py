@@ -11,12 +11,14 @@ from horovod.common.exceptions import HorovodInternalError
 from numpy.typing import NDArray
 
 from hvd_lm.adapters.job import Job, device_of
+from hvd_lm.adapters.pytorch.probe import PyTorchProbe
 
 
 class PyTorchJob(Job):
     """On the GPU of the local rank where there is one."""
 
     horovod = hvd
+    probe_class = PyTorchProbe
     communication_errors = (HorovodInternalError,)
 
     def _set_threads(self, threads: int) -> int:

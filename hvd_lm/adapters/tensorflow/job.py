@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hvd_lm.adapters.job import Job, device_of
 from hvd_lm.adapters.tensorflow.graphs import graph_function
+from hvd_lm.adapters.tensorflow.probe import TensorFlowProbe
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 
 with native_stderr_closed():
@@ -22,6 +23,7 @@ class TensorFlowJob(Job):
     """On the GPU of the local rank where there is one."""
 
     horovod = hvd
+    probe_class = TensorFlowProbe
     communication_errors = (HorovodInternalError, tf.errors.UnknownError, tf.errors.AbortedError, tf.errors.FailedPreconditionError)
 
     def _set_threads(self, threads: int) -> int:

@@ -1,0 +1,206 @@
+"""``python -m benchmarks predicted``: whole steps as hvd-lm predict says them, beside those that hvd-lm train takes.
+
+No measured step has a part in a prediction: it comes from collectives, and from the compute of one rank's micro-batches.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from benchmarks import launching, links, machine
+from benchmarks import workload as workloads
+from benchmarks.figures import Spread, markdown_table
+from benchmarks.launching import Job
+from benchmarks.links import LOOPBACK, Network
+from benchmarks.workload import Workload
+from hvd_lm.communication.link import Link, read_link
+from hvd_lm.communication.measure import Work
+from hvd_lm.communication.predict import predict
+from hvd_lm.config import FRAMEWORKS, CommunicationConfig, DataConfig, Framework, OptimizerConfig, TopologyConfig
+
+Compression = Literal["none", "fp16"]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """One rank a host (2 on loopback): measure each link, predict a grid of settings, then run them."""
+
+    out: Path
+    """Folder for predicted.json, predicted.md and logs/."""
+    links: tuple[str, ...] = (LOOPBACK, "1gbit", "200mbit")
+    """loopback and rates."""
+    hosts: tuple[int, ...] = (2, 4)
+    """How many hosts, on the limited links."""
+    accumulations: tuple[int, ...] = (1, 4, 10)
+    """Micro-batches of a window."""
+    compressions: tuple[Compression, ...] = ("none", "fp16")
+    """Number formats."""
+    frameworks: tuple[Framework, ...] = FRAMEWORKS
+    """Which."""
+    controllers: tuple[Literal["gloo", "mpi"], ...] = ("gloo",)
+    """Which."""
+    seconds: float = 60.0
+    """For measuring a link."""
+    small: bool = False
+    """A small model, for trials of the bench."""
+    timeout: float = 1800.0
+    """Seconds for one run."""
+    workload: Workload = field(default_factory=lambda: Workload(warmup=2, windows=10))
+
+    def run(self) -> int:
+        for rate in self.links:
+            links.check_rate(rate)
+        work = workloads.small(self.workload) if self.small else self.workload
+        self.out.mkdir(parents=True, exist_ok=True)
+        record: dict[str, Any] = {**machine.describe(), "workload": asdict(work), "rows": [], "failures": []}
+        for rate in self.links:
+            for hosts in self.hosts if rate != LOOPBACK else (2,):
+                with links.connect(rate, hosts) as network, tempfile.TemporaryDirectory(prefix="hvd_lm_bench_") as folder:
+                    workloads.prepare(work, Path(folder) / "work")
+                    for framework, controller in product(self.frameworks, self.controllers):
+                        bench = _Bench(self, work, network, hosts, framework, controller, Path(folder))
+                        try:
+                            for row in bench.rows():
+                                record["rows"].append(row)
+                                print(one_line(row), file=sys.stderr, flush=True)
+                        except launching.RunError as error:
+                            record["failures"].append(f"{rate}, {hosts} ranks, {framework} over {controller}: {error}")
+                            print(record["failures"][-1], file=sys.stderr, flush=True)
+                        (self.out / "predicted.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+                        (self.out / "predicted.md").write_text(table(record), encoding="utf-8")
+        print(table(record))
+        return 1 if record["failures"] else 0
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """One framework over one controller on one network."""
+
+    settings: Predicted
+    workload: Workload
+    network: Network
+    ranks: int
+    framework: Framework
+    controller: Literal["gloo", "mpi"]
+    folder: Path
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Of each accumulation and compression. Raises launching.RunError."""
+        name = f"{self.network.rate}-{self.ranks}-{self.framework}-{self.controller}"
+        measured = self.folder / f"{name}.json"
+        config = self._config(max(self.settings.accumulations), "none", measured.with_suffix(".yaml"))
+        flags = ("--config", config, "--out", measured, "--seconds", self.settings.seconds)
+        self._launch(name, "measure", *flags)
+        link = read_link(measured)
+        (self.settings.out / measured.name).write_text(measured.read_text(encoding="utf-8"), encoding="utf-8")
+        for count, compression in product(self.settings.accumulations, self.settings.compressions):
+            run = f"{name}-{count}-{compression}"
+            out = self.folder / run
+            self._launch(run, "train", "--config", self._config(count, compression, out.with_suffix(".yaml")), "--out", out)
+            seconds = step_seconds((out / "metrics.jsonl").read_text(encoding="utf-8"), self.workload.warmup)
+            yield {
+                "link": self.network.rate,
+                "ranks": self.ranks,
+                "framework": self.framework,
+                "controller": self.controller,
+                "accumulation": count,
+                "compression": compression,
+                "seconds": seconds,
+                **self._predicted(link, count, compression),
+            }
+
+    def _predicted(self, link: Link, count: int, compression: Compression) -> dict[str, float]:
+        work = Work(
+            self.workload.model,
+            DataConfig(batch_size=self.workload.batch_size, sequence_length=self.workload.sequence_length),
+            OptimizerConfig(),
+            CommunicationConfig(backward_passes_per_step=count, compression=compression),
+        )
+        found = predict(link, self.framework, work, TopologyConfig(), self.ranks)
+        return {"predicted": found.step_seconds, "exposed": found.exposed_seconds, "bound": found.bandwidth_bound_seconds}
+
+    def _config(self, count: int, compression: Compression, path: Path) -> Path:
+        work = self.workload
+        values = {
+            "framework": self.framework,
+            "vocabulary_size": work.vocabulary_size,
+            "embedding_size": work.embedding_size,
+            "hidden_size": work.hidden_size,
+            "layers": work.layers,
+            "batch_size": work.batch_size,
+            "sequence_length": work.sequence_length,
+            "learning_rate": work.learning_rate,
+            "backward_passes_per_step": count,
+            "compression": compression,
+            "threads": work.threads,
+            "steps": work.warmup + work.windows,
+            "epochs": 1000,
+            "data": [str(self.folder / "work" / "text.txt")],
+            "validation_share": 0.0,
+        }
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+        return path
+
+    def _launch(self, name: str, *words: str | Path | float) -> None:
+        job = Job(("hvd-lm", *map(str, words)), self.controller, self.ranks, self.workload.threads)
+        launching.run(job, self.network, self.settings.out / "logs" / f"{name}.txt", timeout=self.settings.timeout)
+
+
+def step_seconds(metrics: str, warmup: int) -> list[float]:
+    """Seconds of each step after the first `warmup`, by rank 0's clock, ascending."""
+    ends = [json.loads(line)["seconds"] for line in metrics.splitlines()]
+    return sorted(after - before for before, after in zip(ends[warmup - 1 :], ends[warmup:], strict=False))
+
+
+def error(row: dict[str, Any]) -> float:
+    """Predicted over measured, less 1."""
+    return float(row["predicted"] / statistics.median(row["seconds"]) - 1)
+
+
+def one_line(row: dict[str, Any]) -> str:
+    where = f"{row['link']}, {row['ranks']} ranks, {row['framework']} over {row['controller']}"
+    what = f"N={row['accumulation']}, {row['compression']}"
+    return f"{where}, {what}: {row['predicted']:.3f} s predicted, {Spread.of(row['seconds']):.3f} measured, {error(row):+.1%}"
+
+
+def table(record: dict[str, Any]) -> str:
+    """The record as Markdown."""
+    names = ("link", "ranks", "framework", "controller", "accumulation", "compression")
+    rows = [
+        [
+            *(str(row[name]) for name in names),
+            f"{Spread.of(row['seconds']):.3f}",
+            f"{row['predicted']:.3f}",
+            f"{row['exposed']:.3f}",
+            f"{error(row):+.1%}",
+        ]
+        for row in record["rows"]
+    ]
+    header = [*names, "measured s, median [quartiles]", "predicted s", "of it exposed", "predicted / measured - 1"]
+    return "\n".join(
+        [
+            f"{machine.one_line(record)}; commit {record['commit']}\n",
+            f"`{record['command']}`\n",
+            markdown_table(header, rows),
+            f"{summary(record['rows'])}\n",
+            *(f"FAILED: {failure}\n" for failure in record["failures"]),
+        ]
+    )
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> str:
+    """Median and worst of the errors, signs apart."""
+    if not rows:
+        return "Nothing was measured."
+    errors = [abs(error(row)) for row in rows]
+    return f"Off by {statistics.median(errors):.1%} in the median of {len(errors)} settings, by {max(errors):.1%} at worst."

@@ -1,0 +1,1 @@
+"""A model of communication: what a link does, measured, and what a step of a run will take on it. NumPy and SciPy only."""

@@ -1,0 +1,147 @@
+"""What a model takes a rank beside the others: seconds of forward, backward and update, timed in the adapter that trains."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_lm.adapters.base import Adapter, State
+from hvd_lm.communication.link import Compute, settings_of
+from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig, OptimizerConfig
+from hvd_lm.data.sources import MicroBatch
+from hvd_lm.model.candidates import candidates
+from hvd_lm.model.noise import dropout_masks, dropout_widths
+from hvd_lm.model.weights import initial_weights
+
+_FEWEST, _MOST = 3, 30
+"""Windows that are timed, after one that is not."""
+_SEED = 1
+
+
+def micro_batches_together(data: DataConfig, communication: CommunicationConfig) -> int:
+    """Micro-batches that share a backward, in a window that has as many."""
+    fit = max(1, communication.backward_tokens // (data.batch_size * data.sequence_length))
+    return min(fit, communication.backward_passes_per_step)
+
+
+def time_compute(
+    adapter: Adapter,
+    model: ModelConfig,
+    data: DataConfig,
+    optimizer: OptimizerConfig,
+    communication: CommunicationConfig,
+    seconds: float,
+) -> Compute:
+    """Of random words, in about `seconds`. Nothing is reduced while the clock runs. Collective."""
+    job = adapter.job
+    together = micro_batches_together(data, communication)
+    with job.trouble.noted():
+        adapter.build(model, optimizer)
+        adapter.load_weights(initial_weights(model, seed=_SEED))
+    job.agree()
+    timed = _Timed(adapter, model, data)
+    rows: list[tuple[float, ...]] = []
+    began = time.perf_counter()
+    repeats = _FEWEST
+    while len(rows) <= repeats:
+        rows.append(timed.window(together))
+        if len(rows) == 2:
+            # The slowest rank's clock, so that all go on for as long.
+            elapsed = float(job.gather(np.array([time.perf_counter() - began]), "all").max()) / len(rows)
+            repeats = int(np.clip(seconds / elapsed, _FEWEST, _MOST))
+    quartile = np.quantile(np.array(rows[1:]), 0.25, axis=0)  # what else a machine does only ever adds
+    forward, alone, several, update = job.gather(quartile, "all").max(axis=0).tolist()
+    count = _at_least_two(together)
+    base, backward = line(alone, several, count)
+    return Compute(
+        settings_of(model),
+        optimizer.optimizer,
+        data.batch_size,
+        data.sequence_length,
+        count,
+        forward,
+        backward,
+        base,
+        update,
+    )
+
+
+def line(alone: float, several: float, count: int) -> tuple[float, float]:
+    """What a backward takes however many micro-batches share it, and what it takes for each, where one of a micro-batch takes
+    `alone` seconds and one of `count` takes `several`; neither is below 0."""
+    each = max(0.0, (several - alone) / (count - 1))
+    if each > alone:
+        return 0.0, several / count
+    return alone - each, each
+
+
+def _at_least_two(together: int) -> int:
+    """Micro-batches in a backward that is timed beside that of one."""
+    return max(2, together)
+
+
+class _Timed:
+    """Windows of an adapter by the clock."""
+
+    def __init__(self, adapter: Adapter, model: ModelConfig, data: DataConfig) -> None:
+        self._adapter, self._model, self._data = adapter, model, data
+        generator = np.random.default_rng(_SEED + adapter.job.topology.rank)
+        self._batch = _words(generator, model, data)
+        self._masks: Sequence[NDArray[np.bool_]] = dropout_masks(
+            model.dropout,
+            widths=dropout_widths(model),
+            sequence_length=data.sequence_length,
+            stream_ids=range(data.batch_size),
+            micro_batch=0,
+            seed=_SEED,
+        )
+        self._state: State = adapter.zero_state(data.batch_size)
+
+    def window(self, together: int) -> tuple[float, float, float, float]:
+        """Seconds of a forward, of the backward of one micro-batch, of that of several that share it, and of the update."""
+        # A forward alone is one whose backward waits.
+        waiting = _at_least_two(together) - 1
+        forward = self._seconds(waiting, defer=waiting) / waiting
+        several = max(0.0, self._seconds(1) - forward)
+        alone = max(0.0, self._seconds(1) - forward)
+        self._accumulate(last=True)
+        # The reduction ends here.
+        self._adapter.gradients()
+        began = time.perf_counter()
+        self._adapter.step(learning_rate=1e-6, clip=1.0, unscale=1.0)
+        self._settle()
+        return forward, alone, several, time.perf_counter() - began
+
+    def _seconds(self, micro_batches: int, defer: int = 0) -> float:
+        began = time.perf_counter()
+        for index in range(micro_batches):
+            self._accumulate(defer=max(0, defer - index))
+        self._settle()
+        return time.perf_counter() - began
+
+    def _accumulate(self, *, defer: int = 0, last: bool = False) -> None:
+        self._state = self._adapter.accumulate(
+            self._batch.inputs_TB,
+            self._batch.targets_TB,
+            self._state,
+            weight=1e-3,
+            last=last,
+            defer=defer,
+            dropout_masks=self._masks,
+            candidates=candidates(self._model, micro_batch=0, seed=_SEED),
+        )
+
+    def _settle(self) -> None:
+        """A GPU has done what it was given."""
+        self._adapter.state_to_numpy(self._state)
+
+
+def _words(generator: np.random.Generator, model: ModelConfig, data: DataConfig) -> MicroBatch:
+    """As frequent as in language (see hvd_lm.model.candidates)."""
+    assert model.vocabulary_size is not None
+    levels = generator.random((2, data.sequence_length, data.batch_size)) * np.log(model.vocabulary_size + 1)
+    inputs_TB, targets_TB = np.minimum(np.expm1(levels).astype(np.int32), model.vocabulary_size - 1)
+    return MicroBatch(inputs_TB, targets_TB)

@@ -1,0 +1,89 @@
+"""What a window sends, and when: the tensors of the last backward, in the order in which it completes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig
+from hvd_lm.model.parameters import Parameter
+from hvd_lm.model.pipeline import multiplications
+from hvd_lm.model.stages import Stage, stages
+
+_FLAGS = 32
+"""Bytes that travel with the loss, itself among them: four numbers of 64 bits."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A tensor that is summed over all ranks."""
+
+    name: str
+    ready: float
+    """Seconds since the last backward of the window began."""
+    size: float
+    """Bytes."""
+    number_format: str
+
+
+def gradients(
+    model: ModelConfig, data: DataConfig, communication: CommunicationConfig, ranks: int, backward: float
+) -> tuple[Sent, ...]:
+    """Of a window, in the order of time, where the last backward takes `backward` seconds.
+
+    A stage takes the share of its multiplications: four for each weight and token, and in the output layer, whose forward comes
+    with its backward, six. What it has is complete when it is done, the largest first.
+    """
+    return tuple(_gradients(model, data, communication, ranks, backward))
+
+
+def _gradients(
+    model: ModelConfig, data: DataConfig, communication: CommunicationConfig, ranks: int, backward: float
+) -> Iterator[Sent]:
+    declared = stages(model)
+    work = [multiplications(stage) * (6 if _is_output(stage) else 4) for stage in declared]
+    number_format, item = ("float16", 2) if communication.compression == "fp16" else ("float32", 4)
+    tokens = data.batch_size * data.sequence_length * communication.backward_passes_per_step
+    looked_up = {parameter.looked_up for stage in declared for parameter in stage.parameters.values()}
+    vocabulary = declared[0].input_size
+    if "inputs" in looked_up:
+        yield Sent("touched_rows", 0.0, 2.0 * vocabulary, "float16")
+    done = 0.0
+    for stage, its in reversed(list(zip(declared, work, strict=True))):
+        done += its
+        now = backward * done / sum(work)
+        if _is_output(stage):
+            if "output" in looked_up:
+                yield Sent("touched_rows.output", now, 2.0 * vocabulary, "float16")
+            yield Sent("loss", now, _FLAGS, "float64")
+        of_stage = sorted(stage.parameters.values(), key=lambda parameter: -math.prod(parameter.shape))
+        for parameter in of_stage:
+            if _is_output(stage) and any(parameter is other for other in declared[0].parameters.values()):
+                continue  # tied: the lookup completes it
+            rows = _rows(parameter, model, tokens * ranks, communication.backward_passes_per_step * ranks)
+            yield Sent(f"gradient.{parameter.name}", now, item * rows * math.prod(parameter.shape[1:]), number_format)
+
+
+def _is_output(stage: Stage) -> bool:
+    return stage.kind in ("output", "adaptive")
+
+
+def _rows(parameter: Parameter, model: ModelConfig, tokens: int, micro_batches: int) -> float:
+    """That travel: all of them, or those that a window is expected to touch."""
+    rows = parameter.shape[0]
+    if parameter.looked_up is None:
+        return rows
+    if parameter.looked_up == "output":
+        # Ranks at the same micro-batch draw the same words; no more are counted than there are.
+        return min(rows, distinct_words(rows, tokens) + model.sampled_words * micro_batches)
+    return distinct_words(rows, tokens)
+
+
+def distinct_words(vocabulary: int, tokens: int) -> float:
+    """How many different words `tokens` of a text are expected to have, words being log-uniform (see model.candidates)."""
+    word = np.arange(vocabulary, dtype=np.float64)
+    probability = np.log1p(1 / (word + 1)) / math.log(vocabulary + 1)
+    return float(-np.expm1(tokens * np.log1p(-probability)).sum())

@@ -1,0 +1,272 @@
+"""``hvd-lm measure``: Horovod's collectives on the link, controller and framework that are there, timed and fitted."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_lm import adapters
+from hvd_lm.adapters.base import Adapter
+from hvd_lm.adapters.ending import ending_together
+from hvd_lm.adapters.job import Job
+from hvd_lm.adapters.probe import Action, Probe
+from hvd_lm.communication.compute import time_compute
+from hvd_lm.communication.link import Link, Point, fitted, write_link
+from hvd_lm.communication.picture import png
+from hvd_lm.communication.ring import COLLECTIVES, CollectiveName
+from hvd_lm.config import (
+    REFERENCE_VOCABULARY_SIZE,
+    CommunicationConfig,
+    DataConfig,
+    Framework,
+    ModelConfig,
+    OptimizerConfig,
+    require,
+)
+from hvd_lm.errors import ConfigError, why
+from hvd_lm.job import launcher
+from hvd_lm.job.agreement import settings
+from hvd_lm.paths import make_paths
+
+SMALLEST = 1024
+"""Bytes."""
+TIMES = 4
+"""Each size is so many times the one before."""
+NUMBER_FORMATS = ("float32", "float16")
+SEVERAL = (2, 4, 8, 16, 32)
+"""All-reduces that are submitted at once, to tell what each takes from what all take together."""
+_FEWEST, _MOST = 3, 25
+_UNTIMED = 3
+"""The first are negotiated in another way, and take new memory."""
+_TO_WARM_UP = 2**21
+"""Bytes."""
+_CYCLE_MS = 0.01
+_MOST_OF_LEFT = 0.4
+"""Of the budget that is left, which an operation may take for its fewest repeats."""
+_SHARE_OF_COMPUTE = 0.3
+OF_A_RANK = ("out", "config", "threads")
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """Time Horovod's collective operations on every rank of a horovodrun job, and fit latency and bandwidth to them."""
+
+    out: Path = Path("link.json")
+    """File for what was measured; beside it, as .png, a picture of points and fits."""
+    config: Path | None = None
+    """YAML file of a run (as hvd-lm train --config takes it): its model is timed too, and its framework and threads are taken."""
+    framework: Framework | None = None
+    """Which framework sends. Unless given: that of --config, or torch."""
+    seconds: float = 60.0
+    """About how long to measure; what does not fit in is left out, the largest sizes first."""
+    largest_mb: int = 256
+    """Largest operation, in MiB; a rank takes about three times the memory."""
+    threads: int | None = None
+    """Compute threads of a rank. Unless given: that of --config, or the cores of the machine shared by its ranks."""
+
+    def __post_init__(self) -> None:
+        make_paths(self, "out", "config")
+        require(0 < self.seconds < float("inf"), f"--seconds must be above 0 and finite, not {self.seconds}")
+        require(1 <= self.largest_mb <= 4096, f"--largest-mb must be in [1, 4096], not {self.largest_mb}")
+        require(self.threads is None or self.threads >= 1, f"--threads must be at least 1, not {self.threads}")
+
+
+@dataclass(frozen=True)
+class Work:
+    """The parts of a run's settings that its compute depends on."""
+
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    communication: CommunicationConfig
+
+    def with_vocabulary(self) -> Work:
+        """The reference's, where the text is to decide."""
+        if self.model.vocabulary_size is not None:
+            return self
+        return replace(self, model=replace(self.model, vocabulary_size=REFERENCE_VOCABULARY_SIZE))
+
+
+def measure(config: MeasureConfig, framework: Framework = "torch", work: Work | None = None) -> Link:
+    """Measure, and on rank 0 write `config.out` and its picture. Collective.
+
+    Raises ConfigError on one rank, or where the file cannot be written; FrameworkError; LostWorkerError.
+    """
+    if launcher.launched_size() < 2:
+        raise ConfigError("one rank has no link to measure: start 2 or more, with horovodrun -np 2 hvd-lm measure")
+    # Fused tensors could not be told from one, and all small ones would take a cycle. Both are predicted.
+    communication = replace(
+        work.communication if work else CommunicationConfig(),
+        fusion_threshold_mb=0,
+        cycle_time_ms=_CYCLE_MS,
+        autotune=False,
+        timeline_filename=None,
+    )
+    adapter = adapters.adapter(framework, communication, threads=config.threads)
+    job = adapter.job
+    with ending_together(job):
+        job.agree(settings(config, without=OF_A_RANK))
+        link = _link(adapter, framework, config, work)
+        if job.topology.is_writer:
+            with job.trouble.noted():
+                _write(link, config.out)
+        job.agree()
+    return link
+
+
+def _link(adapter: Adapter, framework: str, config: MeasureConfig, work: Work | None) -> Link:
+    job = adapter.job
+    for_compute = config.seconds * _SHARE_OF_COMPUTE if work else 0.0
+    points = _Timing(job, config.seconds - for_compute).points(config.largest_mb * 2**20)
+    negotiation, collectives = fitted(points, job.topology.size)
+    compute = None
+    if work:
+        work = work.with_vocabulary()
+        compute = time_compute(adapter, work.model, work.data, work.optimizer, work.communication, for_compute)
+    return Link(
+        ranks=job.topology.size,
+        hosts=len(set(job.tell(socket.gethostname()))),
+        controller="MPI" if job.horovod.mpi_enabled() else "Gloo",
+        framework=framework,
+        device=job.summary().partition(", ")[0],
+        horovod=importlib.metadata.version("horovod"),
+        processor=processor(),
+        threads=job.threads,
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        negotiation_seconds=negotiation,
+        collectives=collectives,
+        compute=compute,
+    )
+
+
+def processor() -> str:
+    """Name of this machine's, as far as it is told."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _write(link: Link, out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_link(link, out)
+        picture = out.with_suffix(".png")
+        picture.write_bytes(png(link))
+    except OSError as error:
+        raise ConfigError(f"cannot write --out {out}: {why(error, out)}") from error
+
+
+# --- the clock -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Timing:
+    """Times operations until a budget is spent; what all ranks decide by are figures that all of them have."""
+
+    job: Job
+    budget: float
+    """Seconds."""
+    _spent: float = 0.0
+    _found: dict[tuple[CollectiveName, str], list[Point]] = field(default_factory=dict)
+
+    def points(self, largest: int) -> dict[tuple[CollectiveName, str], list[Point]]:
+        """Of all sizes up to `largest` bytes, of every collective and number format, as far as the budget goes. Collective."""
+        probe = self.job.probe_class(self.job)
+        began = time.perf_counter()
+        # TCP's windows grow with what passes; until they do, an operation may wait 40 ms for an acknowledgement.
+        for act in probe.operations(np.zeros(_values(_TO_WARM_UP, "float32", self.job.topology.size), np.float32)).values():
+            for _ in range(_UNTIMED):
+                act()
+        self._spent += self._of_slowest(time.perf_counter() - began)[0]
+        for count in SEVERAL:
+            self._time("allreduce", "float32", SMALLEST, count, probe.several(count, SMALLEST // 4), share=0.01)
+        # Gradients are summed: what that takes comes first, and has half of the budget.
+        budget, self.budget = self.budget, self.budget / 2
+        self._all_sizes(probe, ("allreduce",), largest)
+        self.budget = budget
+        self._all_sizes(probe, tuple(name for name in COLLECTIVES if name != "allreduce"), largest)
+        return self._found
+
+    def _all_sizes(self, probe: Probe, names: Sequence[CollectiveName], largest: int) -> None:
+        sizes = list(_sizes(largest))
+        for index, size in enumerate(sizes):
+            # Each size takes up to so many times as long as the one before: this is what all of them may take alike.
+            share = (TIMES - 1) / (TIMES ** (len(sizes) - index) - 1) / (len(names) * len(NUMBER_FORMATS))
+            for number_format in NUMBER_FORMATS:
+                values = np.zeros(_values(size, number_format, self.job.topology.size), number_format)
+                actions = probe.operations(values)
+                for name in names:
+                    if name in actions:
+                        self._time(name, number_format, values.nbytes, 1, actions[name], share=share)
+
+    def _time(self, name: CollectiveName, number_format: str, size: int, count: int, act: Action, *, share: float) -> None:
+        of_one = self._found.setdefault((name, number_format), [])
+        left = self.budget - self._spent
+        before = [point for point in of_one if point.count == count]
+        expected = before[-1].fastest * size / before[-1].size if before else 0.0
+        untimed = _UNTIMED if size <= _TO_WARM_UP else 2
+        if len(before) > 1 and (untimed + _FEWEST) * expected > left * _MOST_OF_LEFT:
+            return  # two sizes make a line
+        began = time.perf_counter()
+        quickest = self._of_slowest(min(self._run(act) for _ in range(untimed)))[0]
+        repeats = int(np.clip(left * share / max(quickest, 1e-6), _FEWEST, _MOST))
+        # No operation begins before all ranks have asked for it: they stay together by themselves.
+        seconds = self._of_slowest(*(self._run(act) for _ in range(repeats)))
+        of_one.append(Point(size, count, float(np.quantile(seconds, 0.25)), float(seconds.min()), float(seconds.max()), repeats))
+        self._spent += self._of_slowest(time.perf_counter() - began)[0]
+
+    def _run(self, act: Action) -> float:
+        self.job.watch.sign()
+        began = time.perf_counter()
+        act()
+        return time.perf_counter() - began
+
+    def _of_slowest(self, *seconds: float) -> NDArray[np.float64]:
+        slowest: NDArray[np.float64] = self.job.gather(np.array(seconds), "all").max(axis=0)
+        return slowest
+
+
+def _sizes(largest: int) -> Iterator[int]:
+    size = SMALLEST
+    while size <= largest:
+        yield size
+        size *= TIMES
+
+
+def _values(size: int, number_format: str, ranks: int) -> int:
+    """Of about `size` bytes, so many that each rank has the same part."""
+    values = size // np.dtype(number_format).itemsize
+    return max(1, values // ranks) * ranks
+
+
+def words(link: Link, out: Path) -> str:
+    """What a person reads."""
+    lines = [
+        f"{link.ranks} ranks on {link.hosts} host(s), {link.device}, Horovod {link.horovod} over {link.controller}",
+        f"negotiation {link.negotiation_seconds * 1e3:.3f} ms",
+        f"{'':<14}{'format':<9}{'alpha, us a step':>17}{'1/beta, MB/s':>14}{'off by':>8}{'up to':>12}",
+    ]
+    for its in link.collectives:
+        rate = f"{1e-6 / its.beta:,.0f}" if its.beta else "-"
+        largest = f"{max(point.size for point in its.points) / 2**20:.3g} MiB"
+        lines.append(f"{its.name:<14}{its.number_format:<9}{its.alpha * 1e6:>17.1f}{rate:>14}{its.error:>8.0%}{largest:>12}")
+    if unseen := [f"{its.name} in {its.number_format}" for its in link.collectives if not its.beta]:
+        lines.append(f"no limit of the bandwidth shows in {', '.join(unseen)}: take more --seconds, or a quieter machine")
+    if link.compute:
+        c = link.compute
+        of_batch = f"forward {c.forward * 1e3:.2f} ms, backward {c.backward_base * 1e3:.2f} + {c.backward * 1e3:.2f} ms"
+        lines.append(f"a micro-batch of {c.batch_size} x {c.sequence_length} tokens: {of_batch}; update {c.update * 1e3:.2f} ms")
+    lines.append(f"in {out}; picture in {out.with_suffix('.png')}")
+    return "\n".join(lines)

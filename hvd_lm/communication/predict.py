@@ -1,0 +1,207 @@
+"""``hvd-lm predict``: what a step of a run will take on a link that was measured, and how much of it is communication."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hvd_lm.communication.compute import micro_batches_together
+from hvd_lm.communication.gradients import gradients
+from hvd_lm.communication.link import Compute, Link, settings_of
+from hvd_lm.communication.measure import Work, processor
+from hvd_lm.communication.ring import bandwidth_bound
+from hvd_lm.communication.simulation import Served, served_in_turn, simulate
+from hvd_lm.config import Framework, TopologyConfig, require
+from hvd_lm.errors import ConfigError
+from hvd_lm.job.messages import warn
+from hvd_lm.paths import make_paths
+
+HOROVODS_CYCLE = 1e-3
+"""Seconds; what Horovod takes unless told otherwise."""
+KNOWN_COMPRESSIONS = ("none", "fp16")
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Predict the time of an optimizer step on a measured link, in its parts."""
+
+    link: Path
+    """What hvd-lm measure wrote; with --config there, so that it knows the model's compute."""
+    config: Path
+    """YAML file of the run, as hvd-lm train --config takes it."""
+    ranks: int
+    """How many ranks the run is to have."""
+    json: bool = False
+    """Print one JSON object in place of words."""
+
+    def __post_init__(self) -> None:
+        make_paths(self, "link", "config")
+        require(self.ranks >= 1, f"--ranks must be at least 1, not {self.ranks}")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of one optimizer step, in seconds."""
+
+    step_seconds: float
+    """forward + backward + exposed + update"""
+    forward_seconds: float
+    """Of all micro-batches of the window, without the output layer's."""
+    backward_seconds: float
+    """Of all micro-batches of the window."""
+    update_seconds: float
+    exposed_seconds: float
+    """The tail of the communication that no backward hides."""
+    hidden_seconds: float
+    """Communication beside the last backward."""
+    communication_seconds: float
+    """Of all operations, by the closed forms."""
+    last_backward_seconds: float
+    """What can hide it."""
+    negotiation_seconds: float
+    """Of one turn of Horovod's thread."""
+    closed_form_exposed_seconds: float
+    """Without negotiation, cycles and fusion: a lower bound of `exposed_seconds` as long as nothing is fused."""
+    bandwidth_bound_seconds: float
+    """That no all-reduce of the same bytes is below."""
+    sent_bytes: float
+    """Of a rank in a step, on its way out."""
+    tokens_per_second: float
+    """Of all ranks."""
+    scaling_efficiency: float
+    """Tokens a second over those of as many ranks that do not communicate."""
+    ranks: int
+    measured_ranks: int
+    """Of the link."""
+    operations: tuple[Served, ...]
+    """As simulated, since the last backward began."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, by the names above."""
+        return asdict(self)
+
+
+def predict(link: Link, framework: Framework, work: Work, topology: TopologyConfig, ranks: int) -> Prediction:
+    """A step of `work` in `framework` on `ranks` ranks of `link`.
+
+    Raises ConfigError for what the model of communication does not know yet, or where the link was measured for something else.
+    """
+    work = work.with_vocabulary()
+    communication, data = work.communication, work.data
+    _check(link, framework, work, topology)
+    compute = _compute(link, work)
+    count = communication.backward_passes_per_step
+    together = micro_batches_together(data, communication)
+    # Those of a window that fill none go first.
+    backward = compute.backward_base + together * compute.backward
+    backwards = math.ceil(count / together) * compute.backward_base + count * compute.backward
+    sent = gradients(work.model, data, communication, ranks, backward) if ranks > 1 else ()
+    service = _service(link, ranks)
+    cycle = HOROVODS_CYCLE if communication.cycle_time_ms is None else communication.cycle_time_ms / 1e3
+    operations = simulate(
+        sent,
+        service,
+        negotiation=link.negotiation_seconds,
+        cycle=cycle,
+        fusion_bytes=(communication.fusion_threshold_mb or 0) * 2.0**20,
+    )
+    exposed = max(0.0, operations[-1].done - backward) if operations else 0.0
+    alone = count * compute.forward + backwards + compute.update
+    step = alone + exposed
+    seconds = sum(served.done - served.begun for served in operations)
+    return Prediction(
+        step_seconds=step,
+        forward_seconds=count * compute.forward,
+        backward_seconds=backwards,
+        update_seconds=compute.update,
+        exposed_seconds=exposed,
+        hidden_seconds=max(0.0, seconds - exposed),
+        communication_seconds=seconds,
+        last_backward_seconds=backward,
+        negotiation_seconds=link.negotiation_seconds,
+        closed_form_exposed_seconds=max(0.0, served_in_turn(sent, service) - backward),
+        bandwidth_bound_seconds=sum(bandwidth_bound(one.size, ranks, link.of("allreduce", one.number_format).beta) for one in sent),
+        sent_bytes=sum(bandwidth_bound(one.size, ranks, 1.0) for one in sent),
+        tokens_per_second=ranks * count * data.batch_size * data.sequence_length / step if step else math.inf,
+        scaling_efficiency=alone / step if step else 1.0,
+        ranks=ranks,
+        measured_ranks=link.ranks,
+        operations=operations,
+    )
+
+
+def _service(link: Link, ranks: int) -> Callable[[float, str], float]:
+    return lambda size, number_format: link.seconds("allreduce", size, ranks, number_format)
+
+
+# --- what it is not for ----------------------------------------------------------------------------------
+
+
+def _check(link: Link, framework: Framework, work: Work, topology: TopologyConfig) -> None:
+    communication = work.communication
+    if framework != link.framework:
+        again = f"measure with --framework {framework}"
+        raise ConfigError(f"the link was measured with {link.framework}, and the run is in {framework}: {again}")
+    for given, what in (
+        (topology.split, f"--split {topology.split}"),
+        (communication.reduction != "sum", f"--reduction {communication.reduction}"),
+        (communication.hierarchical_allreduce, "--hierarchical-allreduce"),
+        (communication.autotune, "--autotune"),
+        (communication.compression not in KNOWN_COMPRESSIONS, f"--compression {communication.compression}"),
+    ):
+        if given:
+            raise ConfigError(f"{what} is not predicted yet: only whole models, summed by rings, in float32 or --compression fp16")
+
+
+def _compute(link: Link, work: Work) -> Compute:
+    """The link's, if it is that of `work`."""
+    compute = link.compute
+    again = "measure again, with --config of this run"
+    if compute is None:
+        raise ConfigError(f"the link knows no model's compute: {again}")
+    wanted = {
+        **settings_of(work.model),
+        "optimizer": work.optimizer.optimizer,
+        "batch_size": work.data.batch_size,
+        "sequence_length": work.data.sequence_length,
+    }
+    timed: Mapping[str, Any] = {
+        **compute.model,
+        "optimizer": compute.optimizer,
+        "batch_size": compute.batch_size,
+        "sequence_length": compute.sequence_length,
+    }
+    for name, value in wanted.items():
+        if timed.get(name) != value:
+            raise ConfigError(f"the compute was timed with {name} {timed.get(name)}, and the run has {value}: {again}")
+    return compute
+
+
+def warn_of_other_hardware(link: Link) -> None:
+    """One line, where this machine is another one than the link's, and where more ranks are asked for than were measured."""
+    if (here := processor()) != link.processor:
+        warn(f"the link was measured on {link.processor}, and this is {here}: the prediction is for the former")
+
+
+def words(found: Prediction) -> str:
+    """What a person reads."""
+    parts = {
+        "forward": found.forward_seconds,
+        "backward": found.backward_seconds,
+        "exposed communication": found.exposed_seconds,
+        "update": found.update_seconds,
+    }
+    lines = [f"a step on {found.ranks} rank(s): {found.step_seconds * 1e3:,.1f} ms, {found.tokens_per_second:,.0f} tokens/s"]
+    lines += [f"  {name:<22}{seconds * 1e3:>12,.1f} ms{seconds / found.step_seconds:>7.1%}" for name, seconds in parts.items()]
+    lines.append(
+        f"communication {found.communication_seconds * 1e3:,.1f} ms in {len(found.operations)} operations, of which "
+        f"{found.hidden_seconds * 1e3:,.1f} ms beside the last backward of {found.last_backward_seconds * 1e3:,.1f} ms; "
+        f"{found.sent_bytes / 1e6:,.1f} MB out of each rank"
+    )
+    lines.append(f"scaling efficiency {found.scaling_efficiency:.1%}")
+    if found.ranks not in (1, found.measured_ranks):
+        lines.append(f"the link was measured with {found.measured_ranks} ranks: the rest is extrapolated by the closed forms")
+    return "\n".join(lines)
