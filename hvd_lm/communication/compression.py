@@ -110,7 +110,8 @@ def orthonormal(xp: Any, columns: Any) -> Any:
         for _ in range(0 if found is None else 2):
             column = column - found @ (xp.swapaxes(found, 0, 1) @ column)
         left = _length(xp, column)
-        column = xp.where(left <= DEPENDENT * length, xp.zeros_like(column), column / left)
+        is_rounding = left <= DEPENDENT * length
+        column = xp.where(is_rounding, xp.zeros_like(column), column / xp.where(is_rounding, xp.ones_like(left), left))
         found = column if found is None else xp.concatenate([found, column], axis=1)
     return found
 
