@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from grids import alone, assert_same_figures, on_grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from saved import reseal
+from saved import example, refusal, reseal
 
 import hvd_lm
 from hvd_lm import CommunicationConfig, ModelConfig, PowerSGD, RunConfig, TopologyConfig
@@ -199,6 +200,33 @@ def test_what_two_ranks_keep_is_spread_over_others(ranks: int) -> None:
     if ranks == 2:
         np.testing.assert_array_equal(np.concatenate(parts), earlier)
     assert not kept.Spread((ranks * 5, 3), 5, None)[0:5].any()
+
+
+def test_a_checkpoint_holds_what_is_kept(tmp_path: Path) -> None:
+    saved = example()
+    rows, *rest = saved.weights["output_kernel"].shape
+    memory = {"kept/output_kernel": normal(3 * rows, *rest), "last/output_kernel": normal(*rest, 2)}
+    saved = replace(saved, memory=memory)
+    folder = checkpoints.save(saved, tmp_path, keep=1)
+    for read in (checkpoints.load, checkpoints.mapped):
+        found = read(tmp_path).memory
+        assert found.keys() == memory.keys()
+        for name, array in memory.items():
+            np.testing.assert_array_equal(found[name], array)
+    assert checkpoints.load_model(tmp_path).memory == {}
+    forget(folder)
+    assert checkpoints.load(tmp_path).memory == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "rows"),
+    [("kept/output_kernel", 0, 1), ("kept/output_kernel", 1, 0), ("kept/nothing", 0, 0), ("other/output_kernel", 0, 0)],
+)
+def test_what_nobody_keeps_is_refused(tmp_path: Path, name: str, columns: int, rows: int) -> None:
+    saved = example()
+    high, wide = saved.weights["output_kernel"].shape
+    checkpoints.save(replace(saved, memory={name: normal(2 * high + rows, wide + columns)}), tmp_path, keep=1)
+    assert f"{name} is nothing that is remembered" in refusal(tmp_path)
 
 
 # --- frameworks ------------------------------------------------------------------------------------------
