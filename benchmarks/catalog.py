@@ -11,9 +11,9 @@ from benchmarks.launching import Job, Launcher, python
 from benchmarks.workload import Workload
 from hvd_lm.config import Split
 
-Maths = Literal["exact", "keras", "fp16"]
+Maths = Literal["exact", "keras", "fp16", "powersgd"]
 """exact: float32 sums, the loss curve of ours. keras: the same but for Adam's epsilon, which Keras adds before the bias
-correction. fp16: gradients are rounded on the wire."""
+correction. fp16: gradients are rounded on the wire. powersgd: another algorithm, near the same curve."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,11 @@ def _script(name: str, summary: str, *arguments: str, launcher: Launcher = "proc
     return Peer(name, summary, launcher, lambda work, *_: python(module, work, *arguments), maths, servers)
 
 
-def _ours(framework: str, launcher: Launcher, *, fp16: bool = False, split: Split | None = None) -> Peer:
+def _ours(
+    framework: str, launcher: Launcher, *, fp16: bool = False, powersgd: int | None = None, split: Split | None = None
+) -> Peer:
+    """`powersgd`: the rank of the approximation."""
+
     def command(work: Path, results: Path, workload: Workload) -> tuple[str, ...]:
         out = results / ("run-{rank}" if launcher == "copies" else "run-0")
         flags = {
@@ -68,16 +72,21 @@ def _ours(framework: str, launcher: Launcher, *, fp16: bool = False, split: Spli
             "clip": None,
             "compression": "fp16" if fp16 else "none",
         }
+        if powersgd:
+            # The exact steps are those before the clock counts, as torch's hook has at least 2.
+            flags |= {"compression": "powersgd", "powersgd-rank": powersgd, "powersgd-start-steps": workload.warmup}
         if split:
             flags |= {"split": split, "model-parallel": 1 if split == "optimizer" else workload.ranks}
         return ("hvd-lm", "train", *(word for name, value in flags.items() for word in (f"--{name}", str(value))))
 
-    number_format = " fp16" if fp16 else ""
-    name = f"ours-{framework}-{launcher}{f'-{split}' if split else ''}{'-fp16' if fp16 else ''}"
+    number_format = " fp16" if fp16 else f", PowerSGD of rank {powersgd}" if powersgd else ""
+    compressed = "-fp16" if fp16 else f"-powersgd-{powersgd}" if powersgd else ""
+    name = f"ours-{framework}-{launcher}{f'-{split}' if split else ''}{compressed}"
     where = {"alone": "one process", "copies": "single processes side by side, no reduction"}.get(launcher, f"over {launcher}")
     divided = f", --split {split}" if split else ""
     summary = f"hvd-lm train, {framework}, {where}{divided}{number_format}"
-    return Peer(name, summary, launcher, command, "fp16" if fp16 else "exact", is_ours=True)
+    maths: Maths = "fp16" if fp16 else "powersgd" if powersgd else "exact"
+    return Peer(name, summary, launcher, command, maths, is_ours=True)
 
 
 PEERS: tuple[Peer, ...] = (
@@ -89,6 +98,8 @@ PEERS: tuple[Peer, ...] = (
     _ours("tensorflow", "gloo", fp16=True),
     _ours("tensorflow", "mpi"),
     _ours("tensorflow", "mpi", fp16=True),
+    *(_ours(framework, "gloo", powersgd=rank) for framework in ("torch", "tensorflow") for rank in (1, 2, 4)),
+    *(_ours(framework, "mpi", powersgd=4) for framework in ("torch", "tensorflow")),
     _ours("torch", "gloo", split="vocabulary"),
     _ours("torch", "gloo", split="vocabulary", fp16=True),
     _ours("tensorflow", "gloo", split="vocabulary"),
@@ -100,6 +111,10 @@ PEERS: tuple[Peer, ...] = (
     _script("tutorial", "DDP, every backward reduces"),
     _script("ddp_no_sync", "DDP, no_sync"),
     _script("ddp_no_sync-fp16", "DDP, no_sync, fp16_compress_hook", "--fp16", maths="fp16"),
+    *(
+        _script(f"ddp_no_sync-powersgd-{rank}", "DDP, no_sync, powerSGD_hook", "--powersgd", str(rank), maths="powersgd")
+        for rank in (1, 2, 4)
+    ),
     _script("zero1", "DDP, no_sync, ZeroRedundancyOptimizer"),
     _script("tensor_parallel", "torch.distributed.tensor.parallel: rows of embedding and output divided"),
     _script("fsdp", "FSDP: every parameter divided, gathered where it is used"),

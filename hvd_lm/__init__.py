@@ -11,6 +11,7 @@ No framework is imported before it is asked for.
 """
 
 from hvd_lm.adapters import adapter
+from hvd_lm.communication import Compressor, PowerSGD
 from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TopologyConfig
 from hvd_lm.data.prepare import PrepareConfig, prepare
 from hvd_lm.errors import (
@@ -36,6 +37,7 @@ __all__ = [
     "CacheConfig",
     "CheckpointError",
     "CommunicationConfig",
+    "Compressor",
     "ConfigError",
     "DataConfig",
     "DataError",
@@ -47,6 +49,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "OutOfMemoryError",
+    "PowerSGD",
     "PrepareConfig",
     "RunConfig",
     "SamplingConfig",

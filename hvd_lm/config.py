@@ -234,8 +234,13 @@ class CommunicationConfig:
 
     backward_passes_per_step: int = 10
     """Micro-batches accumulated on a rank before one reduction and one optimizer step (N)."""
-    compression: Literal["none", "fp16"] = "none"
-    """Number format of gradients on the wire."""
+    compression: Literal["none", "fp16", "powersgd"] = "none"
+    """What travels of gradients. none: they, as float32. fp16: as halves. powersgd: matrices as products of two narrow ones
+    (Vogels et al. 2019, arXiv:1905.13727), an algorithm of its own; what is not sent is kept for the next step."""
+    powersgd_rank: int = 4
+    """powersgd: columns of the two matrices. More send more, and are nearer to the gradient."""
+    powersgd_start_steps: int = 100
+    """powersgd: optimizer steps at the beginning of a run that send gradients as they are."""
     reduction: Literal["sum", "adasum"] = "sum"
     """sum: exact mean gradient over the window. adasum: Horovod's adaptive summation (Maleki et al. 2020,
     arXiv:2006.02924), an algorithm of its own; needs MPI or NCCL, 2^k ranks, and --compression none."""
@@ -271,6 +276,8 @@ class CommunicationConfig:
             f"--backward-passes-per-step must be at least 1, not {self.backward_passes_per_step}",
         )
         _require_positive(self, "loss_scale", "gradient_predivide_factor")
+        require(self.powersgd_rank >= 1, f"--powersgd-rank must be at least 1, not {self.powersgd_rank}")
+        require(self.powersgd_start_steps >= 0, f"--powersgd-start-steps must not be negative, not {self.powersgd_start_steps}")
         require(
             self.loss_scale_growth_steps >= 1, f"--loss-scale-growth-steps must be at least 1, not {self.loss_scale_growth_steps}"
         )
@@ -282,8 +289,12 @@ class CommunicationConfig:
         require(self.cycle_time_ms is None or self.cycle_time_ms > 0, f"--cycle-time-ms must be above 0, not {self.cycle_time_ms}")
         require(self.stall_shutdown_seconds >= 0, "--stall-shutdown-seconds must not be negative")
         require(
-            not (self.reduction == "adasum" and self.compression == "fp16"),
+            not (self.reduction == "adasum" and self.compression != "none"),
             "--reduction adasum works on full gradients: use it with --compression none",
+        )
+        require(
+            not (self.compression == "powersgd" and self.gradient_predivide_factor != 1),
+            "--gradient-predivide-factor makes room for sums of halves: use it without --compression powersgd",
         )
 
 
@@ -370,6 +381,11 @@ class RunConfig:
         require(
             not self.elastic or self.communication.reduction != "adasum",
             "--reduction adasum needs 2, 4, 8, ... ranks: use it without --elastic",
+        )
+        require(
+            self.communication.compression != "powersgd" or (self.topology.split is None and not self.elastic),
+            "--compression powersgd works on whole gradients, and every rank keeps a part of them: use it without --split, "
+            "--model-parallel and --elastic",
         )
         require(self.seed >= 0, f"--seed must not be negative, not {self.seed}")
 

@@ -19,6 +19,7 @@ _ADAM = _Needs("--optimizer adam", lambda config: config.optimizer.optimizer == 
 _SGD = _Needs("--optimizer sgd", lambda config: config.optimizer.optimizer == "sgd")
 _ADAGRAD = _Needs("--optimizer adagrad", lambda config: config.optimizer.optimizer == "adagrad")
 _HALVES = _Needs("--compression fp16", lambda config: config.communication.compression == "fp16")
+_POWERSGD = _Needs("--compression powersgd", lambda config: config.communication.compression == "powersgd")
 _ADAPTIVE = _Needs("--softmax adaptive", lambda config: config.model.softmax == "adaptive")
 _NEEDS: Mapping[str, _Needs] = {
     "adaptive_cutoffs": _ADAPTIVE,
@@ -30,6 +31,8 @@ _NEEDS: Mapping[str, _Needs] = {
     "initial_accumulator": _ADAGRAD,
     "base_batch_size": _Needs("--learning-rate-scaling", lambda config: config.optimizer.learning_rate_scaling != "none"),
     "final_learning_rate_fraction": _Needs("a --decay", lambda config: config.optimizer.decay != "constant"),
+    "powersgd_rank": _POWERSGD,
+    "powersgd_start_steps": _POWERSGD,
     "loss_scale": _HALVES,
     "loss_scale_growth_steps": _HALVES,
 }

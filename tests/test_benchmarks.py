@@ -218,6 +218,12 @@ def test_ours_is_the_entry_that_users_have() -> None:
     command = ours.command(Path("work"), Path("results"), SMALL)
     assert command[:2] == ("hvd-lm", "train")
     assert command[command.index("--compression") + 1] == "fp16"
+    ours = next(peer for peer in PEERS if peer.name == "ours-tensorflow-gloo-powersgd-2")
+    words = ours.command(Path("work"), Path("results"), SMALL)
+    given = dict(zip(words[2::2], words[3::2], strict=True))
+    assert given["--compression"] == "powersgd"
+    assert given["--powersgd-rank"] == "2"
+    assert given["--powersgd-start-steps"] == str(SMALL.warmup)
 
 
 def test_results_of_scripts_and_of_ours(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import launcher
@@ -42,6 +42,8 @@ class Timeline:
     reductions: list[Reduction]
     gathers: list[str]
     """Tensors of all-gathers."""
+    bytes_sent: int = 0
+    """That the metrics tell, of all steps."""
 
 
 def read(timeline: Path) -> Timeline:
@@ -83,7 +85,7 @@ def train_with_timeline(framework: str, folder: Path) -> Callable[[str], Timelin
                 "--vocabulary-size", str(MODEL.vocabulary_size), "--embedding-size", str(MODEL.embedding_size),
                 "--hidden-size", str(MODEL.hidden_size), "--validation-share", "0", "--timeline-filename", timeline,
             ).expect_success()  # fmt: skip
-        return read(timeline)
+        return replace(read(timeline), bytes_sent=sum(row["bytes_sent"] for row in launcher.metrics(out)))
 
     return train
 
@@ -103,6 +105,7 @@ def test_each_gradient_travels_once_a_window(train_with_timeline: Callable[[str]
         expected = [*gradients, "loss", "touched_rows"]
         assert {name: counts.pop(name) for name in expected} == dict.fromkeys(expected, STEPS)
         assert counts.total() == 0, counts
+        assert timeline.bytes_sent == sum(r.bytes for r in found if r.tensor != "loss")
         # Who is where, versions, settings and text, a checkpoint, weights, files; at the end trouble twice, weights, LSTM states.
         # All frameworks name them alike.
         assert Counter(timeline.gathers) == {"concatenate.all": 9, "concatenate.readers": 1}, "ten in a run, and none in a step"

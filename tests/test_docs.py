@@ -208,7 +208,12 @@ EXAMPLES = [block for page in PAGES for block in blocks(page) if block.language 
 
 
 def test_there_are_examples() -> None:
-    assert [name_of(block.page) for block in EXAMPLES] == ["README.md", "docs/python.md", "docs/python.md"]
+    assert [name_of(block.page) for block in EXAMPLES] == [
+        "README.md",
+        "docs/communication.md",
+        "docs/python.md",
+        "docs/python.md",
+    ]
 
 
 @pytest.mark.ranks

@@ -21,6 +21,8 @@ from hvd_lm.idle_settings import idle_settings
         ({"final_learning_rate_fraction": 0.5, "decay": "cosine"}, {}, []),
         ({}, {"loss_scale": 4.0}, ["--loss-scale"]),
         ({}, {"loss_scale": 4.0, "compression": "fp16"}, []),
+        ({}, {"powersgd_rank": 2, "powersgd_start_steps": 0, "compression": "fp16"}, ["--powersgd-rank", "--powersgd-start-steps"]),
+        ({}, {"powersgd_rank": 2, "powersgd_start_steps": 0, "compression": "powersgd"}, []),
     ],
 )
 def test_what_has_no_effect(optimizer: dict[str, object], communication: dict[str, object], flags: list[str]) -> None:

@@ -7,6 +7,7 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from hvd_lm.adapters.base import Adapter
+from hvd_lm.communication.compression import Compressor
 from hvd_lm.config import FRAMEWORKS, CommunicationConfig, TopologyConfig
 from hvd_lm.errors import ConfigError, FrameworkError
 from hvd_lm.job.stop import Stop
@@ -51,14 +52,16 @@ def adapter(
     *,
     deterministic: bool = False,
     comm: Any = None,
+    compressor: Compressor | None = None,
 ) -> Adapter:
     """The adapter of `framework` ("torch" or "tensorflow"), in a job that this process joins (or alone), or the ranks of `comm`,
-    a communicator of mpi4py, with each other. Collective.
+    a communicator of mpi4py, with each other. Gradients travel as a `compressor` of yours says. Collective.
 
     Raises ConfigError for an unknown name or an impossible topology; FrameworkError if the framework is absent or broken.
     """
     chosen = adapter_class(framework)
-    return chosen(chosen.job_class(communication, topology, threads, deterministic=deterministic, comm=comm), communication)
+    job = chosen.job_class(communication, topology, threads, deterministic=deterministic, comm=comm)
+    return chosen(job, communication, compressor)
 
 
 def membership(stop: Stop) -> Membership:

@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_lm.adapters.job import Job
+from hvd_lm.communication import kept
+from hvd_lm.communication.compression import Compressor, compressor_of
 from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig
-from hvd_lm.errors import CheckpointError
+from hvd_lm.errors import CheckpointError, ConfigError
 from hvd_lm.job.topology import GroupName
 from hvd_lm.model.candidates import Candidates
 from hvd_lm.model.pipeline import stages_of_ranks
@@ -50,6 +52,8 @@ class StepResult:
     """How many of them are to end here (`Job.stop`)."""
     ranks_beyond_halves: int = 0
     """How many of them had an activation that float16, as which it travelled, has no room for; then nothing was applied."""
+    bytes_sent: int = 0
+    """That this rank gave to sums of gradients, and to what says which rows of them there are."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,12 @@ class Adapter(ABC):
     """Name of a parameter -> the rows of it that this rank holds."""
     moment_shares: Mapping[str, Share]
     """The same of its moments."""
+    moments_held: Mapping[str, Share]
+    """The same by the names of a checkpoint, ``<moment>/<weight name>``."""
+    remembered: Mapping[str, Share]
+    """What is remembered of gradients that are compressed (hvd_lm.communication.kept), by the names of a checkpoint."""
     held: Mapping[str, Share]
-    """Both, by the names of a checkpoint: of weights, and ``<moment>/<weight name>``."""
+    """All that this rank holds, by the names of a checkpoint."""
     is_pipeline: bool
     """Whether the ranks of a model group pass activations on to each other."""
     places: range
@@ -107,16 +115,22 @@ class Adapter(ABC):
     update_config: OptimizerConfig | None
     """None of a model that is only read."""
 
-    def __init__(self, job: Job, communication: CommunicationConfig | None = None) -> None:
-        """`communication` says how gradients travel; what Horovod reads of it when it starts is the job's."""
+    def __init__(self, job: Job, communication: CommunicationConfig | None = None, compressor: Compressor | None = None) -> None:
+        """`communication` says how gradients travel; what Horovod reads of it when it starts is the job's.
+
+        Raises ConfigError if there is a `compressor`, and it names another way.
+        """
         self.job = job
         self.communication = communication or CommunicationConfig()
+        if compressor and (self.communication.compression != "none" or self.communication.reduction != "sum"):
+            raise ConfigError("a compressor says how gradients travel: give it with --compression none and --reduction sum")
+        self.compressor = compressor or compressor_of(self.communication)
 
     def build(self, model: ModelConfig, update: OptimizerConfig | None = None) -> None:
         """Make what this rank holds of the model (`shares`), on this rank alone; the weights are undefined until loaded.
 
         Without `update` it can only be read: there are no moments, and no `step`. Raises ConfigError if the model cannot be split
-        as the job is arranged.
+        as the job is arranged, or gradients of what is split cannot be compressed.
         """
         self.model, self.update_config = model, update
         topology = self.job.topology
@@ -126,8 +140,10 @@ class Adapter(ABC):
             self.places = stages_of_ranks(model, topology.model_size)[topology.model_rank]
         self.shares, self.moment_shares = shares(model, topology), moment_shares(model, topology)
         moments = update.moments if update else ()
-        of_moments = {f"{moment}/{name}": share for moment in moments for name, share in self.moment_shares.items()}
-        self.held = {**self.shares, **of_moments}
+        self.moments_held = {f"{moment}/{name}": share for moment in moments for name, share in self.moment_shares.items()}
+        self.firsts = kept.firsts(self.compressor if update else None, self.shares, topology)
+        self.remembered = kept.remembered(self.firsts, self.shares, topology)
+        self.held = {**self.shares, **self.moments_held, **self.remembered}
         self._make()
 
     @abstractmethod
@@ -154,8 +170,17 @@ class Adapter(ABC):
     def check_moments(self, moments: Mapping[str, Rows]) -> None:
         """Raises CheckpointError if they are not those of the optimizer."""
         assert self.update_config is not None, READ_ONLY
-        if set(moments) != self.held.keys() - self.shares.keys():
+        if set(moments) != self.moments_held.keys():
             raise CheckpointError(f"the optimizer state does not fit {self.update_config.optimizer}: it is of another optimizer")
+
+    def load_memory(self, memory: Mapping[str, Rows]) -> None:
+        """Set what is remembered of compressed gradients, from a checkpoint of any ranks; what does not fit begins anew."""
+        for name, values in self.fitted(memory).items():
+            self._load(name, self.held[name], values)
+
+    def fitted(self, memory: Mapping[str, Rows]) -> dict[str, Rows]:
+        """That of a checkpoint, as all ranks of this job have it (`kept.fitted`)."""
+        return kept.fitted(memory, self.remembered, self.firsts, self.shares)
 
     def _load(self, name: str, share: Share, values: Rows) -> None:
         for rows in blocks(share.rows, share.shape):
@@ -163,7 +188,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def set_rows(self, name: str, start: int, values: Array) -> None:
-        """Set some of this rank's rows, `start` and following of the canonical weight, or moment (``<moment>/<weight name>``).
+        """Set some of this rank's rows, `start` and following of what a checkpoint has by this name (`held`).
 
         All of them come, block after block, before they are used.
         """
@@ -181,8 +206,13 @@ class Adapter(ABC):
         """The moments, this rank's rows. Without `copy` they may be the memory that the next `step` changes."""
 
     @abstractmethod
+    def memory(self, *, copy: bool = True) -> dict[str, Array]:
+        """What is remembered of compressed gradients, this rank's rows. Without `copy` as of `weights`."""
+
+    @abstractmethod
     def broadcast_state(self) -> None:
-        """Give all ranks that hold the same rows those of the first among them; moments and step count too. Collective."""
+        """Give all ranks that hold the same rows those of the first among them; of all that they hold, and the step count too.
+        Collective."""
 
     @abstractmethod
     def zero_state(self, batch_size: int) -> State:
@@ -242,6 +272,7 @@ class Adapter(ABC):
         """Finish the reduction, multiply the gradient by `unscale`, clip its global norm, apply it, begin a new window.
 
         A gradient is dropped instead of applied, on all ranks alike, if it or the loss is not finite, or if a rank is in trouble.
+        With one that is not finite goes what was kept of those before.
         Raises RuntimeError if the window has had no last micro-batch. Collective.
         """
 

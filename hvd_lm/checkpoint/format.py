@@ -3,6 +3,7 @@
     <run>/checkpoints/step-00000020/
         weights.safetensors     canonical weights (hvd_lm.model.weights)
         optimizer.safetensors   <moment>/<weight name>
+        compression.safetensors what ranks remember of compressed gradients (hvd_lm.communication.kept); absent if nothing
         state.safetensors       lstm: h and c of every stream, all layers side by side, [2, S, U]; of a projected h the rest is zero
         checkpoint.json         format, step, model, optimizer, progress of the run, SHA-256 of every file and of itself
         tokenizer.json          HF tokenizers
@@ -24,7 +25,7 @@ import re
 import stat
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ from safetensors.numpy import load_file
 from hvd_lm.adapters.base import OptimizerState
 from hvd_lm.checkpoint import tensors
 from hvd_lm.checkpoint.files import checksum, sha256
+from hvd_lm.communication.kept import is_remembered
 from hvd_lm.config import ModelConfig, OptimizerConfig
 from hvd_lm.conform import count
 from hvd_lm.data import tokenizer as tokenizers
@@ -56,6 +58,10 @@ BEST = "best"
 WEIGHTS, MOMENTS, STATE = "weights.safetensors", "optimizer.safetensors", "state.safetensors"
 FILES = (MOMENTS, STATE, "tokenizer.json", WEIGHTS)
 """Of a checkpoint, beside its checkpoint.json."""
+MEMORY = "compression.safetensors"
+"""That some have, too."""
+_MOST_RANKS = 1 << 12
+"""That keep a gradient each in it."""
 _LARGEST_DESCRIPTION = 1 << 24
 """Bytes of a checkpoint.json."""
 _SPARE = 1 << 28
@@ -107,6 +113,8 @@ class Checkpoint:
     optimizer_state: OptimizerState
     tokenizer: Tokenizer
     progress: Progress
+    memory: Mapping[str, Array] = field(default_factory=dict)
+    """What ranks remember of compressed gradients (hvd_lm.communication.kept)."""
 
 
 def exists(run: Path) -> bool:
@@ -136,17 +144,17 @@ def load(path: Path) -> Checkpoint:
 
     Raises CheckpointError if there is none, or it is damaged or of another format.
     """
-    return _load(path, _Readers(load_file, load_file))
+    return _load(path, _Readers(load_file, load_file, tensors.mapped))
 
 
 def load_model(path: Path) -> Checkpoint:
-    """As `load`, without the moments, which are twice as large as the weights: for those who only read the model."""
-    return _load(path, _Readers(load_file, lambda _: {}))
+    """As `load`, without the moments, which are twice as large as the weights, and more: for those who only read the model."""
+    return _load(path, _Readers(load_file, lambda _: {}, lambda _: {}))
 
 
 def mapped(path: Path) -> Checkpoint:
     """As `load`; weights and moments are read from their files when they are looked at."""
-    return _load(path, _Readers(tensors.mapped, tensors.mapped))
+    return _load(path, _Readers(tensors.mapped, tensors.mapped, tensors.mapped))
 
 
 class _Readers(NamedTuple):
@@ -154,6 +162,8 @@ class _Readers(NamedTuple):
 
     weights: Callable[[Path], dict[str, Array]]
     moments: Callable[[Path], dict[str, Array]]
+    memory: Callable[[Path], dict[str, Array]]
+    """Of all ranks: never all at once."""
 
 
 def _load(path: Path, readers: _Readers) -> Checkpoint:
@@ -194,12 +204,14 @@ def _load_folder(folder: Path, readers: _Readers) -> Checkpoint:
         check_weights(weights, model)
         state = OptimizerState(count(description["applied_steps"]), readers.moments(folder / MOMENTS))
         _check_moments(state.moments, weights)
+        memory = readers.memory(folder / MEMORY) if MEMORY in description["files"] else {}
+        _check_memory(memory, weights)
         lstm_state = load_file(folder / STATE)["lstm"]
         progress = _progress(description["progress"], _side_by_side(lstm_state) if version == 1 else lstm_state, model)
         tokenizer = tokenizers.load(folder / "tokenizer.json")
         if tokenizer.vocabulary_size != model.vocabulary_size:
             raise CheckpointError(f"{tokenizer.vocabulary_size} words for a model of {model.vocabulary_size}")
-        return Checkpoint(count(description["step"]), model, optimizer, weights, state, tokenizer, progress)
+        return Checkpoint(count(description["step"]), model, optimizer, weights, state, tokenizer, progress, memory)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not folder.exists():
             raise CheckpointError(f"no checkpoint in {folder}: it does not exist") from error
@@ -225,12 +237,12 @@ def _check_own_sum(description: dict[str, Any]) -> None:
 
 def _check_files(folder: Path, sums: dict[str, str], model: ModelConfig) -> None:
     """Raises CheckpointError naming the file that is not as it was written. Exactly the files of a checkpoint count."""
-    if sorted(sums) != sorted(FILES):
+    if sorted(set(sums) - {MEMORY}) != sorted(FILES):
         raise CheckpointError(f"its files are not {', '.join(FILES)}")
     bytes_of_weights = 4 * sum(math.prod(parameter.shape) for parameter in parameters(model).values())
-    for name in FILES:
+    for name in sums:
         path = folder / name
-        if _size(path) > _SPARE + 2 * bytes_of_weights:
+        if _size(path) > _SPARE + (_MOST_RANKS if name == MEMORY else 2) * bytes_of_weights:
             raise CheckpointError(f"{name} is larger than that of such a model")
         if sha256(path) != sums[name]:
             raise CheckpointError(f"{name} was altered or truncated")
@@ -250,6 +262,14 @@ def _check_moments(moments: Mapping[str, Array], weights: Weights) -> None:
         weight = weights.get(name.partition("/")[2])
         if weight is None or moment.shape != weight.shape or moment.dtype != np.float32:
             raise CheckpointError(f"{name} is no moment of a weight")
+
+
+def _check_memory(memory: Mapping[str, Array], weights: Weights) -> None:
+    """Each is of a weight, and of a size that one may have. Which ones a compressor wants, it says itself."""
+    for name, values in memory.items():
+        weight = weights.get(name.partition("/")[2])
+        if weight is None or values.dtype != np.float32 or not is_remembered(name, values.shape, weight.shape):
+            raise CheckpointError(f"{name} is nothing that is remembered of a gradient")
 
 
 def _side_by_side(state_L2SH: NDArray[np.float32]) -> NDArray[np.float32]:

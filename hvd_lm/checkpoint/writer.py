@@ -18,6 +18,7 @@ from hvd_lm.checkpoint.format import (
     BEST,
     FOLDER,
     FORMAT_VERSION,
+    MEMORY,
     MOMENTS,
     STATE,
     WEIGHTS,
@@ -41,6 +42,7 @@ class _Arrays:
             WEIGHTS: checkpoint.weights,
             MOMENTS: checkpoint.optimizer_state.moments,
             STATE: {"lstm": checkpoint.progress.lstm_state_2SU},
+            **({MEMORY: checkpoint.memory} if checkpoint.memory else {}),
         }
         self._lock = Lock()
         self._written = Event()
@@ -144,14 +146,18 @@ class CheckpointWriter:
         self._arrays = _Arrays(checkpoint)
         self._pending = self._thread.submit(_save, checkpoint, self._arrays.write, self._run, self._keep)
 
-    def write_parts(self, checkpoint: Checkpoint, weights: Tensors, moments: Tensors) -> None:
-        """Write `checkpoint`, of which `weights` and `moments` come piece by piece, before this returns. Raises as `wait`."""
+    def write_parts(self, checkpoint: Checkpoint, weights: Tensors, moments: Tensors, memory: Tensors) -> None:
+        """Write `checkpoint`, of which `weights`, `moments` and `memory` come piece by piece, before this returns.
+
+        Raises as `wait`.
+        """
         self.wait()
 
         def write(folder: Path) -> None:
             state = tensors.of_arrays({"lstm": checkpoint.progress.lstm_state_2SU})
-            for name, of_file in ((WEIGHTS, weights), (MOMENTS, moments), (STATE, state)):
-                tensors.write(of_file, folder / name)
+            for name, of_file in ((WEIGHTS, weights), (MOMENTS, moments), (MEMORY, memory), (STATE, state)):
+                if of_file.shapes or name != MEMORY:
+                    tensors.write(of_file, folder / name)
 
         with self._reported():
             _save(checkpoint, write, self._run, self._keep)

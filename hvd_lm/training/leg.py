@@ -240,6 +240,7 @@ class Leg:
             "tokens_per_second": window.target_count / elapsed,
             "learning_rate": rate,
             "gradient_norm": outcome.gradient_norm,
+            "bytes_sent": outcome.bytes_sent,
             "seconds": self._seconds,
             "data_seconds": waited,
             "checkpoint_seconds": self._checkpoint_seconds,
@@ -374,6 +375,7 @@ class Leg:
             optimizer=self._config.optimizer,
             weights=self._adapter.weights(copy=False),
             optimizer_state=self._adapter.optimizer_state(copy=False),
+            memory=self._adapter.memory(copy=False),
             tokenizer=self._texts.tokenizer,
             progress=progress,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from hvd_lm.adapters import adapter as make_adapter
+from hvd_lm.adapters.base import Adapter
 from hvd_lm.adapters.ending import ending_together
 from hvd_lm.checkpoint import CheckpointWriter
+from hvd_lm.communication.compression import Compressor
 from hvd_lm.config import RunConfig, with_vocabulary_size
 from hvd_lm.data.texts import Texts, read_texts
 from hvd_lm.errors import ConfigError
@@ -49,10 +52,11 @@ OF_A_RANK = ("out", "resume", "threads", "data", "validation_data", "timeline_fi
 """Settings that may differ between ranks; their texts may not."""
 
 
-def train(config: RunConfig, *, comm: Any = None) -> TrainingResult:
+def train(config: RunConfig, *, comm: Any = None, compressor: Compressor | None = None) -> TrainingResult:
     """Train as `config` says, alone or as one rank of a job; rank 0 writes into `config.out`. Collective.
 
-    `comm`, a communicator of mpi4py, makes a job of its ranks alone: several runs share one mpirun.
+    `comm`, a communicator of mpi4py, makes a job of its ranks alone: several runs share one mpirun. Gradients travel as a
+    `compressor` of yours says (docs/communication.md).
 
     Raises a HvdLmError (ConfigError, DataError, CheckpointError, FrameworkError, TrainingError, StoppedError, OutOfMemoryError,
     LostWorkerError, RemovedError) that says what to do; once Horovod has started, on all ranks alike but for the last three.
@@ -64,17 +68,34 @@ def train(config: RunConfig, *, comm: Any = None) -> TrainingResult:
         topology = arrange(config.topology, launcher.launched_rank(), launcher.launched_size())
         if config.elastic and comm is not None:
             raise ConfigError("an elastic job is all that its launcher starts: train without comm=, or without elastic")
+        if config.elastic and compressor:
+            raise ConfigError("with a compressor every rank keeps a part of the gradients: train without elastic")
         elastic = Elastic(config.framework, stop, config.out, config.keep_checkpoints) if config.elastic else None
         for said in idle_settings(config):
             warn(said)
         texts = read_texts(config.data, config.model.vocabulary_size, topology.readers)
         config = with_vocabulary_size(config, texts.tokenizer.vocabulary_size)
-        if elastic:
-            return elastic.legs(partial(_leg, config, texts, stop))
-        return _leg(config, texts, stop, comm=comm)
+        join = partial(
+            make_adapter,
+            config.framework,
+            config.communication,
+            config.topology,
+            config.threads,
+            deterministic=config.deterministic,
+            comm=comm,
+            compressor=compressor,
+        )
+        leg = partial(_leg, config, texts, stop, join)
+        return elastic.legs(leg) if elastic else leg()
 
 
-def _leg(config: RunConfig, texts: Texts, stop: Stop, elastic: Elastic | None = None, *, comm: Any = None) -> TrainingResult:
+def _leg(
+    config: RunConfig,
+    texts: Texts,
+    stop: Stop,
+    join: Callable[[], Adapter],
+    elastic: Elastic | None = None,
+) -> TrainingResult:
     """Join a job, and train until the run is done; an elastic one, until workers come or go."""
     with ExitStack() as held:
         topology = arrange(config.topology, launcher.launched_rank(), launcher.launched_size())
@@ -89,20 +110,13 @@ def _leg(config: RunConfig, texts: Texts, stop: Stop, elastic: Elastic | None = 
                     earlier = begin(config.out, config.resume, config.model, config.optimizer, texts.fingerprint)
                 else:
                     prepare_folder(config.out, goes_on_after=newest.step)
-        adapter = make_adapter(
-            config.framework,
-            config.communication,
-            config.topology,
-            config.threads,
-            deterministic=config.deterministic,
-            comm=comm,
-        )
+        adapter = join()
         job = adapter.job
         job.stop = stop
         held.enter_context(ending_together(job))
         with job.trouble.noted():
             adapter.build(config.model, config.optimizer)
-        job.agree(common)
+        job.agree({**common, "have another compressor": type(adapter.compressor).__qualname__})
         if elastic and newest.step is not None:
             earlier = elastic.snapshot(job, newest)
         step, progress = enter(adapter, earlier, config.seed)

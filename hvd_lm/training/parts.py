@@ -16,7 +16,7 @@ from hvd_lm.checkpoint import CheckpointWriter
 from hvd_lm.checkpoint.format import Checkpoint
 from hvd_lm.checkpoint.tensors import Piece, Tensors
 from hvd_lm.model.split import Share, blocks, rounds
-from hvd_lm.model.weights import Array, Weights
+from hvd_lm.model.weights import Array, Rows
 
 
 def is_divided(adapter: Adapter) -> bool:
@@ -35,24 +35,28 @@ def save(adapter: Adapter, checkpoint: Checkpoint, writer: CheckpointWriter | No
             if writer:
                 writer.write(checkpoint)
         return
-    of_all = _collected(adapter, checkpoint.weights, checkpoint.optimizer_state.moments)
-    with of_all as (weights, moments), trouble.noted():
+    with _collected(adapter, checkpoint) as (weights, moments, memory), trouble.noted():
         if writer:
-            writer.write_parts(checkpoint, weights, moments)
+            writer.write_parts(checkpoint, weights, moments, memory)
 
 
 @contextmanager
-def _collected(adapter: Adapter, weights: Weights, moments: Mapping[str, Array]) -> Iterator[tuple[Tensors, Tensors]]:
-    """Weights and moments of all ranks, from those of each, as rank 0 writes them; for the others nothing comes. Collective.
+def _collected(adapter: Adapter, checkpoint: Checkpoint) -> Iterator[tuple[Tensors, Tensors, Tensors]]:
+    """Weights, moments and memory of all ranks, from those of each, as rank 0 writes them; for the others nothing comes.
+    Collective.
 
     Whoever leaves early, because a disk is full, keeps step with the others.
     """
-    of_moments = {name: share for name, share in adapter.held.items() if name not in adapter.shares}
-    both = _tensors(adapter.job, adapter.shares, weights), _tensors(adapter.job, of_moments, moments)
+    job = adapter.job
+    of_all = (
+        _tensors(job, adapter.shares, checkpoint.weights),
+        _tensors(job, adapter.moments_held, checkpoint.optimizer_state.moments),
+        _tensors(job, adapter.remembered, checkpoint.memory),
+    )
     try:
-        yield both
+        yield of_all
     finally:
-        for tensors in both:
+        for tensors in of_all:
             for _ in tensors.pieces:
                 pass
 
@@ -60,7 +64,9 @@ def _collected(adapter: Adapter, weights: Weights, moments: Mapping[str, Array])
 def distribute(adapter: Adapter, checkpoint: Checkpoint | None) -> None:
     """Give rank 0's group what each of it holds of the `checkpoint`, which only rank 0 has. Collective."""
     job = adapter.job
-    arrays = {**checkpoint.weights, **checkpoint.optimizer_state.moments} if checkpoint else {}
+    arrays: dict[str, Rows] = {}
+    if checkpoint:
+        arrays = {**checkpoint.weights, **checkpoint.optimizer_state.moments, **adapter.fitted(checkpoint.memory)}
     for name, share in adapter.held.items():
         if _takes_part(job, share):
             for row, values in _sent(job, share, arrays.get(name)):
@@ -102,7 +108,7 @@ def _gathered(job: Job, share: Share, own: Array | None) -> Iterator[tuple[int, 
             yield from ((block.start, part) for block, part in zip(blocks_of_parts, parts, strict=True) if len(part))
 
 
-def _sent(job: Job, share: Share, whole: Array | None) -> Iterator[tuple[int, Array]]:
+def _sent(job: Job, share: Share, whole: Rows | None) -> Iterator[tuple[int, Array]]:
     """First row and rows of this rank's blocks of `whole`, which only the first rank has. Collective over the group."""
     if share.divided_over is None:
         assert whole is not None

@@ -73,4 +73,5 @@ def owned(snapshot: Snapshot) -> Snapshot:
         snapshot,
         weights={name: np.array(array) for name, array in snapshot.weights.items()},
         optimizer_state=OptimizerState(state.applied_steps, {name: np.array(moment) for name, moment in state.moments.items()}),
+        memory={name: np.array(array) for name, array in snapshot.memory.items()},
     )

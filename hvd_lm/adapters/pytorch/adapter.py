@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hvd_lm.adapters.assembly import Divided, Made
 from hvd_lm.adapters.base import INCOMPLETE, READ_ONLY, Adapter, Evaluated, OptimizerState, State, StepResult
+from hvd_lm.adapters.pytorch.compressed import Compressed
 from hvd_lm.adapters.pytorch.job import PyTorchJob
 from hvd_lm.adapters.pytorch.memory import Weight, clear_gradient_rows, to_numpy
 from hvd_lm.adapters.pytorch.model_group import ModelGroup
@@ -27,7 +28,6 @@ from hvd_lm.adapters.pytorch.stages.sampled_softmax import SampledWords
 from hvd_lm.adapters.pytorch.touched_rows import Touched
 from hvd_lm.adapters.pytorch.update import Update, make_update, norm_of
 from hvd_lm.adapters.pytorch.wire import Wire
-from hvd_lm.config import CommunicationConfig
 from hvd_lm.job.topology import GroupName
 from hvd_lm.model.candidates import Candidates
 from hvd_lm.model.split import blocks
@@ -43,12 +43,8 @@ class PyTorchAdapter(Adapter):
     job_class = PyTorchJob
     job: PyTorchJob
 
-    def __init__(self, job: PyTorchJob, communication: CommunicationConfig | None = None) -> None:
-        super().__init__(job, communication)
-        self._device = job.device
-
     def _make(self) -> None:
-        update = self.update_config
+        update, self._device = self.update_config, self.job.device
         self._weights = {name: Weight(*share.shape, device=self._device) for name, share in self.shares.items() if share.rows}
         halves = self.communication.compression == "fp16"
         self._wire = Wire(self._device, halves=halves)
@@ -74,10 +70,13 @@ class PyTorchAdapter(Adapter):
         self._touched = Touched(self.shares, self._weights if update else {}, self.job, for_update=by_rows)
         self._by_rows = self._touched.by_name if by_rows else {}
         """Parameters of which the touched rows alone are cleared, measured and updated."""
+        self._compressed: Compressed | None = None
+        if self.compressor and self.remembered:
+            self._compressed = Compressed(self.compressor, self.firsts, self.remembered, self._device)
         self._reducer: GradientReducer | None = None
         if update and self.job.groups["all"].communicates:
             self._reducer = GradientReducer(
-                self.shares, self._weights, self._touched, self._optimizer_split, self.job, self.communication
+                self.shares, self._weights, self._touched, self._optimizer_split, self.job, self.communication, self._compressed
             )
         self._sums = torch.zeros(4, dtype=torch.float64, device=self._device)
         """Of the window: its loss, and the flags of all ranks, and of those whose activations were beyond what travels."""
@@ -87,13 +86,18 @@ class PyTorchAdapter(Adapter):
     # --- weights, moments, states ------------------------------------------------------------------------
 
     def set_rows(self, name: str, start: int, values: Array) -> None:
-        weight = self._weights.get(name)
         first = start - self.held[name].rows.start
         rows = slice(first, first + len(values))
         with torch.no_grad():
-            (self._trained.moments[name] if weight is None else weight)[rows].copy_(torch.from_numpy(values))
-        if weight is not None:
+            self._tensors[name][rows].copy_(torch.from_numpy(values))
+        if name in self._weights:
             self._weights_changed()
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        """All that this rank holds, by the names of a checkpoint."""
+        named = {name: weight.data for name, weight in self._weights.items()}
+        return named | (self._update.moments if self._update else {}) | (self._compressed.memory if self._compressed else {})
 
     def set_applied_steps(self, steps: int) -> None:
         self._trained.applied_steps = steps
@@ -127,17 +131,20 @@ class PyTorchAdapter(Adapter):
     def optimizer_state(self, *, copy: bool = True) -> OptimizerState:
         return self._trained.state(copy=copy)
 
+    def memory(self, *, copy: bool = True) -> dict[str, Array]:
+        named = self._compressed.memory if self._compressed else {}
+        return {name: to_numpy(tensor, copy=copy) for name, tensor in named.items()}
+
     def broadcast_state(self) -> None:
         everyone, update = self.job.groups["all"], self._trained
         if not everyone.communicates:
             return
         steps = torch.tensor(update.applied_steps)
         update.applied_steps = int(hvd.broadcast(steps, 0, name="state.applied_steps", process_set=everyone.process_set))
-        named = {name: weight.data for name, weight in self._weights.items()}
-        if update.applied_steps:
-            named |= update.moments
-        else:
+        named = self._tensors
+        if not update.applied_steps:
             # Up to two thirds of all that would travel, and one number.
+            named = {name: tensor for name, tensor in named.items() if name not in update.moments}
             update.begin()
         # Block by block: Gloo gives up what is on a slow link for 30 seconds.
         handles = [
@@ -242,7 +249,7 @@ class PyTorchAdapter(Adapter):
             self._complete = True
             self._touched.outputs_complete()
         if reducer:
-            reducer.start_sums(self._sums)
+            reducer.start_sums(self._sums, self._trained.applied_steps)
         for weight in made.output.weights:
             if not (made.lookup and weight is made.lookup.table):
                 complete(weight)
@@ -272,8 +279,11 @@ class PyTorchAdapter(Adapter):
             rows = {name: touched.rows() for name, touched in self._by_rows.items()}
             update.apply(learning_rate, unscale if clip is None or norm <= clip else unscale * clip / norm, rows)
             self._optimizer_split.share_updated()
+        if self._compressed and not np.isfinite(norm):
+            self._compressed.forget()
         self._begin_window()
-        return StepResult(loss_sum, norm, applied, int(in_trouble), int(to_end), int(beyond))
+        sent = self._reducer.bytes_sent if self._reducer else 0
+        return StepResult(loss_sum, norm, applied, int(in_trouble), int(to_end), int(beyond), sent)
 
     def _global_norm(self) -> float:
         """Of the gradients of the window, each parameter counted once."""

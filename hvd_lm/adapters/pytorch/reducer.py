@@ -14,7 +14,8 @@ import horovod.torch as hvd
 import torch
 from torch import Tensor, nn
 
-from hvd_lm.adapters.job import Job
+from hvd_lm.adapters.job import Group, Job
+from hvd_lm.adapters.pytorch.compressed import Compressed
 from hvd_lm.adapters.pytorch.optimizer_split import OptimizerSplit
 from hvd_lm.adapters.pytorch.touched_rows import Touched
 from hvd_lm.config import CommunicationConfig
@@ -50,6 +51,8 @@ class _Reduction:
     """Where it will be: of the parameter, or of the rows that this rank updates."""
     arrive: Callable[[], None]
     """Waits for it."""
+    poll: Callable[[], None]
+    """Sends what is to be sent next, if that can be told."""
 
 
 class GradientReducer:
@@ -66,8 +69,10 @@ class GradientReducer:
         optimizer_split: OptimizerSplit,
         job: Job,
         communication: CommunicationConfig,
+        compressed: Compressed | None,
     ) -> None:
         """Of what `optimizer_split` divides, a rank gets the sum of the rows that it updates."""
+        self._compressed = compressed
         self._optimizer_split = optimizer_split
         self._names = {weight: name for name, weight in weights.items()}
         self._groups = {name: job.holders(share) for name, share in shares.items()}
@@ -75,12 +80,17 @@ class GradientReducer:
         self._fp16 = communication.compression == "fp16"
         self._everyone = job.groups["all"]
         self._sums_handle: int | None = None
-        self._touched = touched.by_name
+        self._touched, self._bytes_of_rows = touched.by_name, touched.bytes_sent
+        self._is_exact = True
+        self.bytes_sent = 0
+        """Of gradients of the window, and of what says which rows of them there are."""
         self.pending: list[_Reduction] = []
         """In the order in which they started."""
 
-    def start_sums(self, sums: Tensor) -> None:
-        """Sum the loss, and what travels beside it, over all ranks, in place. Collective."""
+    def start_sums(self, sums: Tensor, applied_steps: int) -> None:
+        """Sum the loss, and what travels beside it, over all ranks, in place, after so many optimizer steps. Collective."""
+        self._is_exact = self._compressed is None or applied_steps < self._compressed.exact_steps
+        self.bytes_sent = self._bytes_of_rows
         process_set = self._everyone.process_set
         self._sums_handle = hvd.allreduce_async_(sums, name="loss", op=hvd.Sum, process_set=process_set)
 
@@ -88,26 +98,38 @@ class GradientReducer:
         """Its gradient of the window is complete. Collective."""
         name, gradient = self._names[weight], weight.grad
         assert gradient is not None
-        group = self._groups[name]
+        group, poll = self._groups[name], _nothing
+        for earlier in self.pending:
+            earlier.poll()
         if not group.communicates:
             arrive = _nothing
+        elif self._compressed and name in self._compressed.names and not self._is_exact:
+            rows = self._touched[name].rows() if name in self._touched else None
+            compressed = self._compressed.start(name, gradient, rows, partial(self._send, group))
+            arrive, poll = compressed.arrive, compressed.poll
         elif name in self._touched:
             arrive = self._start_rows(name, gradient)
         elif name in self._optimizer_split.divided:
+            self.bytes_sent += gradient.nbytes // (2 if self._fp16 else 1)
             arrive, gradient = self._optimizer_split.start_sum(name, gradient), self._optimizer_split.rows_of(name, gradient)
         else:
             wire = to_halves_in_place(gradient) if self._fp16 else gradient
-            handle = hvd.allreduce_async_(wire, name=f"gradient.{name}", op=self._op, process_set=group.process_set)
+            handle = self._send(group, wire, f"gradient.{name}")
             arrive = partial(_arrive_in_place, handle, gradient if self._fp16 else None)
-        self.pending.append(_Reduction(name, gradient, arrive))
+        self.pending.append(_Reduction(name, gradient, arrive, poll))
+
+    def _send(self, group: Group, wire: Tensor, name: str) -> int:
+        """Sum `wire` over the group, in place; the handle."""
+        self.bytes_sent += wire.nbytes
+        handle: int = hvd.allreduce_async_(wire, name=name, op=self._op, process_set=group.process_set)
+        return handle
 
     def _start_rows(self, name: str, gradient: Tensor) -> Callable[[], None]:
         """Of the rows that were touched."""
         rows = self._touched[name].rows()
         wire = gradient.index_select(0, rows)
         wire = wire.half() if self._fp16 else wire
-        process_set = self._groups[name].process_set
-        handle = hvd.allreduce_async_(wire, name=f"gradient.{name}", op=self._op, process_set=process_set)
+        handle = self._send(self._groups[name], wire, f"gradient.{name}")
 
         def arrive() -> None:
             hvd.synchronize(handle)
@@ -123,7 +145,9 @@ class GradientReducer:
 
     def finish(self) -> Iterator[tuple[str, Tensor]]:
         """The gradients that are on their way, one by one as they come in; what is done with one hides what the next one takes."""
-        for reduction in self.pending:
+        for place, reduction in enumerate(self.pending):
+            for later in self.pending[place + 1 :]:
+                later.poll()
             reduction.arrive()
             yield reduction.name, reduction.gradient
         self.pending.clear()

@@ -22,6 +22,11 @@ class TouchedRows:
         self._handle: int | None = None
         self._rows: Tensor | None = None
 
+    @property
+    def bytes_sent(self) -> int:
+        """Of a window."""
+        return self._touched_V.nbytes if self._group.communicates else 0
+
     def note(self, rows: Tensor | None) -> None:
         """None for all."""
         self._touched_V[slice(None) if rows is None else rows.flatten()] = 1
@@ -61,6 +66,11 @@ class Touched:
                 self._by_inputs = self.by_name[name] = TouchedRows(*of_rows, "touched_rows")
             else:
                 self._by_outputs = self.by_name[name] = self._by_outputs or TouchedRows(*of_rows, "touched_rows.output")
+
+    @property
+    def bytes_sent(self) -> int:
+        """Of a window."""
+        return sum(touched.bytes_sent for touched in {self._by_inputs, self._by_outputs} if touched)
 
     def note_inputs(self, rows: Tensor) -> None:
         """Rows that a micro-batch of the window looked up."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hvd_lm.adapters.assembly import Divided
 from hvd_lm.adapters.base import INCOMPLETE, READ_ONLY, Adapter, Evaluated, OptimizerState, State, StepResult
+from hvd_lm.adapters.tensorflow.compressed import Compressed
 from hvd_lm.adapters.tensorflow.graphs import graph_function
 from hvd_lm.adapters.tensorflow.job import TensorFlowJob
 from hvd_lm.adapters.tensorflow.model_group import ModelGroup
@@ -72,7 +73,10 @@ class TensorFlowAdapter(Adapter):
         model_group = ModelGroup(groups["model"], self._wire) if groups["model"].communicates and not self.is_pipeline else None
         divided = Divided(self.places, self.shares, model_group, **self._neighbours)
         self._lookup, self._stages, self._output = make_stages(self.model, self._weights, divided)
-        self._reducer = GradientReducer(self._weights, self.moment_shares, self.job, self.communication)
+        self._compressed: Compressed | None = None
+        if self.compressor and self.remembered:
+            self._compressed = Compressed(self.compressor, self.firsts, self.remembered)
+        self._reducer = GradientReducer(self._weights, self.moment_shares, self.job, self.communication, self._compressed)
         self._update: Update | None = None
         if self.update_config:
             touched_rows = self._reducer.touched_rows
@@ -92,7 +96,7 @@ class TensorFlowAdapter(Adapter):
         self._forward = graph_function(self._forward_graph, input_signature=(indices, indices, state, scalar, noise))
         outputs = tf.TensorSpec((None, None, self._output.units), tf.float32)
         self._deferred_specs = Deferred(indices, indices, scalar, [stage.tape_specs for stage in self._stages], outputs)
-        self._backward: dict[tuple[int, bool, bool, bool], Callable[[list[Deferred], float], tf.Tensor]] = {}
+        self._backward: dict[tuple[int, bool, bool, bool, bool], Callable[[list[Deferred], float], tf.Tensor]] = {}
         self._evaluate = graph_function(self._evaluate_graph, input_signature=(indices, indices, state))
         self._logits = graph_function(self._logits_graph, input_signature=(indices, state))
         self._next_logits = graph_function(self._next_logits_graph, input_signature=(indices, state))
@@ -100,7 +104,8 @@ class TensorFlowAdapter(Adapter):
     def _begin_window(self) -> None:
         self._first_backward = True
         self._window_sums: tf.Tensor | None = None
-        """Of a window that is complete: its loss, the flags of all ranks, and of how many activations were beyond."""
+        """Of a window that is complete: its loss, the flags of all ranks, of how many activations were beyond, and the bytes of its
+        gradients."""
 
     # --- graphs ------------------------------------------------------------------------------------------
 
@@ -114,16 +119,16 @@ class TensorFlowAdapter(Adapter):
             after.append(stage_after)
         return after, Deferred(inputs_TB, targets_TB, weight, tapes, self._output.passed(activations))
 
-    def _backward_graph(self, deferred: list[Deferred], flags: tf.Tensor, *, first: bool, last: bool) -> tf.Tensor:
+    def _backward_graph(self, deferred: list[Deferred], flags: tf.Tensor, *, first: bool, last: bool, exact: bool) -> tf.Tensor:
         """Stage by stage from above: with `last`, what is complete travels while the stages below are at work.
 
-        Returns the loss of the window so far, `Job.flags` of this rank, and whether its activations were beyond what travels, [4];
-        with `last`, their sums over all ranks.
+        Returns the loss of the window so far, `Job.flags` of this rank, and whether its activations were beyond what travels; with
+        `last`, their sums over all ranks; and the bytes of the gradients that were sent, [5].
         """
         if self._lookup:
             self._reducer.note_inputs(self._lookup.touched([micro_batch.tapes[0] for micro_batch in deferred]), first=first)
         touched = self._reducer.inputs_complete() if last else {}
-        send = partial(self._reducer.start, touched=touched) if last else _keep
+        send = partial(self._reducer.start, touched=touched, exact=exact) if last else _keep
         uses = chain(*(stage.weights for stage in self._stages), self._output.weights)
         accumulation = Accumulation(uses, first=first, send=send)
         judged = [Judged(m.outputs_TBH, m.targets_TB, tf.fill(tf.shape(m.inputs_TB), m.weight), m.sampled) for m in deferred]
@@ -140,7 +145,7 @@ class TensorFlowAdapter(Adapter):
             # Reductions leave in this order, before the processor is taken, and no stage takes memory before its turn.
             with tf.control_dependencies([*accumulation.sent, gradient]):
                 gradient = stage.backward([micro_batch.tapes[index] for micro_batch in deferred], gradient, accumulation)
-        return sums
+        return tf.concat([sums, [self._reducer.take_bytes_sent()]], 0)
 
     def _infer(self, inputs_TB: tf.Tensor, state: list[Tensors]) -> tuple[tf.Tensor, list[Tensors]]:
         """Outputs of the last layer [T, B, H], and the state after."""
@@ -178,7 +183,8 @@ class TensorFlowAdapter(Adapter):
     def set_rows(self, name: str, start: int, values: Array) -> None:
         weight = self._values.get(name)
         share = self.held[name]
-        variable = self._trained.moments[name] if weight is None else weight
+        memory = self._compressed.memory if self._compressed else {}
+        variable = weight if weight is not None else memory[name] if name in memory else self._trained.moments[name]
         if len(values) == len(share.rows):
             variable.assign(values)
             return
@@ -201,13 +207,16 @@ class TensorFlowAdapter(Adapter):
     def optimizer_state(self, *, copy: bool = True) -> OptimizerState:
         return self._trained.state(copy=copy)
 
+    def memory(self, *, copy: bool = True) -> dict[str, Array]:
+        return to_numpy(self._compressed.memory if self._compressed else {}, copy=copy)
+
     def broadcast_state(self) -> None:
         update, everyone = self._update, self.job.groups["all"]
         if update and everyone.communicates:
             steps = tf.constant(update.applied_steps)
             name = "state.applied_steps"
             update.applied_steps = int(hvd.broadcast(steps, 0, name=name, process_set=everyone.process_set))
-        for name, variable in self._values.items():
+        for name, variable in [*self._values.items(), *(self._compressed.memory.items() if self._compressed else ())]:
             self._broadcast(name, variable)
         if update and not update.applied_steps:
             # Up to two thirds of all that would travel, and one number.
@@ -287,10 +296,11 @@ class TensorFlowAdapter(Adapter):
     def _run_backward(self, deferred: list[Deferred], *, last: bool) -> None:
         """The rest of the backward of all micro-batches that wait for it, as of one with the sequences of all."""
         sampled = bool(deferred[0].sampled)
-        key = (len(deferred), self._first_backward, last, sampled)
+        exact = not last or self._update is None or self._reducer.is_exact(self._update.applied_steps)
+        key = (len(deferred), self._first_backward, last, sampled, exact)
         if key not in self._backward:
             count, first, *_ = key
-            graph = partial(self._backward_graph, first=first, last=last)
+            graph = partial(self._backward_graph, first=first, last=last, exact=exact)
             specs = self._deferred_specs._replace(sampled=SAMPLED_SPECS) if sampled else self._deferred_specs
             signature = ([specs] * count, tf.TensorSpec((2,), tf.float64))
             self._backward[key] = graph_function(graph, input_signature=signature)
@@ -300,11 +310,13 @@ class TensorFlowAdapter(Adapter):
             self._window_sums = sums
 
     def step(self, *, learning_rate: float, clip: float | None, unscale: float) -> StepResult:
-        loss_sum, in_trouble, to_end, beyond = self._complete_sums("step()")
+        loss_sum, in_trouble, to_end, beyond, sent = self._complete_sums("step()")
         trusted = bool(np.isfinite(loss_sum) and not in_trouble and not beyond)
         norm, applied = self._trained.apply(learning_rate=learning_rate, clip=clip, unscale=unscale, trusted=trusted)
+        if self._compressed and not np.isfinite(norm):
+            self._compressed.forget()
         self._begin_window()
-        return StepResult(loss_sum, norm, applied, int(in_trouble), int(to_end), int(beyond))
+        return StepResult(loss_sum, norm, applied, int(in_trouble), int(to_end), int(beyond), int(sent))
 
     def _complete_sums(self, caller: str) -> list[float]:
         if self._window_sums is None:

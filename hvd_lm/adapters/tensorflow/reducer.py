@@ -6,8 +6,10 @@ All of it becomes part of the graph of that backward, where the next stage waits
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from hvd_lm.adapters.job import Job
+from hvd_lm.adapters.tensorflow.compressed import Compressed
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.weight import Weight
 from hvd_lm.config import CommunicationConfig
@@ -26,9 +28,17 @@ class GradientReducer:
     """
 
     def __init__(
-        self, weights: Mapping[str, Weight], moment_shares: Mapping[str, Share], job: Job, communication: CommunicationConfig
+        self,
+        weights: Mapping[str, Weight],
+        moment_shares: Mapping[str, Share],
+        job: Job,
+        communication: CommunicationConfig,
+        compressed: Compressed | None,
     ) -> None:
         """Of a parameter whose moments alone are divided, a rank gets the sum of the rows that it updates."""
+        self._compressed = compressed
+        self._sent: list[tf.Tensor] = []
+        """Bytes of what the graph that is being made sends."""
         self._scattered = {name: share for name, share in moment_shares.items() if name in weights and share != weights[name].share}
         self._groups = {name: job.holders(weight.share) for name, weight in weights.items()}
         self._everyone = job.groups["all"]
@@ -77,6 +87,7 @@ class GradientReducer:
         touched_V, group = self._touched[by], self._groups[names[0]]
         of_all_V = touched_V.read_value()
         if group.communicates:
+            self._count(of_all_V)
             of_all_V = hvd.allreduce(of_all_V, name=as_name, op=hvd.Sum, process_set=group.process_set)
             of_all_V = touched_V.assign(of_all_V).read_value()
         return dict.fromkeys(names, of_all_V)
@@ -91,12 +102,30 @@ class GradientReducer:
             return sums
         return hvd.allreduce(sums, name="loss", op=hvd.Sum, process_set=self._everyone.process_set)
 
-    def start(self, weight: Weight, touched: Mapping[str, tf.Tensor]) -> Sequence[tf.Tensor]:
-        """Sum its gradient, which is complete; `touched` is what `inputs_complete` gave. Returns what is sent. Collective."""
+    def is_exact(self, applied_steps: int) -> bool:
+        """Whether nothing is compressed after so many optimizer steps."""
+        return self._compressed is None or applied_steps < self._compressed.exact_steps
+
+    def take_bytes_sent(self) -> tf.Tensor:
+        """Of the gradients of a window, and of what says which rows of them there are: all that this graph sends, float64."""
+        total = tf.add_n([tf.zeros((), tf.float64), *self._sent])
+        self._sent = []
+        return total
+
+    def _count(self, wire: tf.Tensor) -> None:
+        self._sent.append(tf.cast(tf.size(wire), tf.float64) * wire.dtype.size)
+
+    def start(self, weight: Weight, touched: Mapping[str, tf.Tensor], *, exact: bool) -> Sequence[tf.Tensor]:
+        """Sum its gradient, which is complete; `touched` is what `inputs_complete` gave. Returns what is sent. Collective.
+
+        Unless it is to be `exact`, it may be compressed.
+        """
         if not self._groups[weight.name].communicates:
             return ()
-        if weight.name in touched:
-            rows = tf.where(touched[weight.name] > 0)[:, 0]
+        rows = tf.where(touched[weight.name] > 0)[:, 0] if weight.name in touched else None
+        if self._compressed and weight.name in self._compressed.names and not exact:
+            return (self._compressed.sum(weight, rows, partial(self._sum, weight.name)),)
+        if rows is not None:
             wire, context = self._compression.compress(tf.gather(weight.gradient, rows))
             weight.gradient.scatter_update(tf.IndexedSlices(self._all_reduce(weight.name, wire, context), rows))
         else:
@@ -119,14 +148,19 @@ class GradientReducer:
                 sent = tf.concat([gradient[block.start : block.stop] for block in blocks], 0)
             wire, context = self._compression.compress(sent)
             splits = [len(block) for block in blocks]
+            self._count(wire)
             received, _ = hvd.alltoall(wire, splits, name=f"gradient.{name}.{number}", process_set=group.process_set)
             shape = (group.size, splits[share.place], *share.shape[1:])
             sums.append(tf.reduce_sum(tf.reshape(self._compression.decompress(received, context), shape), 0))
         return tf.concat(sums, 0)
 
     def _all_reduce(self, name: str, wire: tf.Tensor, context: tf.DType | None) -> tf.Tensor:
-        total = hvd.allreduce(wire, name=f"gradient.{name}", op=self._op, process_set=self._groups[name].process_set)
-        return self._compression.decompress(total, context)
+        return self._compression.decompress(self._sum(name, wire, f"gradient.{name}"), context)
+
+    def _sum(self, name: str, wire: tf.Tensor, as_name: str) -> tf.Tensor:
+        """Over the ranks that hold the parameter `name`."""
+        self._count(wire)
+        return hvd.allreduce(wire, name=as_name, op=self._op, process_set=self._groups[name].process_set)
 
 
 def _note(touched_V: tf.Variable, rows: tf.Tensor, *, first: bool) -> None:
