@@ -11,7 +11,7 @@ No framework is imported before it is asked for.
 """
 
 from hvd_lm.adapters import adapter
-from hvd_lm.communication import Compressor, PowerSGD
+from hvd_lm.compression import Compressor, PowerSGD
 from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TopologyConfig
 from hvd_lm.data.prepare import PrepareConfig, prepare
 from hvd_lm.errors import (

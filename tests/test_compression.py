@@ -27,8 +27,8 @@ from hvd_lm import CommunicationConfig, ModelConfig, PowerSGD, RunConfig, Topolo
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm import train as train_run
 from hvd_lm.checkpoint.format import MEMORY
-from hvd_lm.communication import kept
-from hvd_lm.communication.compression import orthonormal
+from hvd_lm.compression import kept
+from hvd_lm.compression.compressors import orthonormal
 from hvd_lm.errors import ConfigError
 from hvd_lm.job.topology import Topology
 from hvd_lm.model.split import whole

@@ -7,7 +7,7 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from hvd_lm.adapters.base import Adapter
-from hvd_lm.communication.compression import Compressor
+from hvd_lm.compression.compressors import Compressor
 from hvd_lm.config import FRAMEWORKS, CommunicationConfig, TopologyConfig
 from hvd_lm.errors import ConfigError, FrameworkError
 from hvd_lm.job.stop import Stop

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_lm.adapters.job import Job
-from hvd_lm.communication import kept
-from hvd_lm.communication.compression import Compressor, compressor_of
+from hvd_lm.compression import kept
+from hvd_lm.compression.compressors import Compressor, compressor_of
 from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig
 from hvd_lm.errors import CheckpointError, ConfigError
 from hvd_lm.job.topology import GroupName
@@ -105,7 +105,7 @@ class Adapter(ABC):
     moments_held: Mapping[str, Share]
     """The same by the names of a checkpoint, ``<moment>/<weight name>``."""
     remembered: Mapping[str, Share]
-    """What is remembered of gradients that are compressed (hvd_lm.communication.kept), by the names of a checkpoint."""
+    """What is remembered of gradients that are compressed (hvd_lm.compression.kept), by the names of a checkpoint."""
     held: Mapping[str, Share]
     """All that this rank holds, by the names of a checkpoint."""
     is_pipeline: bool

@@ -3,7 +3,7 @@
     <run>/checkpoints/step-00000020/
         weights.safetensors     canonical weights (hvd_lm.model.weights)
         optimizer.safetensors   <moment>/<weight name>
-        compression.safetensors what ranks remember of compressed gradients (hvd_lm.communication.kept); absent if nothing
+        compression.safetensors what ranks remember of compressed gradients (hvd_lm.compression.kept); absent if nothing
         state.safetensors       lstm: h and c of every stream, all layers side by side, [2, S, U]; of a projected h the rest is zero
         checkpoint.json         format, step, model, optimizer, progress of the run, SHA-256 of every file and of itself
         tokenizer.json          HF tokenizers
@@ -37,7 +37,7 @@ from safetensors.numpy import load_file
 from hvd_lm.adapters.base import OptimizerState
 from hvd_lm.checkpoint import tensors
 from hvd_lm.checkpoint.files import checksum, sha256
-from hvd_lm.communication.kept import is_remembered
+from hvd_lm.compression.kept import is_remembered
 from hvd_lm.config import ModelConfig, OptimizerConfig
 from hvd_lm.conform import count
 from hvd_lm.data import tokenizer as tokenizers
@@ -114,7 +114,7 @@ class Checkpoint:
     tokenizer: Tokenizer
     progress: Progress
     memory: Mapping[str, Array] = field(default_factory=dict)
-    """What ranks remember of compressed gradients (hvd_lm.communication.kept)."""
+    """What ranks remember of compressed gradients (hvd_lm.compression.kept)."""
 
 
 def exists(run: Path) -> bool:

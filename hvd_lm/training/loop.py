@@ -13,7 +13,7 @@ from hvd_lm.adapters import adapter as make_adapter
 from hvd_lm.adapters.base import Adapter
 from hvd_lm.adapters.ending import ending_together
 from hvd_lm.checkpoint import CheckpointWriter
-from hvd_lm.communication.compression import Compressor
+from hvd_lm.compression.compressors import Compressor
 from hvd_lm.config import RunConfig, with_vocabulary_size
 from hvd_lm.data.texts import Texts, read_texts
 from hvd_lm.errors import ConfigError

@@ -1,4 +1,4 @@
-"""Gradients that travel as messages of a compressor (hvd_lm.communication.compression), and what is remembered of them."""
+"""Gradients that travel as messages of a compressor (hvd_lm.compression.compressors), and what is remembered of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hvd_lm.adapters.pytorch.memory import lasting
-from hvd_lm.communication.compression import Compressor
-from hvd_lm.communication.kept import KEPT, LAST
+from hvd_lm.compression.compressors import Compressor
+from hvd_lm.compression.kept import KEPT, LAST
 from hvd_lm.model.split import Share, blocks
 from hvd_lm.model.weights import Array
 

@@ -1,4 +1,4 @@
-"""Gradients that travel as messages of a compressor (hvd_lm.communication.compression), and what is remembered of them."""
+"""Gradients that travel as messages of a compressor (hvd_lm.compression.compressors), and what is remembered of them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.weight import Weight
-from hvd_lm.communication.compression import Compressor
-from hvd_lm.communication.kept import KEPT, LAST
+from hvd_lm.compression.compressors import Compressor
+from hvd_lm.compression.kept import KEPT, LAST
 from hvd_lm.model.split import Share
 from hvd_lm.model.weights import Array
 

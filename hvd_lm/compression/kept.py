@@ -1,7 +1,7 @@
 """What ranks remember of their gradients between steps, and how it is divided anew for another number of ranks.
 
 kept/<name>    what a rank has not sent of a gradient yet: of R ranks of a parameter [m, n], one below the other, [R * m, n]
-last/<name>    the sum of the last step's second messages (hvd_lm.communication.compression), the same on all ranks
+last/<name>    the sum of the last step's second messages (hvd_lm.compression.compressors), the same on all ranks
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from hvd_lm.communication.compression import Compressor
+from hvd_lm.compression.compressors import Compressor
 from hvd_lm.errors import ConfigError
 from hvd_lm.job.topology import Topology
 from hvd_lm.model.parameters import Parameter
