@@ -6,4 +6,11 @@ cd /opt/hvd_lm
 find . -name '*.a' -delete
 find . -path '*/site-packages/*/include' -prune -exec rm -rf {} +
 find . -path '*/site-packages/horovod/*.so' -exec strip --strip-debug {} +
-find . -name bin -path '*/site-packages/torch/bin' -prune -exec rm -rf {} +
+find . -path '*/site-packages/torch/bin/*' ! -name torch_shm_manager -delete
+# What was taken away must not be missed.
+python -c "
+import importlib, importlib.util
+for name in ('torch', 'tensorflow'):
+    if importlib.util.find_spec(name):
+        importlib.import_module(f'horovod.{name}')
+"

@@ -37,7 +37,7 @@ def adapter_class(framework: str) -> type[Adapter]:
     module, name = _CLASSES[framework]
     try:
         return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError) as error:  # as a library or a file of it is missing
         reason = " ".join(str(error).split())
         raise FrameworkError(
             f"{framework} with Horovod does not load ({reason}): run python -m hvd_lm.job.build_horovod, then hvd-lm doctor"
