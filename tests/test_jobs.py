@@ -108,6 +108,16 @@ def test_an_absent_framework_is_one_line(framework: str, tmp_path: Path) -> None
     assert ended.output.strip() == f"hvd-lm: error: {framework} is not installed: pip install 'hvd_lm[{framework}]'"
 
 
+def test_a_framework_that_breaks_as_it_loads_is_one_line(framework: str, tmp_path: Path) -> None:
+    (tmp_path / f"{framework}.py").write_text("raise RuntimeError('a file of it is gone')")
+    ended = launcher.hvd_lm(1, "train", "--framework", framework, "--out", tmp_path / "run", *TINY, PYTHONPATH=str(tmp_path))
+    assert ended.code == 2
+    assert ended.output.splitlines() == [
+        f"hvd-lm: error: {framework} with Horovod does not load (a file of it is gone): "
+        "run python -m hvd_lm.job.build_horovod, then hvd-lm doctor"
+    ]
+
+
 @pytest.mark.parametrize("framework", INSTALLED[:1])  # pipelines by all-to-all in both: test_layer_split.py
 def test_a_pipeline_over_mpi_goes_on_without_mpi4py(framework: str, tmp_path: Path) -> None:
     hide("mpi4py", tmp_path)
