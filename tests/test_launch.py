@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
+import launcher
 import pools
 import pytest
+from conftest import INSTALLED
 
 from hvd_lm.config import CommunicationConfig
 from hvd_lm.job.levers import horovod_environment, patience
@@ -75,3 +78,15 @@ def test_horovod_warns_before_it_ends_a_job(
 def test_openmpi_reduces_large_tensors_in_a_ring(framework: str) -> None:
     """A ring begins each third of the tensor at another rank, so that each is summed in another order."""
     assert pools.body("summation_order", 3, framework, "1000000", controller="mpi") == [[0.0, 1.0]] * 3
+
+
+@pytest.mark.ranks
+def test_a_host_whose_name_has_no_address() -> None:
+    """As of many containers: connections are those of the interface, not of the name (patch gloo-interface)."""
+    under_another_name = ["unshare", "--uts", "bash", "-c", 'hostname no-address && exec "$@"', "bash"]
+    try:
+        subprocess.run([*under_another_name, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a host may not be named here: {error}")
+    all_reduce = launcher.of_ranks(2, "hvd-lm", "doctor", "--all-reduce", INSTALLED[0])
+    assert "all-reduce is right" in launcher.run(*under_another_name, *all_reduce).expect_success().output
