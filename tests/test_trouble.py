@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -183,7 +184,7 @@ def test_memory_that_ends_amid_reductions_ends_the_job(framework: str, tmp_path:
 
 def test_memory_that_ends_on_all_ranks_is_told_by_one(tmp_path: Path) -> None:
     line, _ = amid_reductions(INSTALLED[0], "memory", "all", 3, tmp_path)
-    assert "(rank 0 on " in line
+    assert re.search(r"\(rank \d on ", line), "rank 0, unless the machine holds it up for longer than the others give it"
 
 
 def test_a_bug_amid_reductions_is_told_by_the_rank_that_has_it(tmp_path: Path) -> None:
