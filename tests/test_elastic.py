@@ -153,8 +153,10 @@ def test_three_two_three(framework: str, seed: int, text: Path, tmp_path: Path) 
     check_run(job, text, 6)
     undisturbed = tmp_path / "undisturbed"
     pools.hvd_lm(3, "train", *flags, "--out", undisturbed)
-    ours, theirs = (by_tokens(launcher.metrics(out)) for out in (job.out, undisturbed))
-    np.testing.assert_allclose(ours, theirs, rtol=0.02)
+    ours, theirs = (np.array(by_tokens(launcher.metrics(out))) for out in (job.out, undisturbed))
+    # Fewer workers make more steps of as many tokens, which learn faster where the curve is steep.
+    assert (ours < 1.02 * theirs).all(), (ours, theirs)
+    np.testing.assert_allclose(ours[-1], theirs[-1], rtol=0.02)
 
 
 def by_tokens(rows: list[dict[str, float]]) -> np.ndarray:
