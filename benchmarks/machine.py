@@ -6,13 +6,14 @@ import datetime
 import importlib.metadata
 import os
 import platform
-import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from hvd_lm.communication.measure import processor
 
 _PACKAGES = ("hvd_lm", "horovod", "torch", "tensorflow", "tensorflow-cpu", "keras", "numpy")
 
@@ -23,7 +24,7 @@ def describe() -> dict[str, Any]:
         "command": "python -m benchmarks " + shlex.join(sys.argv[1:]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _output("git", "describe", "--always", "--dirty"),
-        "cpu": _cpu(),
+        "cpu": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.release()}",
@@ -36,11 +37,6 @@ def describe() -> dict[str, Any]:
 def one_line(description: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in description["versions"].items())
     return f"{description['date']}, {description['cpu']} ({description['cores']} cores), {versions}"
-
-
-def _cpu() -> str:
-    found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    return found[1] if found else platform.machine()
 
 
 def _version(package: str) -> str | None:

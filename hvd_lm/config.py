@@ -37,6 +37,12 @@ def _require_positive(config: Any, *names: str) -> None:
         require(value is None or 0 < value < math.inf, f"--{name.replace('_', '-')} must be above 0 and finite, not {value}")
 
 
+def require_powersgd(rank: int, start_steps: int) -> None:
+    """Raises ConfigError for a rank below 1, or less than no exact steps."""
+    require(rank >= 1, f"--powersgd-rank must be at least 1, not {rank}")
+    require(start_steps >= 0, f"--powersgd-start-steps must not be negative, not {start_steps}")
+
+
 MOST_LAYERS = 1000
 """A model is spelled out layer by layer before anything of it is allocated."""
 
@@ -276,8 +282,7 @@ class CommunicationConfig:
             f"--backward-passes-per-step must be at least 1, not {self.backward_passes_per_step}",
         )
         _require_positive(self, "loss_scale", "gradient_predivide_factor")
-        require(self.powersgd_rank >= 1, f"--powersgd-rank must be at least 1, not {self.powersgd_rank}")
-        require(self.powersgd_start_steps >= 0, f"--powersgd-start-steps must not be negative, not {self.powersgd_start_steps}")
+        require_powersgd(self.powersgd_rank, self.powersgd_start_steps)
         require(
             self.loss_scale_growth_steps >= 1, f"--loss-scale-growth-steps must be at least 1, not {self.loss_scale_growth_steps}"
         )

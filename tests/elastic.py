@@ -139,15 +139,14 @@ def job(
 
 
 def notes(job: Job) -> list[dict[str, Any]]:
-    """Of all steps of all workers; of a step that was made again, of the last time."""
+    """Of all steps of all workers; of a step that was tried again, of the last time: what came of it is what counts."""
     found = []
     for path in (job.folder / "reads").glob("*.jsonl"):
         for line in path.read_text().splitlines():
             with contextlib.suppress(ValueError):  # a worker was killed as it wrote
                 found.append(json.loads(line))
-    # Workers enter a leg within moments of each other.
-    latest = {step: max(note["entered"] for note in found if note["step"] == step) for step in {note["step"] for note in found}}
-    return [note for note in found if note["entered"] > latest[note["step"]] - 0.5]
+    last = {step: max(note["leg"] for note in found if note["step"] == step) for step in {note["step"] for note in found}}
+    return [note for note in found if note["leg"] == last[note["step"]]]
 
 
 def ranks_of_last_step(job: Job) -> int:

@@ -20,7 +20,7 @@ from hvd_lm.communication import ring
 from hvd_lm.communication.compute import line
 from hvd_lm.communication.fit import fit
 from hvd_lm.communication.gradients import Sent, distinct_words, gradients
-from hvd_lm.communication.link import Collective, Compute, Link, Point, fitted, read_link, settings_of, write_link
+from hvd_lm.communication.link import Collective, Compute, Link, Point, fitted, read_link, write_link
 from hvd_lm.communication.measure import Work
 from hvd_lm.communication.predict import HOROVODS_CYCLE, Prediction, predict
 from hvd_lm.communication.ring import COLLECTIVES, bandwidth_bound, course
@@ -28,6 +28,7 @@ from hvd_lm.communication.simulation import served_in_turn, simulate
 from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig, OptimizerConfig, TopologyConfig
 from hvd_lm.errors import ConfigError, DataError
 from hvd_lm.model.stages import parameters
+from hvd_lm.plain_values import to_dict
 
 MODEL = ModelConfig(vocabulary_size=1000, embedding_size=24, hidden_size=32, layers=2)
 WORK = Work(MODEL, DataConfig(batch_size=4, sequence_length=16), OptimizerConfig(), CommunicationConfig(backward_passes_per_step=4))
@@ -39,7 +40,7 @@ def a_link(alpha: float = 1e-4, beta: float = 1e-8, negotiation: float = 5e-4, r
         for name in COLLECTIVES
         for number_format in ("float32", "float16")
     ]
-    compute = Compute(settings_of(MODEL), "adam", 4, 16, 4, forward=0.01, backward=0.02, backward_base=0.0, update=0.005)
+    compute = Compute(to_dict(MODEL), "adam", 4, 16, 4, forward=0.01, backward=0.02, backward_base=0.0, update=0.005)
     return Link(
         ranks, 2, "Gloo", "torch", "torch on cpu", "0.28.1", "a processor", 1, "2026-11-26T00:00:00+00:00", negotiation,
         tuple(collectives), compute,

@@ -129,7 +129,9 @@ class Job(ABC):
         with self.trouble.noted():
             self._choose_device(hvd.local_rank() if comm is None else launcher.launched_place())
         with ending_together(self):
-            self.places = [f"rank {rank} on {host}" for rank, host in enumerate(self.tell(socket.gethostname()))]
+            self.hosts: list[str] = self.tell(socket.gethostname())
+            """That of each rank."""
+            self.places = [f"rank {rank} on {host}" for rank, host in enumerate(self.hosts)]
             """How messages name the ranks."""
             self.agree(self._versions())
             self._obstacle = self._common_obstacle()
@@ -243,10 +245,14 @@ class Job(ABC):
     def _framework_summary(self) -> str:
         """Framework, version and device."""
 
+    @property
+    def controller(self) -> str:
+        """MPI or Gloo."""
+        return "MPI" if self.horovod.mpi_enabled() else "Gloo"
+
     def summary(self) -> str:
         """Framework, device, Horovod and its controller, for the log."""
-        controller = "MPI" if self.horovod.mpi_enabled() else "Gloo"
-        return f"{self._framework_summary()}, Horovod {importlib.metadata.version('horovod')} over {controller}"
+        return f"{self._framework_summary()}, Horovod {importlib.metadata.version('horovod')} over {self.controller}"
 
     def headline(self) -> str:
         """The summary, and how many ranks and threads there are."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,23 +23,20 @@ class Probe(ABC):
     def __init__(self, job: Job) -> None:
         self._job = job
 
-    def operations(self, values: NDArray[Any]) -> Mapping[str, Action]:
-        """Collective -> what does it once with `values` [N], where N is a multiple of the ranks.
+    def operation(self, collective: str, values: NDArray[Any]) -> Action | None:
+        """What does the collective once with `values` [N], where N is a multiple of the ranks; None if Horovod does not have it.
 
         In an all-gather each rank has its part of the N, so that all have N at the end.
         """
         hvd, ranks = self._job.horovod, self._job.topology.size
-        name = f"{values.dtype}.{len(values)}"
-        whole, part = self._tensor(values), self._tensor(values[: len(values) // ranks])
-        found: dict[str, Action] = {
-            "allreduce": self.sums([values], f"measured.allreduce.{name}"),
-            "allgather": lambda: hvd.allgather(part, name=f"measured.allgather.{name}"),
-            "broadcast": lambda: hvd.broadcast(whole, 0, name=f"measured.broadcast.{name}"),
-            "alltoall": lambda: hvd.alltoall(whole, name=f"measured.alltoall.{name}"),
-        }
-        if hasattr(hvd, "reducescatter"):
-            found["reducescatter"] = lambda: hvd.reducescatter(whole, op=hvd.Sum, name=f"measured.reducescatter.{name}")
-        return found
+        name = f"measured.{collective}.{values.dtype}.{len(values)}"
+        if collective == "allreduce":
+            return self.sums([values], name)
+        if not hasattr(hvd, collective):
+            return None
+        tensor = self._tensor(values[: len(values) // ranks] if collective == "allgather" else values)
+        more = {"broadcast": {"root_rank": 0}, "reducescatter": {"op": hvd.Sum}}.get(collective, {})
+        return partial(getattr(hvd, collective), tensor, name=name, **more)
 
     def several(self, count: int, values: int) -> Action:
         """As many all-reduces, of `values` float32 numbers each, submitted at once."""

@@ -226,7 +226,7 @@ def run_measure(argv: list[str]) -> int:
     framework, work = config.framework or "torch", None
     if config.config:
         run = parse_with_yaml(RunConfig, "measure", ["--config", str(config.config)])
-        framework, work = config.framework or run.framework, Work(run.model, run.data, run.optimizer, run.communication)
+        framework, work = config.framework or run.framework, Work.of(run)
         config = replace(config, threads=config.threads or run.threads)
     link = measuring.measure(config, framework, work)
     if launcher.launched_rank() == 0:
@@ -240,8 +240,7 @@ def run_predict(argv: list[str]) -> int:
     if launcher.launched_rank() == 0:
         run = parse_with_yaml(RunConfig, "predict", ["--config", str(config.config)])
         link = read_link(config.link)
-        work = Work(run.model, run.data, run.optimizer, run.communication)
-        found = predicting.predict(link, run.framework, work, run.topology, config.ranks)
+        found = predicting.predict(link, run.framework, Work.of(run), run.topology, config.ranks)
         predicting.warn_of_other_hardware(link)
         print(json.dumps(found.to_dict()) if config.json else predicting.words(found))
     return 0

@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_lm.adapters.base import Adapter, State
-from hvd_lm.communication.link import Compute, settings_of
+from hvd_lm.communication.link import Compute
 from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig, OptimizerConfig
 from hvd_lm.data.sources import MicroBatch
 from hvd_lm.model.candidates import candidates
 from hvd_lm.model.noise import dropout_masks, dropout_widths
 from hvd_lm.model.weights import initial_weights
+from hvd_lm.plain_values import to_dict
+from hvd_lm.training.accumulation import sharing
 
 _FEWEST, _MOST = 3, 30
 """Windows that are timed, after one that is not."""
@@ -23,8 +25,7 @@ _SEED = 1
 
 def micro_batches_together(data: DataConfig, communication: CommunicationConfig) -> int:
     """Micro-batches that share a backward, in a window that has as many."""
-    fit = max(1, communication.backward_tokens // (data.batch_size * data.sequence_length))
-    return min(fit, communication.backward_passes_per_step)
+    return min(sharing(data, communication.backward_tokens), communication.backward_passes_per_step)
 
 
 def time_compute(
@@ -57,7 +58,7 @@ def time_compute(
     count = _at_least_two(together)
     base, backward = line(alone, several, count)
     return Compute(
-        settings_of(model),
+        to_dict(model),
         optimizer.optimizer,
         data.batch_size,
         data.sequence_length,

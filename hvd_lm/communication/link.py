@@ -13,11 +13,10 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import numpy as np
 
+from hvd_lm.checkpoint.files import replace_file
 from hvd_lm.communication.fit import fit
 from hvd_lm.communication.ring import COLLECTIVES, CollectiveName, course
-from hvd_lm.config import ModelConfig
 from hvd_lm.errors import DataError, why
-from hvd_lm.plain_values import to_dict
 
 FORMAT = 1
 SMALL, LARGE = 2**12, 2**20
@@ -62,7 +61,7 @@ class Compute:
     """What one rank takes for a model beside the others, in seconds; the slowest rank's."""
 
     model: dict[str, Any]
-    """Its settings."""
+    """Its settings, as plain values."""
     optimizer: str
     batch_size: int
     sequence_length: int
@@ -160,19 +159,12 @@ def _seconds(points: Iterable[Point]) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.array([point.seconds for point in points])
 
 
-def settings_of(model: ModelConfig) -> dict[str, Any]:
-    """What a `Compute` says of its model."""
-    return to_dict(model)
-
-
 # --- files -----------------------------------------------------------------------------------------------
 
 
 def write_link(link: Link, path: Path) -> None:
     """Into a file that is the old one or the new one, never a part. Raises OSError."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps({"format": FORMAT, **asdict(link)}, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    replace_file(path, json.dumps({"format": FORMAT, **asdict(link)}, indent=1) + "\n")
 
 
 def read_link(path: Path) -> Link:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -31,6 +30,7 @@ from hvd_lm.config import (
     Framework,
     ModelConfig,
     OptimizerConfig,
+    RunConfig,
     require,
 )
 from hvd_lm.errors import ConfigError, why
@@ -90,6 +90,11 @@ class Work:
     optimizer: OptimizerConfig
     communication: CommunicationConfig
 
+    @classmethod
+    def of(cls, run: RunConfig) -> Work:
+        """That of a run."""
+        return cls(run.model, run.data, run.optimizer, run.communication)
+
     def with_vocabulary(self) -> Work:
         """The reference's, where the text is to decide."""
         if self.model.vocabulary_size is not None:
@@ -135,8 +140,8 @@ def _link(adapter: Adapter, framework: str, config: MeasureConfig, work: Work | 
         compute = time_compute(adapter, work.model, work.data, work.optimizer, work.communication, for_compute)
     return Link(
         ranks=job.topology.size,
-        hosts=len(set(job.tell(socket.gethostname()))),
-        controller="MPI" if job.horovod.mpi_enabled() else "Gloo",
+        hosts=len(set(job.hosts)),
+        controller=job.controller,
         framework=framework,
         device=job.summary().partition(", ")[0],
         horovod=importlib.metadata.version("horovod"),
@@ -186,9 +191,11 @@ class _Timing:
         probe = self.job.probe_class(self.job)
         began = time.perf_counter()
         # TCP's windows grow with what passes; until they do, an operation may wait 40 ms for an acknowledgement.
-        for act in probe.operations(np.zeros(_values(_TO_WARM_UP, "float32", self.job.topology.size), np.float32)).values():
-            for _ in range(_UNTIMED):
-                act()
+        values = np.zeros(_values(_TO_WARM_UP, "float32", self.job.topology.size), np.float32)
+        for name in COLLECTIVES:
+            if act := probe.operation(name, values):
+                for _ in range(_UNTIMED):
+                    act()
         self._spent += self._of_slowest(time.perf_counter() - began)[0]
         for count in SEVERAL:
             self._time("allreduce", "float32", SMALLEST, count, probe.several(count, SMALLEST // 4), share=0.01)
@@ -206,10 +213,9 @@ class _Timing:
             share = (TIMES - 1) / (TIMES ** (len(sizes) - index) - 1) / (len(names) * len(NUMBER_FORMATS))
             for number_format in NUMBER_FORMATS:
                 values = np.zeros(_values(size, number_format, self.job.topology.size), number_format)
-                actions = probe.operations(values)
                 for name in names:
-                    if name in actions:
-                        self._time(name, number_format, values.nbytes, 1, actions[name], share=share)
+                    if act := probe.operation(name, values):
+                        self._time(name, number_format, values.nbytes, 1, act, share=share)
 
     def _time(self, name: CollectiveName, number_format: str, size: int, count: int, act: Action, *, share: float) -> None:
         of_one = self._found.setdefault((name, number_format), [])

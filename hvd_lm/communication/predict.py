@@ -10,7 +10,7 @@ from typing import Any
 
 from hvd_lm.communication.compute import micro_batches_together
 from hvd_lm.communication.gradients import gradients
-from hvd_lm.communication.link import Compute, Link, settings_of
+from hvd_lm.communication.link import Compute, Link
 from hvd_lm.communication.measure import Work, processor
 from hvd_lm.communication.ring import bandwidth_bound
 from hvd_lm.communication.simulation import Served, served_in_turn, simulate
@@ -18,6 +18,7 @@ from hvd_lm.config import Framework, TopologyConfig, require
 from hvd_lm.errors import ConfigError
 from hvd_lm.job.messages import warn
 from hvd_lm.paths import make_paths
+from hvd_lm.plain_values import to_dict
 
 HOROVODS_CYCLE = 1e-3
 """Seconds; what Horovod takes unless told otherwise."""
@@ -163,7 +164,7 @@ def _compute(link: Link, work: Work) -> Compute:
     if compute is None:
         raise ConfigError(f"the link knows no model's compute: {again}")
     wanted = {
-        **settings_of(work.model),
+        **to_dict(work.model),
         "optimizer": work.optimizer.optimizer,
         "batch_size": work.data.batch_size,
         "sequence_length": work.data.sequence_length,

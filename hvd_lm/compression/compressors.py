@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hvd_lm.config import CommunicationConfig, require
+from hvd_lm.config import CommunicationConfig, require_powersgd
 from hvd_lm.model.parameters import key_of_name
 from hvd_lm.model.weights import Array
 
@@ -68,8 +68,7 @@ class PowerSGD:
     exact_steps: int = 0
 
     def __post_init__(self) -> None:
-        require(self.rank >= 1, f"--powersgd-rank must be at least 1, not {self.rank}")
-        require(self.exact_steps >= 0, f"--powersgd-start-steps must not be negative, not {self.exact_steps}")
+        require_powersgd(self.rank, self.exact_steps)
 
     def first(self, name: str, shape: tuple[int, ...]) -> Array | None:
         """Q, [n, r], normal, from the name alone; None of what has no two dimensions, or is not smaller as P and Q."""

@@ -12,13 +12,18 @@ from hvd_lm.model.candidates import candidates
 from hvd_lm.training.cursor import Cursor, Masks
 
 
+def sharing(data: DataConfig, backward_tokens: int) -> int:
+    """How many micro-batches share a backward, in a window that has as many."""
+    return max(1, backward_tokens // (data.batch_size * data.sequence_length))
+
+
 class Accumulation:
     """Reads what is to be accumulated, and has the adapter accumulate it."""
 
     def __init__(self, adapter: Adapter, model: ModelConfig, data: DataConfig, backward_tokens: int, seed: int) -> None:
         """Micro-batches of up to `backward_tokens` together share one backward; `seed` is that of sampled words."""
         self._adapter, self._model, self._data, self._seed = adapter, model, data, seed
-        self._together = max(1, backward_tokens // (data.batch_size * data.sequence_length))
+        self._together = sharing(data, backward_tokens)
 
     def run(self, window: Window, cursor: Cursor, state: State, *, weight: float) -> tuple[State, float]:
         """Forward and backward of all micro-batches of `window`, which `cursor` stands before and `state` belongs to.

@@ -1,4 +1,4 @@
-"""``hvd-lm train``, noting what it reads: a line for each step of this process, in FOLDER/<pid>.jsonl.
+"""``hvd-lm train``, noting what it reads: a line for each step that this process tries, in FOLDER/<pid>.jsonl.
 
 horovodrun -np 2 --min-np 1 ... python reads.py FOLDER --elastic ...
 """
@@ -21,20 +21,22 @@ _make_step = Leg._window
 
 
 def note_in(folder: Path) -> None:
-    """From here on every step is noted once it is made: which leg made it, and the targets that this process read for it."""
+    """From here on every try of a step is noted: the leg that makes it, and the targets that this process reads for it."""
     file = (folder / f"{os.getpid()}.jsonl").open("w")
     legs: dict[Leg, float] = {}
 
     def step(leg: Leg, window: Window) -> Row:
-        entered = legs.setdefault(leg, time.time())
-        source, epoch = leg._cursor.source, leg._cursor.epoch
+        if leg not in legs:
+            legs[leg] = max(leg.job.tell(time.time()))
+        source = leg._cursor.source
         assert isinstance(source, Streams)
         length = source.sequence_length
         first, count = window.start * length, (window.stop - window.start) * length
-        row = _make_step(leg, window)
         read = [segment for stream in source.stream_ids for segment in source._read(stream, first, count)]
-        print(json.dumps({"step": row["step"], "entered": entered, "epoch": epoch, "read": read}), file=file, flush=True)
-        return row
+        note = {"step": leg.step + 1, "leg": legs[leg], "epoch": leg._cursor.epoch, "read": read}
+        # Before the step: one that another worker has made, and passed on, counts.
+        print(json.dumps(note), file=file, flush=True)
+        return _make_step(leg, window)
 
     Leg._window = step  # type: ignore[method-assign]
 

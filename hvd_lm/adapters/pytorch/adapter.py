@@ -94,10 +94,15 @@ class PyTorchAdapter(Adapter):
             self._weights_changed()
 
     @property
+    def _memory(self) -> dict[str, Tensor]:
+        """What is remembered of compressed gradients, by the names of a checkpoint."""
+        return self._compressed.memory if self._compressed else {}
+
+    @property
     def _tensors(self) -> dict[str, Tensor]:
         """All that this rank holds, by the names of a checkpoint."""
         named = {name: weight.data for name, weight in self._weights.items()}
-        return named | (self._update.moments if self._update else {}) | (self._compressed.memory if self._compressed else {})
+        return named | (self._update.moments if self._update else {}) | self._memory
 
     def set_applied_steps(self, steps: int) -> None:
         self._trained.applied_steps = steps
@@ -132,8 +137,7 @@ class PyTorchAdapter(Adapter):
         return self._trained.state(copy=copy)
 
     def memory(self, *, copy: bool = True) -> dict[str, Array]:
-        named = self._compressed.memory if self._compressed else {}
-        return {name: to_numpy(tensor, copy=copy) for name, tensor in named.items()}
+        return {name: to_numpy(tensor, copy=copy) for name, tensor in self._memory.items()}
 
     def broadcast_state(self) -> None:
         everyone, update = self.job.groups["all"], self._trained

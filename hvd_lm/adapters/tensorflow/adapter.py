@@ -181,10 +181,7 @@ class TensorFlowAdapter(Adapter):
     # --- weights, moments, state -------------------------------------------------------------------------
 
     def set_rows(self, name: str, start: int, values: Array) -> None:
-        weight = self._values.get(name)
-        share = self.held[name]
-        memory = self._compressed.memory if self._compressed else {}
-        variable = weight if weight is not None else memory[name] if name in memory else self._trained.moments[name]
+        share, variable = self.held[name], self._variables[name]
         if len(values) == len(share.rows):
             variable.assign(values)
             return
@@ -192,6 +189,16 @@ class TensorFlowAdapter(Adapter):
         arriving = self._arriving.setdefault(name, Arriving(share))
         if arriving.add(start, values):
             variable.assign(self._arriving.pop(name).values)
+
+    @property
+    def _memory(self) -> dict[str, tf.Variable]:
+        """What is remembered of compressed gradients, by the names of a checkpoint."""
+        return self._compressed.memory if self._compressed else {}
+
+    @property
+    def _variables(self) -> dict[str, tf.Variable]:
+        """All that this rank holds, by the names of a checkpoint."""
+        return {**self._values, **(self._update.moments if self._update else {}), **self._memory}
 
     def set_applied_steps(self, steps: int) -> None:
         self._trained.applied_steps = steps
@@ -208,7 +215,7 @@ class TensorFlowAdapter(Adapter):
         return self._trained.state(copy=copy)
 
     def memory(self, *, copy: bool = True) -> dict[str, Array]:
-        return to_numpy(self._compressed.memory if self._compressed else {}, copy=copy)
+        return to_numpy(self._memory, copy=copy)
 
     def broadcast_state(self) -> None:
         update, everyone = self._update, self.job.groups["all"]
@@ -216,14 +223,13 @@ class TensorFlowAdapter(Adapter):
             steps = tf.constant(update.applied_steps)
             name = "state.applied_steps"
             update.applied_steps = int(hvd.broadcast(steps, 0, name=name, process_set=everyone.process_set))
-        for name, variable in [*self._values.items(), *(self._compressed.memory.items() if self._compressed else ())]:
-            self._broadcast(name, variable)
+        variables = self._variables
         if update and not update.applied_steps:
             # Up to two thirds of all that would travel, and one number.
+            variables = {name: variable for name, variable in variables.items() if name not in update.moments}
             update.begin()
-            return
-        for name, moment in update.moments.items() if update else ():
-            self._broadcast(name, moment)
+        for name, variable in variables.items():
+            self._broadcast(name, variable)
 
     def _broadcast(self, name: str, variable: tf.Variable) -> None:
         """From the first rank that holds the same rows to the others."""
