@@ -115,6 +115,12 @@ PEERS: tuple[Peer, ...] = (
         _script(f"ddp_no_sync-powersgd-{rank}", "DDP, no_sync, powerSGD_hook", "--powersgd", str(rank), maths="powersgd")
         for rank in (1, 2, 4)
     ),
+    _script(
+        "ddp_no_sync-powersgd-4-batched",
+        "DDP, no_sync, batched_powerSGD_hook",
+        *("--powersgd", "4", "--batched"),
+        maths="powersgd",
+    ),
     _script("zero1", "DDP, no_sync, ZeroRedundancyOptimizer"),
     _script("tensor_parallel", "torch.distributed.tensor.parallel: rows of embedding and output divided"),
     _script("fsdp", "FSDP: every parameter divided, gathered where it is used"),
