@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 
 from hvd_lm.config import VALIDATION_SHARE, DataConfig
 from hvd_lm.data import shards
+from hvd_lm.data import tokenizer as tokenizers
 from hvd_lm.data.corpus import blocks_of, chunks_of
 from hvd_lm.data.counts import CountedTokens, TextCounts, warn_of_long_words
+from hvd_lm.data.once import Made, made_once
 from hvd_lm.data.shards import Prepared, ShardedTokens, Split, number_format
 from hvd_lm.data.splits import length, share_out, split_blocks
 from hvd_lm.data.streams import Tokens
 from hvd_lm.data.tokenizer import Tokenizer, train_tokenizer
-from hvd_lm.data.walk import STANDARD_INPUT, TextFile
+from hvd_lm.data.walk import STANDARD_INPUT, TextFile, find_files
 from hvd_lm.errors import ConfigError, DataError
 from hvd_lm.job.launcher import launched_size
 from hvd_lm.job.messages import warn
@@ -92,12 +94,28 @@ def _read_plain(data: DataConfig, vocabulary_size: int | None) -> Texts:
     """A plain text as `prepare` with words would cut and tokenize it, without a test split."""
     _refuse_what_ranks_cannot_share(data.data)
     share = 0.0 if data.validation_data else VALIDATION_SHARE if data.validation_share is None else data.validation_share
-    blocks = list(blocks_of(chunks_of(data.data)))
-    if data.validation_cut == "tokens":
-        tokenizer = train_tokenizer(blocks, "word", vocabulary_size)
-        tokens = _joined(tokenizer.encode_blocks(_letting_go(blocks)), tokenizer)
-        split = len(tokens) - int(len(tokens) * share)
-        return Texts(tokenizer, tokens[:split], tokens[split:])
+    cut = _cut_in_tokens if data.validation_cut == "tokens" else _cut_in_lines
+    made = _made_once(data.data, [data.validation_cut, share, vocabulary_size], lambda: cut(data.data, share, vocabulary_size))
+    if counts := made.words["counts"]:
+        warn_of_long_words(TextCounts(**counts), "word")
+    return Texts(tokenizers.from_json(made.words["tokenizer"]), made.arrays["training"], made.arrays["validation"])
+
+
+def _made_once(paths: Sequence[Path], of_settings: Any, make: Callable[[], Made]) -> Made:
+    return made_once(find_files(paths), of_settings, make) if paths else make()
+
+
+def _cut_in_tokens(paths: Sequence[Path], share: float, vocabulary_size: int | None) -> Made:
+    """As older versions did: the vocabulary has the words of all of the text."""
+    blocks = list(blocks_of(chunks_of(paths)))
+    tokenizer = train_tokenizer(blocks, "word", vocabulary_size)
+    tokens = _joined(tokenizer.encode_blocks(_letting_go(blocks)), tokenizer)
+    split = len(tokens) - int(len(tokens) * share)
+    return _made(tokenizer, tokens[:split], tokens[split:])
+
+
+def _cut_in_lines(paths: Sequence[Path], share: float, vocabulary_size: int | None) -> Made:
+    blocks = list(blocks_of(chunks_of(paths)))
     total = sum(length(block, "word") for block in blocks)
     parts: dict[Split, list[str]] = {"training": [], "validation": []}
     for name, text in split_blocks(blocks, share_out(total, {"validation": share}), "word"):
@@ -106,8 +124,15 @@ def _read_plain(data: DataConfig, vocabulary_size: int | None) -> Texts:
     del blocks
     counted = CountedTokens(_letting_go(parts["training"]), tokenizer)
     training = _joined(counted, tokenizer)
-    warn_of_long_words(counted.counts, "word")
-    return Texts(tokenizer, training, _joined(tokenizer.encode_blocks(_letting_go(parts["validation"])), tokenizer))
+    validation = _joined(tokenizer.encode_blocks(_letting_go(parts["validation"])), tokenizer)
+    return _made(tokenizer, training, validation, counted.counts)
+
+
+def _made(
+    tokenizer: Tokenizer, training: NDArray[np.integer], validation: NDArray[np.integer], counts: TextCounts | None = None
+) -> Made:
+    words = {"tokenizer": tokenizer.to_json(), "counts": asdict(counts) if counts else None}
+    return Made({"training": training, "validation": validation}, words)
 
 
 def _letting_go(blocks: list[str]) -> Iterator[str]:
@@ -118,7 +143,7 @@ def _letting_go(blocks: list[str]) -> Iterator[str]:
 
 
 def _joined(arrays: Iterable[NDArray[np.int32]], tokenizer: Tokenizer) -> NDArray[np.integer]:
-    """In the smallest numbers, and never twice: each rank holds all of its text."""
+    """In the smallest numbers, and never twice: it is all of a text."""
     dtype, joined = number_format(tokenizer.vocabulary_size), bytearray()
     for ids in arrays:
         joined += ids.astype(dtype).data
@@ -162,8 +187,14 @@ def _of_split(prepared: Prepared, tokenizer: Tokenizer, split: Split) -> tuple[T
 
 def _of_texts(paths: Sequence[Path], tokenizer: Tokenizer) -> tuple[Tokens, TextCounts]:
     _refuse_what_ranks_cannot_share(paths)
-    counted = CountedTokens(blocks_of(chunks_of(paths)), tokenizer)
-    return _joined(counted, tokenizer), counted.counts
+
+    def make() -> Made:
+        counted = CountedTokens(blocks_of(chunks_of(paths)), tokenizer)
+        tokens = _joined(counted, tokenizer)
+        return Made({"tokens": tokens}, asdict(counted.counts))
+
+    made = _made_once(paths, tokenizer.to_json(), make)
+    return made.arrays["tokens"], TextCounts(**made.words)
 
 
 def open_prepared(paths: Sequence[Path]) -> Prepared | None:

@@ -47,6 +47,10 @@ _OF_A_JOB = (
 """How the variables begin that make a process a rank."""
 
 
+_NAMES = ("HOROVOD_GLOO_RENDEZVOUS_ADDR", "HOROVOD_GLOO_RENDEZVOUS_PORT", "PMIX_NAMESPACE", "SLURM_JOB_ID", "SLURM_STEP_ID")
+"""What launchers call a job, or where its ranks meet."""
+
+
 def launched_rank() -> int:
     """Rank of this process in its job; 0 if it runs alone."""
     found = _launcher()
@@ -87,6 +91,11 @@ def launched_place() -> int:
     """As `launched_local_rank`, among all processes that were launched, whatever part of them is a job by itself."""
     found = next((launcher for launcher in _LAUNCHERS if launcher is not _PART and _says(launcher)), None)
     return _number(found.local_rank) or 0 if found else 0
+
+
+def job_name() -> str:
+    """The same for all ranks of a job on this machine, and for no other job that runs; empty if the launcher has no name for it."""
+    return " ".join(os.environ.get(name, "") for name in _NAMES).strip()
 
 
 def meeting_place() -> tuple[str, int] | None:
