@@ -175,6 +175,18 @@ def test_equal_curves_show_one_upon_the_other(tmp_path: Path) -> None:
     assert bluish.sum() > 2000, "the rim of the blue curve below the other"
 
 
+def test_loss_over_what_was_sent(tmp_path: Path) -> None:
+    """A run that sends nothing, and one of before it was counted, have no place there."""
+    sent = [row(step, bytes_sent=1000) for step in range(1, 4)]
+    folders = [write(tmp_path / name, rows) for name, rows in (("a", sent), ("alone", [row(1, bytes_sent=0)]), ("old", ROWS))]
+    figure = draw(plot("loss_by_bytes"), read_runs(folders))
+    (axes,) = figure.axes
+    (line,) = curves(axes)
+    assert data(line) == ([1000, 2000, 3000], column("loss", sent))
+    assert axes.get_xscale() == "log"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a"]
+
+
 @pytest.mark.parametrize(
     ("longest", "unit", "label"),
     [(100, 1, "training time in seconds"), (1200, 60, "training time in minutes"), (7200, 3600, "training time in hours")],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from hvd_lm.report.runs import DRAWN_MAGNITUDE, Run, Values, drawable
+from hvd_lm.report.runs import DRAWN_MAGNITUDE, SENT, Run, Values, drawable
 
 if TYPE_CHECKING:
     # A training should not pay for the import of matplotlib.
@@ -67,9 +67,13 @@ class Plot:
     def columns(self) -> list[str]:
         return [name for name in (self.every_step, self.validation) if name]
 
+    def shows(self, run: Run) -> bool:
+        """Whether the run has a value to draw."""
+        return any(run.has(name) for name in self.columns) and any(run.has(name) for name in self.over)
+
     def has_data(self, runs: Sequence[Run]) -> bool:
         """Whether any of the runs has a value to draw."""
-        return any(run.has(name) for run in runs for name in self.columns)
+        return any(map(self.shows, runs))
 
 
 PLOTS = (
@@ -82,6 +86,15 @@ PLOTS = (
         "loss",
         "validation_loss",
         ("tokens", "seconds"),
+    ),
+    Plot(
+        "loss_by_bytes",
+        "Loss by what was sent",
+        "nats per token",
+        "Over the bytes of gradients that a rank gives to Horovod: which run learns more from the same traffic.",
+        "loss",
+        "validation_loss",
+        (SENT,),
     ),
     Plot(
         "perplexity",
@@ -165,8 +178,9 @@ def draw(plot: Plot, runs: Sequence[Run], smoothing: int | None = None, theme: T
     for axes, over in zip(panels, plot.over, strict=True):
         unit = _horizontal_axis(axes, over, runs)
         for index, run in enumerate(runs):
-            _curves(axes, plot, run, drawable(run.columns[over]) / unit, smoothing, theme, index, _width(index, len(runs)))
-        if axes.get_xlim()[1] > 0:
+            if plot.shows(run):
+                _curves(axes, plot, run, drawable(run.columns[over]) / unit, smoothing, theme, index, _width(index, len(runs)))
+        if axes.get_xlim()[1] > 0 and over != SENT:
             axes.set_xlim(left=0)
         _vertical_axis(axes, plot, runs, over)
     panels[0].set_ylabel(plot.unit)
@@ -203,9 +217,9 @@ def _legend(plot: Plot, runs: Sequence[Run], theme: Theme) -> list[Line2D]:
             label=shortened(run.name),
         )
         for index, run in enumerate(runs)
-        if any(run.has(name) for name in plot.columns)
+        if plot.shows(run)
     ]
-    if plot.every_step and plot.validation and any(run.has(plot.validation) for run in runs):
+    if plot.every_step and plot.validation and any(plot.shows(run) and run.has(plot.validation) for run in runs):
         handles.append(Line2D([], [], color=theme.ink, label="training"))
         handles.append(
             Line2D(
@@ -247,7 +261,12 @@ def _horizontal_axis(axes: Axes, over: str, runs: Sequence[Run]) -> float:
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=over != "seconds"))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     unit = 1.0
-    if over == "tokens":
+    if over == SENT:
+        # Compression changes it by orders of magnitude.
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(EngFormatter("B"))
+        axes.set_xlabel("bytes of gradients sent by a rank")
+    elif over == "tokens":
         axes.set_xlabel("tokens read")
         axes.xaxis.set_major_formatter(EngFormatter())
     elif over == "seconds":
@@ -340,10 +359,11 @@ def group_means(values: Values, group: int) -> Values:
 def describe(plot: Plot, runs: Sequence[Run]) -> str:
     """What the picture shows, for those who do not see it."""
     axes = " and ".join(
-        {"step": "optimizer steps", "tokens": "tokens read", "seconds": "training time"}[over] for over in plot.over
+        {"step": "optimizer steps", "tokens": "tokens read", "seconds": "training time", SENT: "bytes sent"}[over]
+        for over in plot.over
     )
     parts = []
-    for run in runs:
+    for run in filter(plot.shows, runs):
         ends = []
         for name in plot.columns:
             values = run.columns[name][np.isfinite(run.columns[name])]

@@ -26,8 +26,10 @@ DRAWN_MAGNITUDE = 1e30
 
 COLUMNS = (
     "step", "tokens", "seconds", "loss", "validation_loss", "perplexity", "tokens_per_second", "gradient_norm", "learning_rate",
-    "loss_scale", "skipped", "skipped_steps",
+    "loss_scale", "skipped", "skipped_steps", "bytes_sent",
 )  # fmt: skip
+SENT = "sent"
+"""A column that is made of another: bytes that a rank has sent since the first step."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,11 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 def _columns(folder: Path) -> dict[str, Values]:
     rows = read_rows(folder / "metrics.jsonl")
-    return {name: np.array([row.get(name, math.nan) for row in rows]) for name in COLUMNS}
+    columns = {name: np.array([row.get(name, math.nan) for row in rows]) for name in COLUMNS}
+    with np.errstate(over="ignore"):
+        sent = np.nancumsum(columns["bytes_sent"])
+    # A run of one process sends nothing: there is nothing to draw over.
+    return {**columns, SENT: np.where(sent > 0, sent, np.nan)}
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
