@@ -46,9 +46,15 @@ def _script(name: str, summary: str, *arguments: str, launcher: Launcher = "proc
 
 
 def _ours(
-    framework: str, launcher: Launcher, *, fp16: bool = False, powersgd: int | None = None, split: Split | None = None
+    framework: str,
+    launcher: Launcher,
+    *,
+    fp16: bool = False,
+    powersgd: int | None = None,
+    reduce_every: int = 1,
+    split: Split | None = None,
 ) -> Peer:
-    """`powersgd`: the rank of the approximation."""
+    """`powersgd`: the rank of the approximation. The beginning, before the clock counts, is exact, as in torch's hooks."""
 
     def command(work: Path, results: Path, workload: Workload) -> tuple[str, ...]:
         out = results / ("run-{rank}" if launcher == "copies" else "run-0")
@@ -73,19 +79,23 @@ def _ours(
             "compression": "fp16" if fp16 else "none",
         }
         if powersgd:
-            # The exact steps are those before the clock counts, as torch's hook has at least 2.
             flags |= {"compression": "powersgd", "powersgd-rank": powersgd, "powersgd-start-steps": workload.warmup}
+        if reduce_every > 1:
+            flags |= {"reduce-every": reduce_every, "reduce-start-steps": workload.warmup}
         if split:
             flags |= {"split": split, "model-parallel": 1 if split == "optimizer" else workload.ranks}
         return ("hvd-lm", "train", *(word for name, value in flags.items() for word in (f"--{name}", str(value))))
 
-    number_format = " fp16" if fp16 else f", PowerSGD of rank {powersgd}" if powersgd else ""
-    compressed = "-fp16" if fp16 else f"-powersgd-{powersgd}" if powersgd else ""
+    ways = (
+        (fp16, " fp16", "-fp16", "fp16"),
+        (powersgd, f", PowerSGD of rank {powersgd}", f"-powersgd-{powersgd}", "powersgd"),
+        (reduce_every > 1, f", the mean of the weights every {reduce_every} steps", f"-local-{reduce_every}", "powersgd"),
+    )
+    number_format, compressed, maths = next((way for asked, *way in ways if asked), ("", "", "exact"))
     name = f"ours-{framework}-{launcher}{f'-{split}' if split else ''}{compressed}"
     where = {"alone": "one process", "copies": "single processes side by side, no reduction"}.get(launcher, f"over {launcher}")
     divided = f", --split {split}" if split else ""
     summary = f"hvd-lm train, {framework}, {where}{divided}{number_format}"
-    maths: Maths = "fp16" if fp16 else "powersgd" if powersgd else "exact"
     return Peer(name, summary, launcher, command, maths, is_ours=True)
 
 
@@ -100,6 +110,7 @@ PEERS: tuple[Peer, ...] = (
     _ours("tensorflow", "mpi", fp16=True),
     *(_ours(framework, "gloo", powersgd=rank) for framework in ("torch", "tensorflow") for rank in (1, 2, 4)),
     *(_ours(framework, "mpi", powersgd=4) for framework in ("torch", "tensorflow")),
+    *(_ours(framework, "gloo", reduce_every=8) for framework in ("torch", "tensorflow")),
     _ours("torch", "gloo", split="vocabulary"),
     _ours("torch", "gloo", split="vocabulary", fp16=True),
     _ours("tensorflow", "gloo", split="vocabulary"),
@@ -116,10 +127,7 @@ PEERS: tuple[Peer, ...] = (
         for rank in (1, 2, 4)
     ),
     _script(
-        "ddp_no_sync-powersgd-4-batched",
-        "DDP, no_sync, batched_powerSGD_hook",
-        *("--powersgd", "4", "--batched"),
-        maths="powersgd",
+        "post_local_sgd-8", "DDP, no_sync, PostLocalSGDOptimizer, the mean of the weights every 8 steps", "8", maths="powersgd"
     ),
     _script("zero1", "DDP, no_sync, ZeroRedundancyOptimizer"),
     _script("tensor_parallel", "torch.distributed.tensor.parallel: rows of embedding and output divided"),

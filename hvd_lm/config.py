@@ -5,12 +5,11 @@ A field's docstring is its help on the command line. `__post_init__` refuses wha
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from hvd_lm.errors import ConfigError
+from hvd_lm.checks import require, require_positive, require_powersgd
 from hvd_lm.model.clusters import check_clusters
 from hvd_lm.paths import at_home, make_paths
 
@@ -23,24 +22,6 @@ Split = Literal["vocabulary", "layers", "optimizer"]
 REFERENCE_VOCABULARY_SIZE = 10_000
 VALIDATION_SHARE = 0.05
 """Of a text, unless said otherwise."""
-
-
-def require(condition: bool, message: str) -> None:
-    """Raises ConfigError with `message` unless `condition` holds."""
-    if not condition:
-        raise ConfigError(message)
-
-
-def _require_positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        require(value is None or 0 < value < math.inf, f"--{name.replace('_', '-')} must be above 0 and finite, not {value}")
-
-
-def require_powersgd(rank: int, start_steps: int) -> None:
-    """Raises ConfigError for a rank below 1, or less than no exact steps."""
-    require(rank >= 1, f"--powersgd-rank must be at least 1, not {rank}")
-    require(start_steps >= 0, f"--powersgd-start-steps must not be negative, not {start_steps}")
 
 
 MOST_LAYERS = 1000
@@ -202,7 +183,7 @@ class OptimizerConfig:
     """Adagrad: what the sum of squared gradients begins with, as TensorFlow's does (PyTorch's with 0, and an epsilon)."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "learning_rate", "epsilon", "initial_accumulator")
+        require_positive(self, "learning_rate", "epsilon", "initial_accumulator")
         require(self.base_batch_size >= 1, f"--base-batch-size must be at least 1, not {self.base_batch_size}")
         require(self.warmup_steps >= 0, f"--warmup-steps must not be negative, not {self.warmup_steps}")
         require(self.clip is None or self.clip > 0, f"--clip must be above 0 (or None), not {self.clip}")
@@ -247,6 +228,11 @@ class CommunicationConfig:
     """powersgd: columns of the two matrices. More send more, and are nearer to the gradient."""
     powersgd_start_steps: int = 100
     """powersgd: optimizer steps at the beginning of a run that send gradients as they are."""
+    reduce_every: int = 1
+    """Optimizer steps that each rank makes by itself before their weights are averaged (local SGD, Stich 2019, arXiv:1805.09767),
+    an algorithm of its own. 1: all ranks make every step together."""
+    reduce_start_steps: int = 0
+    """--reduce-every above 1: optimizer steps at the beginning of a run that are made together."""
     reduction: Literal["sum", "adasum"] = "sum"
     """sum: exact mean gradient over the window. adasum: Horovod's adaptive summation (Maleki et al. 2020,
     arXiv:2006.02924), an algorithm of its own; needs MPI or NCCL, 2^k ranks, and --compression none."""
@@ -277,11 +263,9 @@ class CommunicationConfig:
 
     def __post_init__(self) -> None:
         make_paths(self, "timeline_filename")
-        require(
-            self.backward_passes_per_step >= 1,
-            f"--backward-passes-per-step must be at least 1, not {self.backward_passes_per_step}",
-        )
-        _require_positive(self, "loss_scale", "gradient_predivide_factor")
+        for name in ("backward_passes_per_step", "reduce_every"):
+            require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        require_positive(self, "loss_scale", "gradient_predivide_factor")
         require_powersgd(self.powersgd_rank, self.powersgd_start_steps)
         require(
             self.loss_scale_growth_steps >= 1, f"--loss-scale-growth-steps must be at least 1, not {self.loss_scale_growth_steps}"
@@ -297,10 +281,19 @@ class CommunicationConfig:
             not (self.reduction == "adasum" and self.compression != "none"),
             "--reduction adasum works on full gradients: use it with --compression none",
         )
+        require(self.reduce_start_steps >= 0, f"--reduce-start-steps must not be negative, not {self.reduce_start_steps}")
+        require(
+            self.reduce_every == 1 or (self.compression == "none" and self.reduction == "sum"),
+            "--reduce-every averages weights, as they are: use it with --compression none and --reduction sum",
+        )
         require(
             not (self.compression == "powersgd" and self.gradient_predivide_factor != 1),
             "--gradient-predivide-factor makes room for sums of halves: use it without --compression powersgd",
         )
+
+    def is_local(self, applied_steps: int) -> bool:
+        """Whether the optimizer step after so many is each rank's own."""
+        return self.reduce_every > 1 and applied_steps >= self.reduce_start_steps
 
 
 @dataclass(frozen=True)
@@ -376,7 +369,7 @@ class RunConfig:
         for name in ("steps", "epochs", "threads", "validation_every", "checkpoint_every", "keep_checkpoints"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, not {value}")
-        _require_positive(self, "max_hours")
+        require_positive(self, "max_hours")
         require(self.resume != "", "--resume needs auto or a folder")
         require(
             not self.elastic or (self.topology.split is None and self.topology.data_parallel is None),
@@ -390,6 +383,11 @@ class RunConfig:
         require(
             self.communication.compression != "powersgd" or (self.topology.split is None and not self.elastic),
             "--compression powersgd works on whole gradients, and every rank keeps a part of them: use it without --split, "
+            "--model-parallel and --elastic",
+        )
+        require(
+            self.communication.reduce_every == 1 or (self.topology.split is None and not self.elastic),
+            "--reduce-every averages whole models, of which each rank has gone its own way: use it without --split, "
             "--model-parallel and --elastic",
         )
         require(self.seed >= 0, f"--seed must not be negative, not {self.seed}")

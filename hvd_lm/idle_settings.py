@@ -33,6 +33,7 @@ _NEEDS: Mapping[str, _Needs] = {
     "final_learning_rate_fraction": _Needs("a --decay", lambda config: config.optimizer.decay != "constant"),
     "powersgd_rank": _POWERSGD,
     "powersgd_start_steps": _POWERSGD,
+    "reduce_start_steps": _Needs("--reduce-every above 1", lambda config: config.communication.reduce_every > 1),
     "loss_scale": _HALVES,
     "loss_scale_growth_steps": _HALVES,
 }

@@ -122,8 +122,10 @@ class Adapter(ABC):
         """
         self.job = job
         self.communication = communication or CommunicationConfig()
-        if compressor and (self.communication.compression != "none" or self.communication.reduction != "sum"):
-            raise ConfigError("a compressor says how gradients travel: give it with --compression none and --reduction sum")
+        others = (self.communication.compression, self.communication.reduction, self.communication.reduce_every)
+        if compressor and others != ("none", "sum", 1):
+            also = "--compression none, --reduction sum and --reduce-every 1"
+            raise ConfigError(f"a compressor says how gradients travel: give it with {also}")
         self.compressor = compressor or compressor_of(self.communication)
 
     def build(self, model: ModelConfig, update: OptimizerConfig | None = None) -> None:
@@ -213,6 +215,24 @@ class Adapter(ABC):
     def broadcast_state(self) -> None:
         """Give all ranks that hold the same rows those of the first among them; of all that they hold, and the step count too.
         Collective."""
+
+    def average(self, held: Mapping[str, Share]) -> int:
+        """Give all ranks the mean of what they hold by these names of a checkpoint; how many bytes a rank has sent.
+
+        Of what nobody divides. Collective.
+        """
+        sent, of_all = 0, {**self.weights(copy=False), **self.optimizer_state(copy=False).moments}
+        for name, share in held.items():
+            for rows in blocks(share.rows, share.shape):
+                values = of_all[name][rows.start : rows.stop]
+                sent += values.nbytes
+                self.set_rows(name, rows.start, self.job.sum(values, "all") / np.float32(self.job.topology.size))
+        return sent
+
+    @property
+    @abstractmethod
+    def applied_steps(self) -> int:
+        """Updates applied so far."""
 
     @abstractmethod
     def zero_state(self, batch_size: int) -> State:

@@ -286,7 +286,7 @@ class Job(ABC):
         self.watch.sign()
         return self.groups[group]
 
-    def sum(self, values: NDArray[np.float64], group: GroupName = "readers") -> NDArray[np.float64]:
+    def sum(self, values: NDArray[_Number], group: GroupName = "readers") -> NDArray[_Number]:
         """Sum of `values` over the group. Collective."""
         its = self._called(group)
         if not its.communicates:

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hvd_lm.config import CommunicationConfig, require_powersgd
+from hvd_lm.checks import require_powersgd
+from hvd_lm.config import CommunicationConfig
 from hvd_lm.model.parameters import key_of_name
 from hvd_lm.model.weights import Array
 

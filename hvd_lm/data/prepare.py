@@ -19,7 +19,7 @@ import tyro
 from tqdm import tqdm
 
 from hvd_lm.checkpoint.files import new_folder
-from hvd_lm.config import require
+from hvd_lm.checks import require
 from hvd_lm.data import tokenizer as tokenizers
 from hvd_lm.data.corpus import blocks_of, read_files
 from hvd_lm.data.counts import CountedTokens, warn_of_long_words

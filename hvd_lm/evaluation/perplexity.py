@@ -12,7 +12,8 @@ from hvd_lm import adapters
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm.adapters.ending import ending_together
 from hvd_lm.checkpoint import Checkpoint
-from hvd_lm.config import Framework, TopologyConfig, require
+from hvd_lm.checks import require
+from hvd_lm.config import Framework, TopologyConfig
 from hvd_lm.data.shards import Split
 from hvd_lm.data.streams import Tokens
 from hvd_lm.data.texts import identify, read_tokens

@@ -35,10 +35,11 @@ from hvd_lm.training.accumulation import Accumulation
 from hvd_lm.training.cursor import go_on, text_cursor
 from hvd_lm.training.headline import described
 from hvd_lm.training.judgement import refused
+from hvd_lm.training.local_steps import LocalSteps
 from hvd_lm.training.loss_scale import INITIAL, LossScale
 from hvd_lm.training.metrics import Row
 from hvd_lm.training.outlets import Outlets
-from hvd_lm.training.schedule import Schedule, learning_rate
+from hvd_lm.training.schedule import begun, learning_rate
 from hvd_lm.training.snapshot import Snapshot, owned
 
 
@@ -52,6 +53,7 @@ class Leg:
         self.outlets = Outlets()
         self._passes = communication.backward_passes_per_step
         self._accumulation = Accumulation(adapter, config.model, data, communication.backward_tokens, config.seed)
+        self._local = LocalSteps(adapter)
         self._validation: Streams | None = None
         if len(texts.validation):
             first_input = texts.tokenizer.end_of_line_id
@@ -96,7 +98,9 @@ class Leg:
             self.total_steps = by_epochs
         else:
             self.total_steps = config.steps if config.epochs is None else min(config.steps, by_epochs)
-        self._schedule = self._begun_schedule(progress)
+        settings = (progress and progress.settings) or {}
+        same = all(settings.get(name) == getattr(config, name) for name in ("steps", "epochs"))
+        self._schedule = begun(progress.schedule if progress else None, step, self.total_steps, is_of_same_length=same)
 
     def _go_on(self, progress: Progress) -> None:
         self.tokens, self._seconds = progress.tokens, progress.seconds
@@ -106,15 +110,6 @@ class Leg:
             self._loss_scale.skipped_steps = progress.loss_scale.skipped_steps
             if self._config.communication.loss_scale is None:
                 self._loss_scale.scale, self._loss_scale.good_steps = progress.loss_scale.scale, progress.loss_scale.good_steps
-
-    def _begun_schedule(self, progress: Progress | None) -> Schedule:
-        """Of the learning rate: it ends where the run does, and nothing else moves it."""
-        steps_left = self.total_steps - self.step
-        if progress is None or progress.schedule is None:
-            return Schedule(self.step, self.total_steps)
-        settings, done = progress.settings or {}, progress.schedule.step
-        is_of_same_length = all(settings.get(name) == getattr(self._config, name) for name in ("steps", "epochs"))
-        return Schedule(done, progress.schedule.steps if is_of_same_length else done + steps_left)
 
     @property
     def job(self) -> Job:
@@ -180,7 +175,9 @@ class Leg:
         """What is due after a step."""
         assert self.row is not None
         row, validation = dict(self.row), None
-        if self._due(self._config.validation_every):
+        to_validate, to_write = map(self._due, (self._config.validation_every, self._config.checkpoint_every))
+        row["bytes_sent"] += self._local.average(self.step, wanted=to_validate or to_write)
+        if to_validate:
             try:
                 validation = self._validate()
                 self._agree()
@@ -195,7 +192,7 @@ class Leg:
         with self._trouble.noted():
             self.outlets.metrics.write(row)
         improved = self._note_best(validation)
-        if improved or self._due(self._config.checkpoint_every):
+        if improved or to_write:
             self._checkpoint(validation)
         self.is_finished = True
         return row["loss"], validation
@@ -215,8 +212,8 @@ class Leg:
         states_2SU = self._gathered(state) if self._config.elastic else None
         rate = self._learning_rate()
         unscale = predivide / scale
-        if self._config.communication.reduction == "adasum":
-            # Adasum combines gradients of whole batches; each rank brought its share of the mean.
+        if self._config.communication.reduction == "adasum" or self._local.begin():
+            # Adasum, and steps of a rank's own, take gradients of whole batches; each rank has its share of the mean.
             unscale *= self._adapter.job.topology.readers
         self._release_checkpoint()
         outcome = self._adapter.step(learning_rate=rate, clip=self._config.optimizer.clip, unscale=unscale)
@@ -286,6 +283,10 @@ class Leg:
         """Raises TrainingError, on all ranks alike, if the step was neither applied nor skipped for a smaller loss scale."""
         try:
             if refusal := refused(loss, outcome, self.step + 1, may_overflow=self._loss_scale is not None):
+                if self._local.is_own and math.isfinite(loss):
+                    # Of this rank alone: the others hear of it beside the next loss.
+                    self._trouble.note(TrainingError(refusal))
+                    return
                 raise TrainingError(refusal)
             if self._loss_scale:
                 self._loss_scale.update(overflow=not outcome.applied)
@@ -386,6 +387,7 @@ class Leg:
             return
         self._saved_step = self.step
         began = time.perf_counter()
+        self._local.average_all(self.step)
         snapshot = self._snapshot(validation)
         parts.save(self._adapter, snapshot, self.outlets.writer)
         self._checkpoint_seconds += time.perf_counter() - began

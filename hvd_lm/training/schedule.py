@@ -23,6 +23,13 @@ class Schedule:
         return self.step + (self.steps - self.step) / steps_left
 
 
+def begun(earlier: Schedule | None, step: int, total_steps: int, *, is_of_same_length: bool) -> Schedule:
+    """That of a run after `step` of `total_steps`: where the run that it goes on with was in its own, of the same length or not."""
+    if earlier is None:
+        return Schedule(step, total_steps)
+    return Schedule(earlier.step, earlier.steps if is_of_same_length else earlier.step + total_steps - step)
+
+
 def peak_learning_rate(config: OptimizerConfig, sequences_per_step: int) -> float:
     """The learning rate scaled to `sequences_per_step` (data ranks x batch size x backward passes per step)."""
     ratio = sequences_per_step / config.base_batch_size

@@ -136,6 +136,10 @@ class PyTorchAdapter(Adapter):
     def optimizer_state(self, *, copy: bool = True) -> OptimizerState:
         return self._trained.state(copy=copy)
 
+    @property
+    def applied_steps(self) -> int:
+        return self._trained.applied_steps
+
     def memory(self, *, copy: bool = True) -> dict[str, Array]:
         return {name: to_numpy(tensor, copy=copy) for name, tensor in self._memory.items()}
 
@@ -253,7 +257,7 @@ class PyTorchAdapter(Adapter):
             self._complete = True
             self._touched.outputs_complete()
         if reducer:
-            reducer.start_sums(self._sums, self._trained.applied_steps)
+            reducer.start_sums(self._sums, self.applied_steps)
         for weight in made.output.weights:
             if not (made.lookup and weight is made.lookup.table):
                 complete(weight)

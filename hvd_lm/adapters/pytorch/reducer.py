@@ -81,7 +81,8 @@ class GradientReducer:
         self._everyone = job.groups["all"]
         self._sums_handle: int | None = None
         self._touched, self._bytes_of_rows = touched.by_name, touched.bytes_sent
-        self._is_exact = True
+        self._communication = communication
+        self._is_exact, self._is_local = True, False
         self.bytes_sent = 0
         """Of gradients of the window, and of what says which rows of them there are."""
         self.pending: list[_Reduction] = []
@@ -90,6 +91,7 @@ class GradientReducer:
     def start_sums(self, sums: Tensor, applied_steps: int) -> None:
         """Sum the loss, and what travels beside it, over all ranks, in place, after so many optimizer steps. Collective."""
         self._is_exact = self._compressed is None or applied_steps < self._compressed.exact_steps
+        self._is_local = self._communication.is_local(applied_steps)
         self.bytes_sent = self._bytes_of_rows
         process_set = self._everyone.process_set
         self._sums_handle = hvd.allreduce_async_(sums, name="loss", op=hvd.Sum, process_set=process_set)
@@ -101,7 +103,7 @@ class GradientReducer:
         group, poll = self._groups[name], _nothing
         for earlier in self.pending:
             earlier.poll()
-        if not group.communicates:
+        if not group.communicates or self._is_local:
             arrive = _nothing
         elif self._compressed and name in self._compressed.names and not self._is_exact:
             rows = self._touched[name].rows() if name in self._touched else None

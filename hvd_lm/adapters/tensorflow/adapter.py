@@ -20,7 +20,7 @@ from hvd_lm.adapters.tensorflow.graphs import graph_function
 from hvd_lm.adapters.tensorflow.job import TensorFlowJob
 from hvd_lm.adapters.tensorflow.model_group import ModelGroup
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
-from hvd_lm.adapters.tensorflow.reducer import GradientReducer
+from hvd_lm.adapters.tensorflow.reducer import GradientReducer, Way
 from hvd_lm.adapters.tensorflow.stages import make_stages, neighbour
 from hvd_lm.adapters.tensorflow.stages.base import Tape, Tensors
 from hvd_lm.adapters.tensorflow.stages.output import Judged, Output
@@ -96,7 +96,7 @@ class TensorFlowAdapter(Adapter):
         self._forward = graph_function(self._forward_graph, input_signature=(indices, indices, state, scalar, noise))
         outputs = tf.TensorSpec((None, None, self._output.units), tf.float32)
         self._deferred_specs = Deferred(indices, indices, scalar, [stage.tape_specs for stage in self._stages], outputs)
-        self._backward: dict[tuple[int, bool, bool, bool, bool], Callable[[list[Deferred], float], tf.Tensor]] = {}
+        self._backward: dict[tuple[int, bool, bool, bool, Way], Callable[[list[Deferred], float], tf.Tensor]] = {}
         self._evaluate = graph_function(self._evaluate_graph, input_signature=(indices, indices, state))
         self._logits = graph_function(self._logits_graph, input_signature=(indices, state))
         self._next_logits = graph_function(self._next_logits_graph, input_signature=(indices, state))
@@ -119,7 +119,7 @@ class TensorFlowAdapter(Adapter):
             after.append(stage_after)
         return after, Deferred(inputs_TB, targets_TB, weight, tapes, self._output.passed(activations))
 
-    def _backward_graph(self, deferred: list[Deferred], flags: tf.Tensor, *, first: bool, last: bool, exact: bool) -> tf.Tensor:
+    def _backward_graph(self, deferred: list[Deferred], flags: tf.Tensor, *, first: bool, last: bool, way: Way) -> tf.Tensor:
         """Stage by stage from above: with `last`, what is complete travels while the stages below are at work.
 
         Returns the loss of the window so far, `Job.flags` of this rank, and whether its activations were beyond what travels; with
@@ -128,7 +128,7 @@ class TensorFlowAdapter(Adapter):
         if self._lookup:
             self._reducer.note_inputs(self._lookup.touched([micro_batch.tapes[0] for micro_batch in deferred]), first=first)
         touched = self._reducer.inputs_complete() if last else {}
-        send = partial(self._reducer.start, touched=touched, exact=exact) if last else _keep
+        send = partial(self._reducer.start, touched=touched, way=way) if last else _keep
         uses = chain(*(stage.weights for stage in self._stages), self._output.weights)
         accumulation = Accumulation(uses, first=first, send=send)
         judged = [Judged(m.outputs_TBH, m.targets_TB, tf.fill(tf.shape(m.inputs_TB), m.weight), m.sampled) for m in deferred]
@@ -213,6 +213,10 @@ class TensorFlowAdapter(Adapter):
 
     def optimizer_state(self, *, copy: bool = True) -> OptimizerState:
         return self._trained.state(copy=copy)
+
+    @property
+    def applied_steps(self) -> int:
+        return self._trained.applied_steps
 
     def memory(self, *, copy: bool = True) -> dict[str, Array]:
         return to_numpy(self._memory, copy=copy)
@@ -302,11 +306,11 @@ class TensorFlowAdapter(Adapter):
     def _run_backward(self, deferred: list[Deferred], *, last: bool) -> None:
         """The rest of the backward of all micro-batches that wait for it, as of one with the sequences of all."""
         sampled = bool(deferred[0].sampled)
-        exact = not last or self._update is None or self._reducer.is_exact(self._update.applied_steps)
-        key = (len(deferred), self._first_backward, last, sampled, exact)
+        way: Way = self._reducer.way(self.applied_steps) if last and self._update else "exact"
+        key = (len(deferred), self._first_backward, last, sampled, way)
         if key not in self._backward:
             count, first, *_ = key
-            graph = partial(self._backward_graph, first=first, last=last, exact=exact)
+            graph = partial(self._backward_graph, first=first, last=last, way=way)
             specs = self._deferred_specs._replace(sampled=SAMPLED_SPECS) if sampled else self._deferred_specs
             signature = ([specs] * count, tf.TensorSpec((2,), tf.float64))
             self._backward[key] = graph_function(graph, input_signature=signature)

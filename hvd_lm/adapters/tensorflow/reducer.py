@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Literal
 
 from hvd_lm.adapters.job import Job
 from hvd_lm.adapters.tensorflow.compressed import Compressed
@@ -19,6 +20,10 @@ from hvd_lm.model.split import ON_THE_WAY, SUMMED_VALUES, Share, rounds
 with native_stderr_closed():
     import horovod.tensorflow as hvd
     import tensorflow as tf
+
+
+Way = Literal["exact", "compressed", "local"]
+"""compressed: as a compressor says, where it has something to say. local: they stay on their rank."""
 
 
 class GradientReducer:
@@ -36,7 +41,7 @@ class GradientReducer:
         compressed: Compressed | None,
     ) -> None:
         """Of a parameter whose moments alone are divided, a rank gets the sum of the rows that it updates."""
-        self._compressed = compressed
+        self._communication, self._compressed = communication, compressed
         self._sent: list[tf.Tensor] = []
         """Bytes of what the graph that is being made sends."""
         self._scattered = {name: share for name, share in moment_shares.items() if name in weights and share != weights[name].share}
@@ -102,9 +107,11 @@ class GradientReducer:
             return sums
         return hvd.allreduce(sums, name="loss", op=hvd.Sum, process_set=self._everyone.process_set)
 
-    def is_exact(self, applied_steps: int) -> bool:
-        """Whether nothing is compressed after so many optimizer steps."""
-        return self._compressed is None or applied_steps < self._compressed.exact_steps
+    def way(self, applied_steps: int) -> Way:
+        """How gradients travel after so many optimizer steps."""
+        if self._communication.is_local(applied_steps):
+            return "local"
+        return "compressed" if self._compressed and applied_steps >= self._compressed.exact_steps else "exact"
 
     def take_bytes_sent(self) -> tf.Tensor:
         """Of the gradients of a window, and of what says which rows of them there are: all that this graph sends, float64."""
@@ -115,15 +122,12 @@ class GradientReducer:
     def _count(self, wire: tf.Tensor) -> None:
         self._sent.append(tf.cast(tf.size(wire), tf.float64) * wire.dtype.size)
 
-    def start(self, weight: Weight, touched: Mapping[str, tf.Tensor], *, exact: bool) -> Sequence[tf.Tensor]:
-        """Sum its gradient, which is complete; `touched` is what `inputs_complete` gave. Returns what is sent. Collective.
-
-        Unless it is to be `exact`, it may be compressed.
-        """
-        if not self._groups[weight.name].communicates:
+    def start(self, weight: Weight, touched: Mapping[str, tf.Tensor], *, way: Way) -> Sequence[tf.Tensor]:
+        """Sum its gradient, which is complete; `touched` is what `inputs_complete` gave. Returns what is sent. Collective."""
+        if way == "local" or not self._groups[weight.name].communicates:
             return ()
         rows = tf.where(touched[weight.name] > 0)[:, 0] if weight.name in touched else None
-        if self._compressed and weight.name in self._compressed.names and not exact:
+        if self._compressed and weight.name in self._compressed.names and way == "compressed":
             return (self._compressed.sum(weight, rows, partial(self._sum, weight.name)),)
         if rows is not None:
             wire, context = self._compression.compress(tf.gather(weight.gradient, rows))

@@ -1,0 +1,47 @@
+"""A run of steps that each rank makes by itself, in which rank 1's gradient of the third one is not finite, though its loss is.
+
+horovodrun -np 2 python own_overflow.py torch FOLDER
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from common import report
+
+import hvd_lm
+from hvd_lm.adapters.base import Adapter
+from hvd_lm.errors import TrainingError
+
+BAD_STEP = 3
+
+
+def main(framework: str, out: str) -> str:
+    kind = hvd_lm.adapters.adapter_class(framework)
+    accumulate = kind.accumulate
+
+    def overflowing(adapter: Adapter, *arguments: Any, weight: float, **rest: Any) -> Any:
+        is_bad = adapter.job.topology.rank == 1 and adapter.applied_steps == BAD_STEP - 1
+        return accumulate(adapter, *arguments, weight=float("inf") if is_bad else weight, **rest)
+
+    config = hvd_lm.RunConfig(
+        framework=framework,  # type: ignore[arg-type]
+        out=Path(out),
+        steps=6,
+        model=hvd_lm.ModelConfig(hidden_size=16, embedding_size=8),
+        communication=hvd_lm.CommunicationConfig(reduce_every=9, backward_passes_per_step=1),
+    )
+    kind.accumulate = overflowing  # type: ignore[method-assign,assignment]
+    try:
+        hvd_lm.train(config)
+    except TrainingError as error:
+        return str(error)
+    finally:
+        kind.accumulate = accumulate  # type: ignore[method-assign]
+    return "nothing was raised"
+
+
+if __name__ == "__main__":
+    report(main(*sys.argv[1:]))
