@@ -100,7 +100,7 @@ class Pool:
 
     def _run(self, body: str, arguments: Sequence[str], timeout: float) -> tuple[list[Any], str]:
         for connection in self._connections.values():
-            connection.send((body, arguments))
+            connection.send((body, arguments, os.getcwd()))
         results: dict[int, Any] = {}
         failures: list[str] = []
         pending = {connection: rank for rank, connection in self._connections.items()}

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any, get_type_hints
 
 import launcher
+import pools
 import pytest
 from conftest import INSTALLED
 
@@ -119,6 +120,18 @@ for command in json.loads(sys.argv[1]):
 """Runs several hvd-lm commands in one process: most of a small one is the import of the framework."""
 
 
+def started_ranks(command: list[str]) -> tuple[int, str, list[str]] | None:
+    """Ranks and controller of a command that started ranks can obey, and what they are to do; None of any other.
+
+    Elastic workers are started by their launcher, and a timeline when Horovod is.
+    """
+    if command[:2] != ["horovodrun", "-np"] or {"--elastic", "--timeline-filename"} & set(command):
+        return None
+    ranks, *launch = command[2 : (program := command.index("hvd-lm"))]
+    controllers: dict[tuple[str, ...], str] = {(): "gloo", ("--gloo",): "gloo", ("--mpi",): "mpi"}
+    return int(ranks), controllers[tuple(launch)], command[program + 1 :]
+
+
 def run_all(page_commands: list[list[str]], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     for alone, group in groupby(map(smaller, page_commands), key=lambda command: command[0] == "hvd-lm"):
@@ -126,7 +139,13 @@ def run_all(page_commands: list[list[str]], folder: Path, monkeypatch: pytest.Mo
             launcher.run(sys.executable, "-c", TOGETHER, json.dumps(list(group)), timeout=SECONDS).expect_success()
         else:
             for command in group:
-                launcher.run(*command, timeout=SECONDS).expect_success()
+                if started := started_ranks(command):
+                    ranks, controller, words = started
+                    framework = words[words.index("--framework") + 1] if "--framework" in words else INSTALLED[0]
+                    ended = pools.hvd_lm(ranks, *words, framework=framework, controller=controller, timeout=SECONDS)
+                else:
+                    ended = launcher.run(*command, timeout=SECONDS)
+                ended.expect_success()
 
 
 WORLD = [

@@ -39,9 +39,10 @@ def main(folder: Path, framework: str) -> None:
         orders.send((rank, os.getpid()))
         while True:
             try:
-                name, arguments = orders.recv()
+                name, arguments, place = orders.recv()
             except EOFError:
                 return
+            os.chdir(place)
             with printing_to(folder / f"{rank}.txt"):
                 orders.send(run(name, arguments))
             forget()
