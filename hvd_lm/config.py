@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from hvd_lm.errors import ConfigError
+from hvd_lm.compression.limits import require_powersgd, require_topk
+from hvd_lm.errors import require
 from hvd_lm.model.clusters import check_clusters
 from hvd_lm.paths import at_home, make_paths
 
@@ -25,24 +26,14 @@ VALIDATION_SHARE = 0.05
 """Of a text, unless said otherwise."""
 
 
-def require(condition: bool, message: str) -> None:
-    """Raises ConfigError with `message` unless `condition` holds."""
-    if not condition:
-        raise ConfigError(message)
-
-
 def _require_positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         require(value is None or 0 < value < math.inf, f"--{name.replace('_', '-')} must be above 0 and finite, not {value}")
 
 
-def require_powersgd(rank: int, start_steps: int) -> None:
-    """Raises ConfigError for a rank below 1, or less than no exact steps."""
-    require(rank >= 1, f"--powersgd-rank must be at least 1, not {rank}")
-    require(start_steps >= 0, f"--powersgd-start-steps must not be negative, not {start_steps}")
-
-
+KEEPING = ("powersgd", "topk")
+"""Kinds of --compression with which ranks keep a part of the gradients."""
 MOST_LAYERS = 1000
 """A model is spelled out layer by layer before anything of it is allocated."""
 
@@ -240,13 +231,20 @@ class CommunicationConfig:
 
     backward_passes_per_step: int = 10
     """Micro-batches accumulated on a rank before one reduction and one optimizer step (N)."""
-    compression: Literal["none", "fp16", "powersgd"] = "none"
+    compression: Literal["none", "fp16", "powersgd", "topk"] = "none"
     """What travels of gradients. none: they, as float32. fp16: as halves. powersgd: matrices as products of two narrow ones
-    (Vogels et al. 2019, arXiv:1905.13727), an algorithm of its own; what is not sent is kept for the next step."""
+    (Vogels et al. 2019, arXiv:1905.13727). topk: of matrices the largest values of each rank (Lin et al. 2018, arXiv:1712.01887).
+    The last two are algorithms of their own; what is not sent is kept for the next step."""
     powersgd_rank: int = 4
     """powersgd: columns of the two matrices. More send more, and are nearer to the gradient."""
     powersgd_start_steps: int = 100
     """powersgd: optimizer steps at the beginning of a run that send gradients as they are."""
+    topk_share: float = 0.001
+    """topk: of the values of a matrix, the share that a rank sends. From a half on all of them travel."""
+    topk_momentum: float = 0.0
+    """topk: momentum of what is kept, where each rank has its own, in place of --momentum; for --optimizer sgd."""
+    topk_start_steps: int = 100
+    """topk: optimizer steps at the beginning of a run that send more: first a quarter, at last 0.004."""
     reduction: Literal["sum", "adasum"] = "sum"
     """sum: exact mean gradient over the window. adasum: Horovod's adaptive summation (Maleki et al. 2020,
     arXiv:2006.02924), an algorithm of its own; needs MPI or NCCL, 2^k ranks, and --compression none."""
@@ -283,6 +281,7 @@ class CommunicationConfig:
         )
         _require_positive(self, "loss_scale", "gradient_predivide_factor")
         require_powersgd(self.powersgd_rank, self.powersgd_start_steps)
+        require_topk(self.topk_share, self.topk_momentum, self.topk_start_steps)
         require(
             self.loss_scale_growth_steps >= 1, f"--loss-scale-growth-steps must be at least 1, not {self.loss_scale_growth_steps}"
         )
@@ -298,8 +297,8 @@ class CommunicationConfig:
             "--reduction adasum works on full gradients: use it with --compression none",
         )
         require(
-            not (self.compression == "powersgd" and self.gradient_predivide_factor != 1),
-            "--gradient-predivide-factor makes room for sums of halves: use it without --compression powersgd",
+            not (self.compression in KEEPING and self.gradient_predivide_factor != 1),
+            f"--gradient-predivide-factor makes room for sums of halves: use it without --compression {self.compression}",
         )
 
 
@@ -388,9 +387,9 @@ class RunConfig:
             "--reduction adasum needs 2, 4, 8, ... ranks: use it without --elastic",
         )
         require(
-            self.communication.compression != "powersgd" or (self.topology.split is None and not self.elastic),
-            "--compression powersgd works on whole gradients, and every rank keeps a part of them: use it without --split, "
-            "--model-parallel and --elastic",
+            self.communication.compression not in KEEPING or (self.topology.split is None and not self.elastic),
+            f"--compression {self.communication.compression} works on whole gradients, and every rank keeps a part of them: use it "
+            "without --split, --model-parallel and --elastic",
         )
         require(self.seed >= 0, f"--seed must not be negative, not {self.seed}")
 

@@ -76,6 +76,12 @@ class BugError(HvdLmError):
     exit_code = 1
 
 
+def require(condition: bool, message: str) -> None:
+    """Raises ConfigError with `message` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
 # --- what the operating system refuses -------------------------------------------------------------------
 
 _ADVICE: Mapping[int, str] = {

@@ -7,7 +7,7 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from hvd_lm.adapters.base import Adapter
-from hvd_lm.compression.compressors import Compressor
+from hvd_lm.compression.compressors import Compression
 from hvd_lm.config import FRAMEWORKS, CommunicationConfig, TopologyConfig
 from hvd_lm.errors import ConfigError, FrameworkError
 from hvd_lm.job.stop import Stop
@@ -52,7 +52,7 @@ def adapter(
     *,
     deterministic: bool = False,
     comm: Any = None,
-    compressor: Compressor | None = None,
+    compressor: Compression | None = None,
 ) -> Adapter:
     """The adapter of `framework` ("torch" or "tensorflow"), in a job that this process joins (or alone), or the ranks of `comm`,
     a communicator of mpi4py, with each other. Gradients travel as a `compressor` of yours says. Collective.

@@ -14,8 +14,8 @@ from hvd_lm.communication.link import Compute, Link
 from hvd_lm.communication.measure import Work, processor
 from hvd_lm.communication.ring import bandwidth_bound
 from hvd_lm.communication.simulation import Served, served_in_turn, simulate
-from hvd_lm.config import Framework, TopologyConfig, require
-from hvd_lm.errors import ConfigError
+from hvd_lm.config import Framework, TopologyConfig
+from hvd_lm.errors import ConfigError, require
 from hvd_lm.job.messages import warn
 from hvd_lm.paths import make_paths
 from hvd_lm.plain_values import to_dict
