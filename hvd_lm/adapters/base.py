@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from hvd_lm.adapters.job import Job
 from hvd_lm.compression import kept
-from hvd_lm.compression.compressors import Compression, compression_of, selects
+from hvd_lm.compression.compressors import Compression, compression_of
+from hvd_lm.compression.selectors import Selector
 from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig
 from hvd_lm.errors import CheckpointError, ConfigError
 from hvd_lm.job.topology import GroupName
@@ -160,7 +161,7 @@ class Adapter(ABC):
     @property
     def selected(self) -> frozenset[str]:
         """Parameters of whose gradients values are selected, any values: nobody knows before in which rows."""
-        return frozenset(self.firsts) if selects(self.compressor) else frozenset()
+        return frozenset(self.firsts) if isinstance(self.compressor, Selector) else frozenset()
 
     @property
     def clip_of_a_rank(self) -> float:

@@ -31,9 +31,8 @@ from hvd_lm.config import (
     ModelConfig,
     OptimizerConfig,
     RunConfig,
-    require,
 )
-from hvd_lm.errors import ConfigError, why
+from hvd_lm.errors import ConfigError, require, why
 from hvd_lm.job import launcher
 from hvd_lm.job.agreement import settings
 from hvd_lm.paths import make_paths

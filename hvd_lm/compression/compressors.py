@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, TypeGuard
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -123,11 +123,6 @@ def _length(xp: Any, column: Any) -> Any:
 
 Compression: TypeAlias = Compressor | Selector
 """How gradients travel where they are not sent as they are: as messages that are summed, or that are gathered."""
-
-
-def selects(compression: Compression | None) -> TypeGuard[Selector]:
-    """Whether its messages are gathered."""
-    return hasattr(compression, "select")
 
 
 def compression_of(communication: CommunicationConfig) -> Compression | None:

@@ -14,7 +14,8 @@ from typing import ClassVar, TypeAlias
 
 import numpy as np
 
-from hvd_lm.compression.compressors import Compression, selects
+from hvd_lm.compression.compressors import Compression
+from hvd_lm.compression.selectors import Selector
 from hvd_lm.errors import ConfigError
 from hvd_lm.job.topology import Topology
 from hvd_lm.model.parameters import Parameter
@@ -26,7 +27,7 @@ OF_A_RANK = (KEPT, VELOCITY)
 """Each rank has its own."""
 
 Firsts: TypeAlias = Mapping[str, Array | None]
-"""Name of each parameter whose gradient is compressed -> `last` of the first step; None with a selector, which has no such thing."""
+"""Name of each parameter whose gradient is compressed -> `last` of the first step; None with a selector, which has none."""
 
 
 def firsts(compression: Compression | None, shares: Mapping[str, Share], topology: Topology) -> dict[str, Array | None]:
@@ -41,7 +42,7 @@ def firsts(compression: Compression | None, shares: Mapping[str, Share], topolog
     if topology.size == 1:
         return {}
     shapes = {name: share.parameter.shape for name, share in shares.items()}
-    if selects(compression):
+    if isinstance(compression, Selector):
         return {name: None for name, shape in shapes.items() if compression.count(name, shape, 0)}
     of_all = {name: compression.first(name, shape) for name, shape in shapes.items()}
     return {name: np.asarray(first, np.float32) for name, first in of_all.items() if first is not None}
@@ -52,7 +53,7 @@ def remembered(
 ) -> dict[str, Share]:
     """What this rank holds of all that is remembered, by the names of a checkpoint."""
     found = {}
-    kinds = OF_A_RANK if selects(compression) and compression.momentum else (KEPT,)
+    kinds = OF_A_RANK if isinstance(compression, Selector) and compression.momentum else (KEPT,)
     for name, first in firsts.items():
         rows, *rest = shares[name].parameter.shape
         parts = tuple(range(rank * rows, (rank + 1) * rows) for rank in range(topology.size))

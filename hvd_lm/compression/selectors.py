@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from hvd_lm.compression.limits import require_topk
 
@@ -20,8 +20,9 @@ LARGEST = (1 << 31) - 1
 """Values of a parameter that places in int32 can tell."""
 
 
+@runtime_checkable
 class Selector(Protocol):
-    """Arrays, and `xp`, are as a `Compressor`'s; ``where`` with one argument, ``take`` and ``argsort`` have one name everywhere too.
+    """Arrays, and `xp`, are as a `Compressor`'s; ``where`` with one argument, ``take`` and ``argsort`` have one name too.
 
     For every rank w of R with gradient G_w, [m, n]; with --clip c, all that are selected from are clipped together to the norm
     c / sqrt(R) before (section 3.2):
@@ -81,9 +82,8 @@ class TopK:
 def largest(xp: Any, matrix: Any, count: int) -> Any:
     """Places of the `count` values of `matrix`, [m, n], that are farthest from 0, in the order of their size.
 
-    Exactly so many. A sample says which ones may be among them, so that few are sorted (section 3.1.1 of the paper samples at random;
-    here each s-th value is taken, with s and n relatively prime, so that all columns come equally often). If the sample has misled,
-    all are sorted.
+    Exactly so many. A sample says which ones may be among them, so that few are sorted (the paper takes 0.1 to 1 % at random; here
+    each s-th value, with s and n relatively prime, so that all columns come equally often). If it has misled, all are sorted.
     """
     size, columns = math.prod(matrix.shape), matrix.shape[1]
     sizes = xp.abs(xp.reshape(matrix, (-1,)))

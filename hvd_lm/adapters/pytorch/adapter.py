@@ -29,7 +29,8 @@ from hvd_lm.adapters.pytorch.stages.sampled_softmax import SampledWords
 from hvd_lm.adapters.pytorch.touched_rows import Touched
 from hvd_lm.adapters.pytorch.update import Update, make_update, norm_of
 from hvd_lm.adapters.pytorch.wire import Wire
-from hvd_lm.compression.compressors import Compression, selects
+from hvd_lm.compression.compressors import Compression
+from hvd_lm.compression.selectors import Selector
 from hvd_lm.job.topology import GroupName
 from hvd_lm.model.candidates import Candidates
 from hvd_lm.model.split import blocks
@@ -88,7 +89,7 @@ class PyTorchAdapter(Adapter):
 
     def _make_compressed(self, compression: Compression) -> Compressed:
         remembered = self.firsts, self.remembered, self._device
-        if selects(compression):
+        if isinstance(compression, Selector):
             return Selected(compression, *remembered, self.job.groups["all"].size, self.clip_of_a_rank)
         return Summed(compression, *remembered)
 

@@ -57,7 +57,8 @@ class Selected(Compressed):
         norm = math.hypot(*(float(norm_of(gradient)) for gradient in self._gradients.values()))
         # What is not finite has to be seen by all, wherever it is: then nothing of this rank is a number.
         factor = min(1.0, self._clip / max(norm, 1e-30)) if math.isfinite(norm) else math.nan
-        parts, begin = [], 0
+        parts: list[Tensor] = []
+        begin = 0
         for name, gradient in self._gradients.items():
             count = self._selector.count(name, tuple(gradient.shape), applied_steps)
             parts += self._take(name, gradient, factor, count)

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from hvd_lm.adapters.assembly import Divided
 from hvd_lm.adapters.base import INCOMPLETE, READ_ONLY, Adapter, Evaluated, OptimizerState, State, StepResult
-from hvd_lm.adapters.tensorflow.compressed import Compressed
+from hvd_lm.adapters.tensorflow.compressed import Compressed, Counts, Summed
 from hvd_lm.adapters.tensorflow.graphs import graph_function
 from hvd_lm.adapters.tensorflow.job import TensorFlowJob
 from hvd_lm.adapters.tensorflow.model_group import ModelGroup
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.reducer import GradientReducer
+from hvd_lm.adapters.tensorflow.selected import Selected
 from hvd_lm.adapters.tensorflow.stages import make_stages, neighbour
 from hvd_lm.adapters.tensorflow.stages.base import Tape, Tensors
 from hvd_lm.adapters.tensorflow.stages.output import Judged, Output
@@ -28,6 +29,8 @@ from hvd_lm.adapters.tensorflow.stages.sampled_softmax import SAMPLED_SPECS, Sam
 from hvd_lm.adapters.tensorflow.update import DynamicUpdate, Update
 from hvd_lm.adapters.tensorflow.weight import Accumulation, Arriving, Weight, to_numpy
 from hvd_lm.adapters.tensorflow.wire import Wire
+from hvd_lm.compression.compressors import Compression
+from hvd_lm.compression.selectors import Selector
 from hvd_lm.model.candidates import Candidates
 from hvd_lm.model.split import blocks
 from hvd_lm.model.weights import Array, Weights
@@ -60,6 +63,7 @@ class TensorFlowAdapter(Adapter):
     def _make(self) -> None:
         by_rows = {
             name: bool(self.update_config and self.update_config.keeps_absent_rows and share.parameter.looked_up)
+            and name not in self.selected
             for name, share in self.shares.items()
         }
         self._weights = {name: Weight(share, by_rows=by_rows[name]) for name, share in self.shares.items() if share.rows}
@@ -75,8 +79,10 @@ class TensorFlowAdapter(Adapter):
         self._lookup, self._stages, self._output = make_stages(self.model, self._weights, divided)
         self._compressed: Compressed | None = None
         if self.compressor and self.remembered:
-            self._compressed = Compressed(self.compressor, self.firsts, self.remembered)
-        self._reducer = GradientReducer(self._weights, self.moment_shares, self.job, self.communication, self._compressed)
+            self._compressed = self._make_compressed(self.compressor)
+        self._reducer = GradientReducer(
+            self._weights, self.moment_shares, self.job, self.communication, self._compressed, self.selected
+        )
         self._update: Update | None = None
         if self.update_config:
             touched_rows = self._reducer.touched_rows
@@ -88,6 +94,12 @@ class TensorFlowAdapter(Adapter):
         self._begin_window()
         self._compile()
 
+    def _make_compressed(self, compression: Compression) -> Compressed:
+        if isinstance(compression, Selector):
+            ranks, clip = self.job.groups["all"].size, self.clip_of_a_rank
+            return Selected(compression, self.firsts, self.remembered, ranks, clip)
+        return Summed(compression, self.firsts, self.remembered)
+
     def _compile(self) -> None:
         """One trace for all lengths of a text."""
         indices, scalar = tf.TensorSpec((None, None), tf.int32), tf.TensorSpec((), tf.float32)
@@ -96,7 +108,7 @@ class TensorFlowAdapter(Adapter):
         self._forward = graph_function(self._forward_graph, input_signature=(indices, indices, state, scalar, noise))
         outputs = tf.TensorSpec((None, None, self._output.units), tf.float32)
         self._deferred_specs = Deferred(indices, indices, scalar, [stage.tape_specs for stage in self._stages], outputs)
-        self._backward: dict[tuple[int, bool, bool, bool, bool], Callable[[list[Deferred], float], tf.Tensor]] = {}
+        self._backward: dict[tuple[int, bool, bool, bool, Counts | None], Callable[[list[Deferred], float], tf.Tensor]] = {}
         self._evaluate = graph_function(self._evaluate_graph, input_signature=(indices, indices, state))
         self._logits = graph_function(self._logits_graph, input_signature=(indices, state))
         self._next_logits = graph_function(self._next_logits_graph, input_signature=(indices, state))
@@ -119,7 +131,9 @@ class TensorFlowAdapter(Adapter):
             after.append(stage_after)
         return after, Deferred(inputs_TB, targets_TB, weight, tapes, self._output.passed(activations))
 
-    def _backward_graph(self, deferred: list[Deferred], flags: tf.Tensor, *, first: bool, last: bool, exact: bool) -> tf.Tensor:
+    def _backward_graph(
+        self, deferred: list[Deferred], flags: tf.Tensor, *, first: bool, last: bool, counts: Counts | None
+    ) -> tf.Tensor:
         """Stage by stage from above: with `last`, what is complete travels while the stages below are at work.
 
         Returns the loss of the window so far, `Job.flags` of this rank, and whether its activations were beyond what travels; with
@@ -128,7 +142,7 @@ class TensorFlowAdapter(Adapter):
         if self._lookup:
             self._reducer.note_inputs(self._lookup.touched([micro_batch.tapes[0] for micro_batch in deferred]), first=first)
         touched = self._reducer.inputs_complete() if last else {}
-        send = partial(self._reducer.start, touched=touched, exact=exact) if last else _keep
+        send = partial(self._reducer.start, touched=touched, counts=counts) if last else _keep
         uses = chain(*(stage.weights for stage in self._stages), self._output.weights)
         accumulation = Accumulation(uses, first=first, send=send)
         judged = [Judged(m.outputs_TBH, m.targets_TB, tf.fill(tf.shape(m.inputs_TB), m.weight), m.sampled) for m in deferred]
@@ -145,6 +159,8 @@ class TensorFlowAdapter(Adapter):
             # Reductions leave in this order, before the processor is taken, and no stage takes memory before its turn.
             with tf.control_dependencies([*accumulation.sent, gradient]):
                 gradient = stage.backward([micro_batch.tapes[index] for micro_batch in deferred], gradient, accumulation)
+        if last:
+            self._reducer.backward_complete(counts=counts)
         return tf.concat([sums, [self._reducer.take_bytes_sent()]], 0)
 
     def _infer(self, inputs_TB: tf.Tensor, state: list[Tensors]) -> tuple[tf.Tensor, list[Tensors]]:
@@ -302,11 +318,11 @@ class TensorFlowAdapter(Adapter):
     def _run_backward(self, deferred: list[Deferred], *, last: bool) -> None:
         """The rest of the backward of all micro-batches that wait for it, as of one with the sequences of all."""
         sampled = bool(deferred[0].sampled)
-        exact = not last or self._update is None or self._reducer.is_exact(self._update.applied_steps)
-        key = (len(deferred), self._first_backward, last, sampled, exact)
+        counts = self._reducer.counts(self._update.applied_steps) if last and self._update else None
+        key = (len(deferred), self._first_backward, last, sampled, counts)
         if key not in self._backward:
             count, first, *_ = key
-            graph = partial(self._backward_graph, first=first, last=last, exact=exact)
+            graph = partial(self._backward_graph, first=first, last=last, counts=counts)
             specs = self._deferred_specs._replace(sampled=SAMPLED_SPECS) if sampled else self._deferred_specs
             signature = ([specs] * count, tf.TensorSpec((2,), tf.float64))
             self._backward[key] = graph_function(graph, input_signature=signature)

@@ -5,11 +5,11 @@ All of it becomes part of the graph of that backward, where the next stage waits
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import partial
 
 from hvd_lm.adapters.job import Job
-from hvd_lm.adapters.tensorflow.compressed import Compressed
+from hvd_lm.adapters.tensorflow.compressed import Compressed, Counts
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.weight import Weight
 from hvd_lm.config import CommunicationConfig
@@ -34,8 +34,10 @@ class GradientReducer:
         job: Job,
         communication: CommunicationConfig,
         compressed: Compressed | None,
+        selected: Set[str] = frozenset(),
     ) -> None:
-        """Of a parameter whose moments alone are divided, a rank gets the sum of the rows that it updates."""
+        """Of a parameter whose moments alone are divided, a rank gets the sum of the rows that it updates. Of those that are
+        `selected` from, it does not count which rows were touched."""
         self._compressed = compressed
         self._sent: list[tf.Tensor] = []
         """Bytes of what the graph that is being made sends."""
@@ -48,7 +50,9 @@ class GradientReducer:
             by: [
                 name
                 for name, weight in weights.items()
-                if weight.share.parameter.looked_up == by and (weight.by_rows or self._groups[name].communicates)
+                if weight.share.parameter.looked_up == by
+                and name not in selected
+                and (weight.by_rows or self._groups[name].communicates)
             ]
             for by in ("inputs", "output")
         }
@@ -102,9 +106,11 @@ class GradientReducer:
             return sums
         return hvd.allreduce(sums, name="loss", op=hvd.Sum, process_set=self._everyone.process_set)
 
-    def is_exact(self, applied_steps: int) -> bool:
-        """Whether nothing is compressed after so many optimizer steps."""
-        return self._compressed is None or applied_steps < self._compressed.exact_steps
+    def counts(self, applied_steps: int) -> Counts | None:
+        """Of compressed gradients, after so many optimizer steps; None if nothing is compressed."""
+        if self._compressed is None or applied_steps < self._compressed.exact_steps:
+            return None
+        return self._compressed.counts(applied_steps)
 
     def take_bytes_sent(self) -> tf.Tensor:
         """Of the gradients of a window, and of what says which rows of them there are: all that this graph sends, float64."""
@@ -115,16 +121,16 @@ class GradientReducer:
     def _count(self, wire: tf.Tensor) -> None:
         self._sent.append(tf.cast(tf.size(wire), tf.float64) * wire.dtype.size)
 
-    def start(self, weight: Weight, touched: Mapping[str, tf.Tensor], *, exact: bool) -> Sequence[tf.Tensor]:
+    def start(self, weight: Weight, touched: Mapping[str, tf.Tensor], *, counts: Counts | None) -> Sequence[tf.Tensor]:
         """Sum its gradient, which is complete; `touched` is what `inputs_complete` gave. Returns what is sent. Collective.
 
-        Unless it is to be `exact`, it may be compressed.
+        With `counts` it may be compressed.
         """
         if not self._groups[weight.name].communicates:
             return ()
         rows = tf.where(touched[weight.name] > 0)[:, 0] if weight.name in touched else None
-        if self._compressed and weight.name in self._compressed.names and not exact:
-            return (self._compressed.sum(weight, rows, partial(self._sum, weight.name)),)
+        if self._compressed and weight.name in self._compressed.names and counts is not None:
+            return self._compressed.start(weight, rows, partial(self._sum, weight.name))
         if rows is not None:
             wire, context = self._compression.compress(tf.gather(weight.gradient, rows))
             weight.gradient.scatter_update(tf.IndexedSlices(self._all_reduce(weight.name, wire, context), rows))
@@ -135,6 +141,16 @@ class GradientReducer:
             wire, context = self._compression.compress(weight.take_gradient())
             weight.gradient.assign(self._all_reduce(weight.name, wire, context))
         return (wire,)
+
+    def backward_complete(self, *, counts: Counts | None) -> None:
+        """All gradients of the window have started. Collective."""
+        if self._compressed and counts is not None:
+            self._compressed.backward_complete(counts, self._gather)
+
+    def _gather(self, wire: tf.Tensor, name: str) -> tf.Tensor:
+        """That of all ranks, one after the other."""
+        self._count(wire)
+        return hvd.allgather(wire, name=name, process_set=self._everyone.process_set)
 
     def _own_rows(self, share: Share, gradient: tf.Tensor) -> tf.Tensor:
         """The sum of the rows that this rank updates.
