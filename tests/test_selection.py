@@ -71,7 +71,7 @@ def counting() -> tuple[Any, list[int]]:
         lengths.append(len(values))
         return np.argsort(values)
 
-    names = ("abs", "reshape", "take", "where", "zeros_like", "count_nonzero")
+    names = ("abs", "reshape", "take", "where", "count_nonzero")
     return SimpleNamespace(argsort=argsort, **{name: getattr(np, name) for name in names}), lengths
 
 
@@ -239,7 +239,7 @@ def test_a_framework_selects_what_numpy_does(framework: str, count: int) -> None
 
 # --- ranks -----------------------------------------------------------------------------------------------
 
-SHARE, MOMENTUM, CLIP = 0.02, 0.5, 0.5
+SHARE, MOMENTUM, CLIP = 0.02, 0.5, 0.1
 """Of tests/ranks/compressed.py."""
 
 
@@ -262,7 +262,7 @@ def checked_window(ranks: list[dict[str, Any]], memory: list[dict[str, Any]], na
             expected[name].ravel()[places] += whole.ravel()[places]
             whole.ravel()[places] = velocity.ravel()[places] = 0
             sent += 8 * len(places) if rank == 0 else 0
-    assert any(clipped)
+    assert any(clipped), "norms of ranks: what is clipped is seen"
     squares = sum(float((values**2).sum()) for values in expected.values())
     for rank, has in zip(ranks, memory, strict=True):
         assert rank["bytes"] == sent

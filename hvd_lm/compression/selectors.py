@@ -96,9 +96,9 @@ def largest(xp: Any, matrix: Any, count: int) -> Any:
     # Three standard deviations more than expected: then the sample hardly ever misleads.
     place = min(sampled, math.ceil(expected + 3 * math.sqrt(expected)) + 1)
     threshold = xp.take(sample, xp.argsort(sample)[sampled - place])
-    # Said so, what is no number is a candidate.
-    enough = xp.count_nonzero(~(sizes < threshold)) >= count
-    threshold = xp.where(enough, threshold, xp.zeros_like(threshold))
-    candidates = xp.where(~(sizes < threshold))[0]
+    reached = sizes >= threshold
+    # Of what is no number nothing is reached.
+    is_misled = xp.count_nonzero(reached) < count
+    candidates = xp.where(reached | is_misled)[0]
     order = xp.argsort(-xp.take(sizes, candidates))
     return xp.take(candidates, order[:count])

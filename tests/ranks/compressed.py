@@ -19,7 +19,7 @@ HOW = {
     "powersgd": hvd_lm.CommunicationConfig(compression="powersgd", powersgd_rank=2, powersgd_start_steps=1),
     "topk": hvd_lm.CommunicationConfig(compression="topk", topk_share=0.02, topk_momentum=0.5, topk_start_steps=2),
 }
-CLIP = 0.5
+CLIP = 0.1
 
 
 def main(framework: str, how: str, optimizer: Any = "adam") -> dict[str, Any]:
