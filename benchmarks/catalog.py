@@ -11,9 +11,9 @@ from benchmarks.launching import Job, Launcher, python
 from benchmarks.workload import Workload
 from hvd_lm.config import Split
 
-Maths = Literal["exact", "keras", "fp16", "powersgd"]
+Maths = Literal["exact", "keras", "fp16", "powersgd", "topk"]
 """exact: float32 sums, the loss curve of ours. keras: the same but for Adam's epsilon, which Keras adds before the bias
-correction. fp16: gradients are rounded on the wire. powersgd: another algorithm, near the same curve."""
+correction. fp16: gradients are rounded on the wire. powersgd, topk: other algorithms, near the same curve."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,15 @@ def _script(name: str, summary: str, *arguments: str, launcher: Launcher = "proc
 
 
 def _ours(
-    framework: str, launcher: Launcher, *, fp16: bool = False, powersgd: int | None = None, split: Split | None = None
+    framework: str,
+    launcher: Launcher,
+    *,
+    fp16: bool = False,
+    powersgd: int | None = None,
+    topk: float | None = None,
+    split: Split | None = None,
 ) -> Peer:
-    """`powersgd`: the rank of the approximation."""
+    """`powersgd`: the rank of the approximation. `topk`: the share that is sent."""
 
     def command(work: Path, results: Path, workload: Workload) -> tuple[str, ...]:
         out = results / ("run-{rank}" if launcher == "copies" else "run-0")
@@ -75,17 +81,24 @@ def _ours(
         if powersgd:
             # The exact steps are those before the clock counts, as torch's hook has at least 2.
             flags |= {"compression": "powersgd", "powersgd-rank": powersgd, "powersgd-start-steps": workload.warmup}
+        if topk:
+            flags |= {"compression": "topk", "topk-share": topk, "topk-start-steps": 0}
         if split:
             flags |= {"split": split, "model-parallel": 1 if split == "optimizer" else workload.ranks}
         return ("hvd-lm", "train", *(word for name, value in flags.items() for word in (f"--{name}", str(value))))
 
-    number_format = " fp16" if fp16 else f", PowerSGD of rank {powersgd}" if powersgd else ""
-    compressed = "-fp16" if fp16 else f"-powersgd-{powersgd}" if powersgd else ""
+    maths: Maths = "exact"
+    number_format = compressed = ""
+    if fp16:
+        maths, number_format, compressed = "fp16", " fp16", "-fp16"
+    elif powersgd:
+        maths, number_format, compressed = "powersgd", f", PowerSGD of rank {powersgd}", f"-powersgd-{powersgd}"
+    elif topk:
+        maths, number_format, compressed = "topk", f", top-k with a share of {topk}", f"-topk-{topk}"
     name = f"ours-{framework}-{launcher}{f'-{split}' if split else ''}{compressed}"
     where = {"alone": "one process", "copies": "single processes side by side, no reduction"}.get(launcher, f"over {launcher}")
     divided = f", --split {split}" if split else ""
     summary = f"hvd-lm train, {framework}, {where}{divided}{number_format}"
-    maths: Maths = "fp16" if fp16 else "powersgd" if powersgd else "exact"
     return Peer(name, summary, launcher, command, maths, is_ours=True)
 
 
@@ -100,6 +113,7 @@ PEERS: tuple[Peer, ...] = (
     _ours("tensorflow", "mpi", fp16=True),
     *(_ours(framework, "gloo", powersgd=rank) for framework in ("torch", "tensorflow") for rank in (1, 2, 4)),
     *(_ours(framework, "mpi", powersgd=4) for framework in ("torch", "tensorflow")),
+    *(_ours(framework, "gloo", topk=0.001) for framework in ("torch", "tensorflow")),
     _ours("torch", "gloo", split="vocabulary"),
     _ours("torch", "gloo", split="vocabulary", fp16=True),
     _ours("tensorflow", "gloo", split="vocabulary"),

@@ -131,7 +131,7 @@ def test_what_is_sent_and_what_is_kept_are_the_gradients(share: float, start_ste
 
 
 def test_with_momentum_a_gradient_counts_as_often_as_in_sgd() -> None:
-    """Lin et al. 2018, equation 5: what was not sent when the gradients end is sent as if it had been there all along."""
+    """Lin et al. 2018, section 3.2: what was not sent when the gradients end is sent as if it had been there all along."""
     selector, gradient = TopK(0.1, momentum=0.5), normal(30, 20)
     has, velocity = np.zeros((2, 30, 20), np.float32)
     has_all = np.zeros_like(has)
@@ -244,7 +244,7 @@ SHARE, MOMENTUM, CLIP = 0.02, 0.5, 0.1
 
 
 def checked_window(ranks: list[dict[str, Any]], memory: list[dict[str, Any]], names: list[str], share: float) -> None:
-    """Compare what the ranks report of a window with the paper's algorithm 4, in float64; `memory` becomes what is after it."""
+    """Compare what the ranks report of a window with the paper's, in float64; `memory` becomes what is after it."""
     own = [{name: np.array(values, np.float64) for name, values in rank["own"].items()} for rank in ranks]
     expected = {name: sum(of_rank[name] for of_rank in own) for name in own[0] if name not in names}
     sent = 4 * sum(values.size for values in expected.values())

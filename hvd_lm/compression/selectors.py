@@ -31,7 +31,7 @@ class Selector(Protocol):
         kept_w     = kept_w + velocity_w                           without momentum: + G_w
         chosen_w   = select(kept_w, k)
         gradient   = sum over w of kept_w at chosen_w, else 0      is applied, on all ranks
-        kept_w     = velocity_w = 0 at chosen_w                    masking (section 3.2)
+        kept_w     = velocity_w = 0 at chosen_w                    masking (section 3.3)
     """
 
     @property
