@@ -374,7 +374,8 @@ def test_the_compressors_of_the_page_train(framework: str, name: str, tmp_path: 
     assert results[0] == results[1]
     rows = launcher.metrics(tmp_path)
     assert rows[-1]["loss"] < rows[0]["loss"] - 1.5
-    assert rows[-1]["bytes_sent"] < 0.6 * rows[0]["bytes_sent"]
+    model = ModelConfig(vocabulary_size=1000, embedding_size=24, hidden_size=32)
+    assert rows[-1]["bytes_sent"] < 0.5 * sum(4 * math.prod(parameter.shape) for parameter in parameters(model).values())
 
 
 @pytest.mark.ranks
