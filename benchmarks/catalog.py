@@ -11,9 +11,9 @@ from benchmarks.launching import Job, Launcher, python
 from benchmarks.workload import Workload
 from hvd_lm.config import Split
 
-Maths = Literal["exact", "keras", "fp16", "powersgd"]
+Maths = Literal["exact", "keras", "fp16", "powersgd", "topk", "local"]
 """exact: float32 sums, the loss curve of ours. keras: the same but for Adam's epsilon, which Keras adds before the bias
-correction. fp16: gradients are rounded on the wire. powersgd: another algorithm, near the same curve."""
+correction. fp16: gradients are rounded on the wire. powersgd, topk, local: other algorithms, near the same curve."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,12 @@ def _ours(
     *,
     fp16: bool = False,
     powersgd: int | None = None,
+    topk: float | None = None,
     reduce_every: int = 1,
     split: Split | None = None,
 ) -> Peer:
-    """`powersgd`: the rank of the approximation. The beginning, before the clock counts, is exact, as in torch's hooks."""
+    """`powersgd`: the rank of the approximation. `topk`: the share that is sent. `reduce_every`: steps between two means of the
+    weights. The beginning, before the clock counts, is exact where it can be, as in torch's hooks."""
 
     def command(work: Path, results: Path, workload: Workload) -> tuple[str, ...]:
         out = results / ("run-{rank}" if launcher == "copies" else "run-0")
@@ -80,18 +82,25 @@ def _ours(
         }
         if powersgd:
             flags |= {"compression": "powersgd", "powersgd-rank": powersgd, "powersgd-start-steps": workload.warmup}
+        if topk:
+            flags |= {"compression": "topk", "topk-share": topk, "topk-start-steps": 0}
         if reduce_every > 1:
             flags |= {"reduce-every": reduce_every, "reduce-start-steps": workload.warmup}
         if split:
             flags |= {"split": split, "model-parallel": 1 if split == "optimizer" else workload.ranks}
         return ("hvd-lm", "train", *(word for name, value in flags.items() for word in (f"--{name}", str(value))))
 
-    ways = (
-        (fp16, " fp16", "-fp16", "fp16"),
-        (powersgd, f", PowerSGD of rank {powersgd}", f"-powersgd-{powersgd}", "powersgd"),
-        (reduce_every > 1, f", the mean of the weights every {reduce_every} steps", f"-local-{reduce_every}", "powersgd"),
-    )
-    number_format, compressed, maths = next((way for asked, *way in ways if asked), ("", "", "exact"))
+    maths: Maths = "exact"
+    number_format = compressed = ""
+    if fp16:
+        maths, number_format, compressed = "fp16", " fp16", "-fp16"
+    elif powersgd:
+        maths, number_format, compressed = "powersgd", f", PowerSGD of rank {powersgd}", f"-powersgd-{powersgd}"
+    elif topk:
+        maths, number_format, compressed = "topk", f", top-k with a share of {topk}", f"-topk-{topk}"
+    elif reduce_every > 1:
+        maths, compressed = "local", f"-local-{reduce_every}"
+        number_format = f", the mean of the weights every {reduce_every} steps"
     name = f"ours-{framework}-{launcher}{f'-{split}' if split else ''}{compressed}"
     where = {"alone": "one process", "copies": "single processes side by side, no reduction"}.get(launcher, f"over {launcher}")
     divided = f", --split {split}" if split else ""
@@ -110,6 +119,7 @@ PEERS: tuple[Peer, ...] = (
     _ours("tensorflow", "mpi", fp16=True),
     *(_ours(framework, "gloo", powersgd=rank) for framework in ("torch", "tensorflow") for rank in (1, 2, 4)),
     *(_ours(framework, "mpi", powersgd=4) for framework in ("torch", "tensorflow")),
+    *(_ours(framework, "gloo", topk=0.001) for framework in ("torch", "tensorflow")),
     *(_ours(framework, "gloo", reduce_every=8) for framework in ("torch", "tensorflow")),
     _ours("torch", "gloo", split="vocabulary"),
     _ours("torch", "gloo", split="vocabulary", fp16=True),
@@ -126,9 +136,7 @@ PEERS: tuple[Peer, ...] = (
         _script(f"ddp_no_sync-powersgd-{rank}", "DDP, no_sync, powerSGD_hook", "--powersgd", str(rank), maths="powersgd")
         for rank in (1, 2, 4)
     ),
-    _script(
-        "post_local_sgd-8", "DDP, no_sync, PostLocalSGDOptimizer, the mean of the weights every 8 steps", "8", maths="powersgd"
-    ),
+    _script("post_local_sgd-8", "DDP, no_sync, PostLocalSGDOptimizer, the mean of the weights every 8 steps", "8", maths="local"),
     _script("zero1", "DDP, no_sync, ZeroRedundancyOptimizer"),
     _script("tensor_parallel", "torch.distributed.tensor.parallel: rows of embedding and output divided"),
     _script("fsdp", "FSDP: every parameter divided, gathered where it is used"),

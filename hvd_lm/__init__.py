@@ -11,7 +11,8 @@ No framework is imported before it is asked for.
 """
 
 from hvd_lm.adapters import adapter
-from hvd_lm.compression import Compressor, PowerSGD
+from hvd_lm.compression.compressors import Compressor, PowerSGD
+from hvd_lm.compression.selectors import Selector, TopK
 from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TopologyConfig
 from hvd_lm.data.prepare import PrepareConfig, prepare
 from hvd_lm.errors import (
@@ -53,8 +54,10 @@ __all__ = [
     "PrepareConfig",
     "RunConfig",
     "SamplingConfig",
+    "Selector",
     "StoppedError",
     "TextGenerator",
+    "TopK",
     "TopologyConfig",
     "TrainingError",
     "TrainingResult",

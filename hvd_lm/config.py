@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from hvd_lm.checks import require, require_positive, require_powersgd
+from hvd_lm.compression.limits import KEEPING, require_local, require_one_way, require_powersgd, require_topk
+from hvd_lm.errors import require, require_positive
 from hvd_lm.model.clusters import check_clusters
 from hvd_lm.paths import at_home, make_paths
 
@@ -221,13 +222,20 @@ class CommunicationConfig:
 
     backward_passes_per_step: int = 10
     """Micro-batches accumulated on a rank before one reduction and one optimizer step (N)."""
-    compression: Literal["none", "fp16", "powersgd"] = "none"
+    compression: Literal["none", "fp16", "powersgd", "topk"] = "none"
     """What travels of gradients. none: they, as float32. fp16: as halves. powersgd: matrices as products of two narrow ones
-    (Vogels et al. 2019, arXiv:1905.13727), an algorithm of its own; what is not sent is kept for the next step."""
+    (Vogels et al. 2019, arXiv:1905.13727). topk: of matrices the largest values of each rank (Lin et al. 2018, arXiv:1712.01887).
+    The last two are algorithms of their own; what is not sent is kept for the next step."""
     powersgd_rank: int = 4
     """powersgd: columns of the two matrices. More send more, and are nearer to the gradient."""
     powersgd_start_steps: int = 100
     """powersgd: optimizer steps at the beginning of a run that send gradients as they are."""
+    topk_share: float = 0.001
+    """topk: of the values of a matrix, the share that a rank sends. From a half on all of them travel."""
+    topk_momentum: float = 0.0
+    """topk: momentum of what is kept, where each rank has its own, in place of --momentum; for --optimizer sgd."""
+    topk_start_steps: int = 100
+    """topk: optimizer steps at the beginning of a run that send more: first a quarter, at last 0.004."""
     reduce_every: int = 1
     """Optimizer steps that each rank makes by itself before their weights are averaged (local SGD, Stich 2019, arXiv:1805.09767),
     an algorithm of its own. 1: all ranks make every step together."""
@@ -263,10 +271,14 @@ class CommunicationConfig:
 
     def __post_init__(self) -> None:
         make_paths(self, "timeline_filename")
-        for name in ("backward_passes_per_step", "reduce_every"):
-            require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        require(
+            self.backward_passes_per_step >= 1,
+            f"--backward-passes-per-step must be at least 1, not {self.backward_passes_per_step}",
+        )
         require_positive(self, "loss_scale", "gradient_predivide_factor")
         require_powersgd(self.powersgd_rank, self.powersgd_start_steps)
+        require_topk(self.topk_share, self.topk_momentum, self.topk_start_steps)
+        require_local(self.reduce_every, self.reduce_start_steps)
         require(
             self.loss_scale_growth_steps >= 1, f"--loss-scale-growth-steps must be at least 1, not {self.loss_scale_growth_steps}"
         )
@@ -277,19 +289,7 @@ class CommunicationConfig:
         require(self.backward_tokens >= 0, f"--backward-tokens must not be negative, not {self.backward_tokens}")
         require(self.cycle_time_ms is None or self.cycle_time_ms > 0, f"--cycle-time-ms must be above 0, not {self.cycle_time_ms}")
         require(self.stall_shutdown_seconds >= 0, "--stall-shutdown-seconds must not be negative")
-        require(
-            not (self.reduction == "adasum" and self.compression != "none"),
-            "--reduction adasum works on full gradients: use it with --compression none",
-        )
-        require(self.reduce_start_steps >= 0, f"--reduce-start-steps must not be negative, not {self.reduce_start_steps}")
-        require(
-            self.reduce_every == 1 or (self.compression == "none" and self.reduction == "sum"),
-            "--reduce-every averages weights, as they are: use it with --compression none and --reduction sum",
-        )
-        require(
-            not (self.compression == "powersgd" and self.gradient_predivide_factor != 1),
-            "--gradient-predivide-factor makes room for sums of halves: use it without --compression powersgd",
-        )
+        require_one_way(self)
 
     def is_local(self, applied_steps: int) -> bool:
         """Whether the optimizer step after so many is each rank's own."""
@@ -381,9 +381,9 @@ class RunConfig:
             "--reduction adasum needs 2, 4, 8, ... ranks: use it without --elastic",
         )
         require(
-            self.communication.compression != "powersgd" or (self.topology.split is None and not self.elastic),
-            "--compression powersgd works on whole gradients, and every rank keeps a part of them: use it without --split, "
-            "--model-parallel and --elastic",
+            self.communication.compression not in KEEPING or (self.topology.split is None and not self.elastic),
+            f"--compression {self.communication.compression} works on whole gradients, and every rank keeps a part of them: use it "
+            "without --split, --model-parallel and --elastic",
         )
         require(
             self.communication.reduce_every == 1 or (self.topology.split is None and not self.elastic),

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 class HvdLmError(Exception):
@@ -74,6 +76,19 @@ class BugError(HvdLmError):
     """What nobody expects, on another rank, or on this one alone; the message ends with its traceback."""
 
     exit_code = 1
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ConfigError with `message` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def require_positive(config: Any, *names: str) -> None:
+    """Raises ConfigError for a field of `config` that is given, and is not above 0 and finite."""
+    for name in names:
+        value = getattr(config, name)
+        require(value is None or 0 < value < math.inf, f"--{name.replace('_', '-')} must be above 0 and finite, not {value}")
 
 
 # --- what the operating system refuses -------------------------------------------------------------------

@@ -20,6 +20,7 @@ _SGD = _Needs("--optimizer sgd", lambda config: config.optimizer.optimizer == "s
 _ADAGRAD = _Needs("--optimizer adagrad", lambda config: config.optimizer.optimizer == "adagrad")
 _HALVES = _Needs("--compression fp16", lambda config: config.communication.compression == "fp16")
 _POWERSGD = _Needs("--compression powersgd", lambda config: config.communication.compression == "powersgd")
+_TOPK = _Needs("--compression topk", lambda config: config.communication.compression == "topk")
 _ADAPTIVE = _Needs("--softmax adaptive", lambda config: config.model.softmax == "adaptive")
 _NEEDS: Mapping[str, _Needs] = {
     "adaptive_cutoffs": _ADAPTIVE,
@@ -33,6 +34,9 @@ _NEEDS: Mapping[str, _Needs] = {
     "final_learning_rate_fraction": _Needs("a --decay", lambda config: config.optimizer.decay != "constant"),
     "powersgd_rank": _POWERSGD,
     "powersgd_start_steps": _POWERSGD,
+    "topk_share": _TOPK,
+    "topk_momentum": _TOPK,
+    "topk_start_steps": _TOPK,
     "reduce_start_steps": _Needs("--reduce-every above 1", lambda config: config.communication.reduce_every > 1),
     "loss_scale": _HALVES,
     "loss_scale_growth_steps": _HALVES,

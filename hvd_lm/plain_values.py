@@ -7,9 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from hvd_lm.checks import require
 from hvd_lm.conform import conform, kind, shown
-from hvd_lm.errors import ConfigError
+from hvd_lm.errors import ConfigError, require
 
 _Config = TypeVar("_Config")
 

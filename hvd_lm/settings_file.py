@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from hvd_lm import plain_yaml
-from hvd_lm.checks import require
 from hvd_lm.config import RunConfig
 from hvd_lm.conform import shown
+from hvd_lm.errors import require
 from hvd_lm.plain_values import to_dict
 
 

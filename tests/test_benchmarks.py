@@ -224,6 +224,11 @@ def test_ours_is_the_entry_that_users_have() -> None:
     assert given["--compression"] == "powersgd"
     assert given["--powersgd-rank"] == "2"
     assert given["--powersgd-start-steps"] == str(SMALL.warmup)
+    ours = next(peer for peer in PEERS if peer.name == "ours-torch-gloo-topk-0.001")
+    words = ours.command(Path("work"), Path("results"), SMALL)
+    given = dict(zip(words[2::2], words[3::2], strict=True))
+    assert (given["--compression"], given["--topk-share"], given["--topk-start-steps"]) == ("topk", "0.001", "0")
+    assert ours.maths == "topk"
 
 
 def test_results_of_scripts_and_of_ours(tmp_path: Path) -> None:

@@ -230,6 +230,7 @@ def test_there_are_examples() -> None:
     assert [name_of(block.page) for block in EXAMPLES] == [
         "README.md",
         "docs/communication.md",
+        "docs/communication.md",
         "docs/python.md",
         "docs/python.md",
     ]

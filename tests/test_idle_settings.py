@@ -23,6 +23,8 @@ from hvd_lm.idle_settings import idle_settings
         ({}, {"loss_scale": 4.0, "compression": "fp16"}, []),
         ({}, {"powersgd_rank": 2, "powersgd_start_steps": 0, "compression": "fp16"}, ["--powersgd-rank", "--powersgd-start-steps"]),
         ({}, {"powersgd_rank": 2, "powersgd_start_steps": 0, "compression": "powersgd"}, []),
+        ({}, {"topk_share": 0.01, "topk_momentum": 0.9}, ["--topk-share", "--topk-momentum"]),
+        ({}, {"topk_share": 0.01, "topk_momentum": 0.9, "topk_start_steps": 0, "compression": "topk"}, []),
     ],
 )
 def test_what_has_no_effect(optimizer: dict[str, object], communication: dict[str, object], flags: list[str]) -> None:

@@ -167,7 +167,7 @@ BAD_INPUTS = {
     "not text": ("--data {folder}/binary.txt", "is not UTF-8 text"),
     "vocabulary too large": ("--vocabulary-size 1000000", "set --vocabulary-size"),
     "text too short": ("--data {folder}/short.txt --batch-size 64", "smaller batch"),
-    "unknown flag value": ("--compression fp8", "--compression must be one of none, fp16, powersgd, not 'fp8'"),
+    "unknown flag value": ("--compression fp8", "--compression must be one of none, fp16, powersgd, topk, not 'fp8'"),
     "unknown flag": ("--hidden-sice 3", "--hidden-sice"),
     "missing configuration": ("--config {folder}/none.yaml", "none.yaml"),
     "folder not writable": ("--out {folder}/file/run", "cannot write to --out"),

@@ -7,7 +7,7 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from hvd_lm.adapters.base import Adapter
-from hvd_lm.compression.compressors import Compressor, compressor_of
+from hvd_lm.compression.compressors import Compression, compression_of
 from hvd_lm.config import FRAMEWORKS, CommunicationConfig, TopologyConfig
 from hvd_lm.errors import ConfigError, FrameworkError
 from hvd_lm.job.stop import Stop
@@ -52,7 +52,7 @@ def adapter(
     *,
     deterministic: bool = False,
     comm: Any = None,
-    compressor: Compressor | None = None,
+    compressor: Compression | None = None,
 ) -> Adapter:
     """The adapter of `framework` ("torch" or "tensorflow"), in a job that this process joins (or alone), or the ranks of `comm`,
     a communicator of mpi4py, with each other. Gradients travel as a `compressor` of yours says. Collective.
@@ -60,7 +60,7 @@ def adapter(
     Raises ConfigError for an unknown name or an impossible topology; FrameworkError if the framework is absent or broken.
     """
     chosen = adapter_class(framework)
-    in_turn = bool(compressor or compressor_of(communication or CommunicationConfig()))
+    in_turn = bool(compressor or compression_of(communication or CommunicationConfig()))
     job = chosen.job_class(communication, topology, threads, deterministic=deterministic, comm=comm, in_turn=in_turn)
     return chosen(job, communication, compressor)
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from hvd_lm.adapters.job import Job
 from hvd_lm.compression import kept
-from hvd_lm.compression.compressors import Compressor, compressor_of
+from hvd_lm.compression.compressors import Compression, compression_of
+from hvd_lm.compression.selectors import Selector
 from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig
 from hvd_lm.errors import CheckpointError, ConfigError
 from hvd_lm.job.topology import GroupName
@@ -115,18 +116,21 @@ class Adapter(ABC):
     update_config: OptimizerConfig | None
     """None of a model that is only read."""
 
-    def __init__(self, job: Job, communication: CommunicationConfig | None = None, compressor: Compressor | None = None) -> None:
+    def __init__(self, job: Job, communication: CommunicationConfig | None = None, compressor: Compression | None = None) -> None:
         """`communication` says how gradients travel; what Horovod reads of it when it starts is the job's.
 
         Raises ConfigError if there is a `compressor`, and it names another way.
         """
         self.job = job
         self.communication = communication or CommunicationConfig()
-        others = (self.communication.compression, self.communication.reduction, self.communication.reduce_every)
-        if compressor and others != ("none", "sum", 1):
-            also = "--compression none, --reduction sum and --reduce-every 1"
-            raise ConfigError(f"a compressor says how gradients travel: give it with {also}")
-        self.compressor = compressor or compressor_of(self.communication)
+        says = self.communication
+        others = (says.compression, says.reduction, says.gradient_predivide_factor, says.reduce_every)
+        if compressor and others != ("none", "sum", 1, 1):
+            raise ConfigError(
+                "a compressor says how gradients travel: give it with --compression none and --reduction sum, and without "
+                "--gradient-predivide-factor and --reduce-every"
+            )
+        self.compressor = compressor or compression_of(self.communication)
 
     def build(self, model: ModelConfig, update: OptimizerConfig | None = None) -> None:
         """Make what this rank holds of the model (`shares`), on this rank alone; the weights are undefined until loaded.
@@ -144,13 +148,24 @@ class Adapter(ABC):
         moments = update.moments if update else ()
         self.moments_held = {f"{moment}/{name}": share for moment in moments for name, share in self.moment_shares.items()}
         self.firsts = kept.firsts(self.compressor if update else None, self.shares, topology)
-        self.remembered = kept.remembered(self.firsts, self.shares, topology)
+        self.remembered = kept.remembered(self.compressor, self.firsts, self.shares, topology)
         self.held = {**self.shares, **self.moments_held, **self.remembered}
         self._make()
 
     @abstractmethod
     def _make(self) -> None:
         """The tensors of `shares`, the stages, and the update if there is to be one."""
+
+    @property
+    def selected(self) -> frozenset[str]:
+        """Parameters of whose gradients values are selected, any values: nobody knows before in which rows."""
+        return frozenset(self.firsts) if isinstance(self.compressor, Selector) else frozenset()
+
+    @property
+    def clip_of_a_rank(self) -> float:
+        """Norm that what a rank selects from is clipped to: that with which R gradients at right angles add up to --clip."""
+        clip = self.update_config.clip if self.update_config else None
+        return math.inf if clip is None else clip / math.sqrt(self.job.topology.readers)
 
     def load_weights(self, weights: Mapping[str, Rows]) -> None:
         """Set the weights from the canonical ones (hvd_lm.model.parameters), of which only this rank's rows are read.

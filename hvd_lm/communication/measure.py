@@ -19,7 +19,6 @@ from hvd_lm.adapters.base import Adapter
 from hvd_lm.adapters.ending import ending_together
 from hvd_lm.adapters.job import Job
 from hvd_lm.adapters.probe import Action, Probe
-from hvd_lm.checks import require
 from hvd_lm.communication.compute import time_compute
 from hvd_lm.communication.link import Link, Point, fitted, write_link
 from hvd_lm.communication.picture import png
@@ -33,7 +32,7 @@ from hvd_lm.config import (
     OptimizerConfig,
     RunConfig,
 )
-from hvd_lm.errors import ConfigError, why
+from hvd_lm.errors import ConfigError, require, why
 from hvd_lm.job import launcher
 from hvd_lm.job.agreement import settings
 from hvd_lm.paths import make_paths

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hvd_lm.checks import require
 from hvd_lm.communication.compute import micro_batches_together
 from hvd_lm.communication.gradients import gradients
 from hvd_lm.communication.link import Compute, Link
@@ -16,7 +15,7 @@ from hvd_lm.communication.measure import Work, processor
 from hvd_lm.communication.ring import bandwidth_bound
 from hvd_lm.communication.simulation import Served, served_in_turn, simulate
 from hvd_lm.config import Framework, TopologyConfig
-from hvd_lm.errors import ConfigError
+from hvd_lm.errors import ConfigError, require
 from hvd_lm.job.messages import warn
 from hvd_lm.paths import make_paths
 from hvd_lm.plain_values import to_dict

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from hvd_lm.checks import require_powersgd
+from hvd_lm.compression.limits import require_powersgd
+from hvd_lm.compression.selectors import Selector, TopK
 from hvd_lm.config import CommunicationConfig
 from hvd_lm.model.parameters import key_of_name
 from hvd_lm.model.weights import Array
@@ -120,8 +121,14 @@ def _length(xp: Any, column: Any) -> Any:
     return xp.sqrt(xp.sum(column * column))
 
 
-def compressor_of(communication: CommunicationConfig) -> Compressor | None:
+Compression: TypeAlias = Compressor | Selector
+"""How gradients travel where they are not sent as they are: as messages that are summed, or that are gathered."""
+
+
+def compression_of(communication: CommunicationConfig) -> Compression | None:
     """What the settings ask for; None where gradients travel as they are, or as halves."""
-    if communication.compression != "powersgd":
-        return None
-    return PowerSGD(communication.powersgd_rank, communication.powersgd_start_steps)
+    if communication.compression == "powersgd":
+        return PowerSGD(communication.powersgd_rank, communication.powersgd_start_steps)
+    if communication.compression == "topk":
+        return TopK(communication.topk_share, communication.topk_momentum, communication.topk_start_steps)
+    return None

@@ -1,7 +1,8 @@
 """What ranks remember of their gradients between steps, and how it is divided anew for another number of ranks.
 
-kept/<name>    what a rank has not sent of a gradient yet: of R ranks of a parameter [m, n], one below the other, [R * m, n]
-last/<name>    the sum of the last step's second messages (hvd_lm.compression.compressors), the same on all ranks
+kept/<name>       what a rank has not sent of a gradient yet: of R ranks of a parameter [m, n], one below the other, [R * m, n]
+velocity/<name>   with the momentum of a selector (hvd_lm.compression.selectors): of R ranks, likewise
+last/<name>       the sum of the last step's second messages (hvd_lm.compression.compressors), the same on all ranks
 """
 
 from __future__ import annotations
@@ -9,45 +10,59 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 
-from hvd_lm.compression.compressors import Compressor
+from hvd_lm.compression.compressors import Compression
+from hvd_lm.compression.selectors import Selector
 from hvd_lm.errors import ConfigError
 from hvd_lm.job.topology import Topology
 from hvd_lm.model.parameters import Parameter
 from hvd_lm.model.split import Share, whole
 from hvd_lm.model.weights import Array, Rows
 
-KEPT, LAST = "kept", "last"
+KEPT, VELOCITY, LAST = "kept", "velocity", "last"
+OF_A_RANK = (KEPT, VELOCITY)
+"""Each rank has its own."""
+
+Firsts: TypeAlias = Mapping[str, Array | None]
+"""Name of each parameter whose gradient is compressed -> `last` of the first step; None with a selector, which has none."""
 
 
-def firsts(compressor: Compressor | None, shares: Mapping[str, Share], topology: Topology) -> dict[str, Array]:
-    """Name -> `last` of the first step, of the parameters whose gradients are compressed: none where no other rank has a part.
+def firsts(compression: Compression | None, shares: Mapping[str, Share], topology: Topology) -> dict[str, Array | None]:
+    """Of the parameters whose gradients are compressed: none where no other rank has a part.
 
     Raises ConfigError if ranks divide parameters or moments.
     """
-    if compressor is None:
+    if compression is None:
         return {}
     if topology.split:
         raise ConfigError("a compressor works on whole gradients: use it without --model-parallel and --split")
     if topology.size == 1:
         return {}
-    of_all = {name: compressor.first(name, share.parameter.shape) for name, share in shares.items()}
+    shapes = {name: share.parameter.shape for name, share in shares.items()}
+    if isinstance(compression, Selector):
+        return {name: None for name, shape in shapes.items() if compression.count(name, shape, 0)}
+    of_all = {name: compression.first(name, shape) for name, shape in shapes.items()}
     return {name: np.asarray(first, np.float32) for name, first in of_all.items() if first is not None}
 
 
-def remembered(firsts: Mapping[str, Array], shares: Mapping[str, Share], topology: Topology) -> dict[str, Share]:
+def remembered(
+    compression: Compression | None, firsts: Firsts, shares: Mapping[str, Share], topology: Topology
+) -> dict[str, Share]:
     """What this rank holds of all that is remembered, by the names of a checkpoint."""
     found = {}
+    kinds = OF_A_RANK if isinstance(compression, Selector) and compression.momentum else (KEPT,)
     for name, first in firsts.items():
         rows, *rest = shares[name].parameter.shape
         parts = tuple(range(rank * rows, (rank + 1) * rows) for rank in range(topology.size))
-        of_all = Parameter(f"{KEPT}/{name}", (topology.size * rows, *rest), 0.0, ())
-        # Nobody else holds these rows: a model group is the rank alone here.
-        found[of_all.name] = Share(of_all, "model", "readers", parts, topology.rank)
-        found[f"{LAST}/{name}"] = whole(Parameter(f"{LAST}/{name}", first.shape, 0.0, ()))
+        for kind in kinds:
+            of_all = Parameter(f"{kind}/{name}", (topology.size * rows, *rest), 0.0, ())
+            # Nobody else holds these rows: a model group is the rank alone here.
+            found[of_all.name] = Share(of_all, "model", "readers", parts, topology.rank)
+        if first is not None:
+            found[f"{LAST}/{name}"] = whole(Parameter(f"{LAST}/{name}", first.shape, 0.0, ()))
     return found
 
 
@@ -55,7 +70,7 @@ def remembered(firsts: Mapping[str, Array], shares: Mapping[str, Share], topolog
 class Spread:
     """What R ranks keep of a parameter of `rows` rows, from what others have kept: all get an equal part of the sum.
 
-    The next gradient is that of the sum of what all have, which stays as it was. Zeros if nobody has kept anything.
+    The sum of what all have stays as it was. Zeros if nobody has kept anything.
     """
 
     shape: tuple[int, ...]
@@ -79,23 +94,24 @@ class Spread:
 
 
 def fitted(
-    earlier: Mapping[str, Rows], remembered: Mapping[str, Share], firsts: Mapping[str, Array], shares: Mapping[str, Share]
+    earlier: Mapping[str, Rows], remembered: Mapping[str, Share], firsts: Firsts, shares: Mapping[str, Share]
 ) -> dict[str, Rows]:
     """What a run that goes on remembers, from what a checkpoint has: what does not fit this compressor begins anew."""
     found: dict[str, Rows] = {}
     for name, share in remembered.items():
         kind, _, parameter = name.partition("/")
-        has = earlier.get(name)
-        if kind == KEPT:
+        has, first = earlier.get(name), firsts[parameter]
+        if kind in OF_A_RANK:
             found[name] = Spread(share.parameter.shape, shares[parameter].parameter.shape[0], has)
         else:
-            found[name] = has if has is not None and has.shape == share.parameter.shape else firsts[parameter]
+            assert first is not None
+            found[name] = has if has is not None and has.shape == share.parameter.shape else first
     return found
 
 
 def is_remembered(name: str, shape: tuple[int, ...], parameter: tuple[int, ...]) -> bool:
     """Whether something of this name and shape may be remembered of a parameter of that shape."""
     kind = name.partition("/")[0]
-    if kind == KEPT:
+    if kind in OF_A_RANK:
         return len(shape) == len(parameter) and shape[1:] == parameter[1:] and shape[0] % parameter[0] == 0 < shape[0]
     return kind == LAST and math.prod(shape) <= math.prod(parameter)

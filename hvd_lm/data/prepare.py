@@ -19,7 +19,6 @@ import tyro
 from tqdm import tqdm
 
 from hvd_lm.checkpoint.files import new_folder
-from hvd_lm.checks import require
 from hvd_lm.data import tokenizer as tokenizers
 from hvd_lm.data.corpus import blocks_of, read_files
 from hvd_lm.data.counts import CountedTokens, warn_of_long_words
@@ -28,7 +27,7 @@ from hvd_lm.data.shards import HEADER, SPLITS, Prepared, ShardWriter, Split, loa
 from hvd_lm.data.splits import DEFAULT_SHARES, End, length, share_out, split_blocks
 from hvd_lm.data.tokenizer import KINDS, TokenizerKind, train_tokenizer
 from hvd_lm.data.walk import STANDARD_INPUT, TextFile, find_files
-from hvd_lm.errors import ConfigError, DataError
+from hvd_lm.errors import ConfigError, DataError, require
 from hvd_lm.job.helpers import Spread, in_turn
 from hvd_lm.paths import make_paths
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_lm.adapters.base import Adapter
-from hvd_lm.checks import require
 from hvd_lm.data.streams import Streams, Tokens
+from hvd_lm.errors import require
 from hvd_lm.model.weights import Array
 
 

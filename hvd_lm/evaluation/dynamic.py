@@ -19,10 +19,9 @@ import numpy as np
 
 from hvd_lm.adapters.base import Adapter
 from hvd_lm.checkpoint import Checkpoint
-from hvd_lm.checks import require
 from hvd_lm.config import OptimizerConfig
 from hvd_lm.data.streams import Streams, Tokens
-from hvd_lm.errors import CheckpointError
+from hvd_lm.errors import CheckpointError, require
 from hvd_lm.model.weights import Array
 
 _DEFAULT_RATE = {"sgd": 0.03, "rms": 0.0005}

@@ -12,12 +12,11 @@ from hvd_lm import adapters
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm.adapters.ending import ending_together
 from hvd_lm.checkpoint import Checkpoint
-from hvd_lm.checks import require
 from hvd_lm.config import Framework, TopologyConfig
 from hvd_lm.data.shards import Split
 from hvd_lm.data.streams import Tokens
 from hvd_lm.data.texts import identify, read_tokens
-from hvd_lm.errors import ConfigError, DataError
+from hvd_lm.errors import ConfigError, DataError, require
 from hvd_lm.evaluation.cache import CacheConfig, evaluate_with_cache
 from hvd_lm.evaluation.dynamic import DynamicConfig, evaluate_dynamically
 from hvd_lm.evaluation.exact_loss import evaluation_streams, exact_loss

@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_lm.adapters.base import Adapter, State
-from hvd_lm.checks import require
 from hvd_lm.data.tokenizer import Tokenizer
-from hvd_lm.errors import CheckpointError
+from hvd_lm.errors import CheckpointError, require
 
 
 @dataclass(frozen=True)

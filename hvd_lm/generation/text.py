@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from hvd_lm import adapters
 from hvd_lm import checkpoint as checkpoints
-from hvd_lm.checks import require
 from hvd_lm.config import Framework
 from hvd_lm.data.tokenizer import Tokenizer
+from hvd_lm.errors import require
 from hvd_lm.generation.beam_search import Hypothesis, beam_search, select
 from hvd_lm.generation.prompt import read_prompt
 from hvd_lm.generation.sampling import SamplingConfig, draw, predict

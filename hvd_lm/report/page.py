@@ -13,8 +13,7 @@ from pathlib import Path
 
 import tyro
 
-from hvd_lm.checks import require
-from hvd_lm.errors import ConfigError, why
+from hvd_lm.errors import ConfigError, require, why
 from hvd_lm.paths import make_paths
 from hvd_lm.report.plots import DARK, LIGHT, PLOTS, colour_of, describe, line_style_of, png, shortened, smoothing_window
 from hvd_lm.report.runs import Run, read_runs

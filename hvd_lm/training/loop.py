@@ -13,7 +13,7 @@ from hvd_lm.adapters import adapter as make_adapter
 from hvd_lm.adapters.base import Adapter
 from hvd_lm.adapters.ending import ending_together
 from hvd_lm.checkpoint import CheckpointWriter
-from hvd_lm.compression.compressors import Compressor
+from hvd_lm.compression.compressors import Compression
 from hvd_lm.config import RunConfig, with_vocabulary_size
 from hvd_lm.data.texts import Texts, read_texts
 from hvd_lm.errors import ConfigError
@@ -52,7 +52,7 @@ OF_A_RANK = ("out", "resume", "threads", "data", "validation_data", "timeline_fi
 """Settings that may differ between ranks; their texts may not."""
 
 
-def train(config: RunConfig, *, comm: Any = None, compressor: Compressor | None = None) -> TrainingResult:
+def train(config: RunConfig, *, comm: Any = None, compressor: Compression | None = None) -> TrainingResult:
     """Train as `config` says, alone or as one rank of a job; rank 0 writes into `config.out`. Collective.
 
     `comm`, a communicator of mpi4py, makes a job of its ranks alone: several runs share one mpirun. Gradients travel as a

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hvd_lm.adapters.base import Adapter
-from hvd_lm.config import ModelConfig
+from hvd_lm.config import ModelConfig, OptimizerConfig
 from hvd_lm.job import launcher
 from hvd_lm.model.weights import Weights, initial_weights
 
@@ -29,10 +29,8 @@ def report(value: Any) -> None:
         print(f"rank {launcher.launched_rank()}: {text}", flush=True)
 
 
-def build(adapter: Adapter, model: ModelConfig = MODEL) -> Adapter:
-    from hvd_lm.config import OptimizerConfig
-
-    adapter.build(model, OptimizerConfig())
+def build(adapter: Adapter, model: ModelConfig = MODEL, update: OptimizerConfig | None = None) -> Adapter:
+    adapter.build(model, update or OptimizerConfig())
     adapter.load_weights(initial_weights(model, seed=4))
     return adapter
 

@@ -1,6 +1,6 @@
-"""Trains with the compressor that docs/communication.md shows.
+"""Trains with the compressor, or the selector, that docs/communication.md shows.
 
-horovodrun -np 2 python own_compressor.py torch FOLDER
+horovodrun -np 2 python own_compressor.py torch SignSGD FOLDER
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ import hvd_lm
 PAGE = Path(__file__).parents[2] / "docs" / "communication.md"
 
 
-def main(framework: Any, out: str) -> float:
-    block = re.search(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    assert block
+def main(framework: Any, name: str, out: str) -> float:
     shown: dict[str, Any] = {"__name__": "shown"}
-    exec(block[1], shown)
+    for block in re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+        exec(block, shown)
     config = hvd_lm.RunConfig(
         framework=framework,
         out=Path(out),
@@ -32,7 +31,7 @@ def main(framework: Any, out: str) -> float:
         optimizer=hvd_lm.OptimizerConfig(learning_rate=0.01),
         communication=hvd_lm.CommunicationConfig(backward_passes_per_step=2),
     )
-    return hvd_lm.train(config, compressor=shown["SignSGD"]()).loss
+    return hvd_lm.train(config, compressor=shown[name]()).loss
 
 
 if __name__ == "__main__":

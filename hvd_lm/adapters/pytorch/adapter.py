@@ -16,18 +16,21 @@ from torch import Tensor, nn
 
 from hvd_lm.adapters.assembly import Divided, Made
 from hvd_lm.adapters.base import INCOMPLETE, READ_ONLY, Adapter, Evaluated, OptimizerState, State, StepResult
-from hvd_lm.adapters.pytorch.compressed import Compressed
+from hvd_lm.adapters.pytorch.compressed import Compressed, Summed
 from hvd_lm.adapters.pytorch.job import PyTorchJob
 from hvd_lm.adapters.pytorch.memory import Weight, clear_gradient_rows, to_numpy
 from hvd_lm.adapters.pytorch.model_group import ModelGroup
 from hvd_lm.adapters.pytorch.optimizer_split import OptimizerSplit
 from hvd_lm.adapters.pytorch.reducer import GradientReducer
+from hvd_lm.adapters.pytorch.selected import Selected
 from hvd_lm.adapters.pytorch.stages import Depart, LayerState, Lookup, Output, Stage, make_stages, neighbour
 from hvd_lm.adapters.pytorch.stages.drop import Drop
 from hvd_lm.adapters.pytorch.stages.sampled_softmax import SampledWords
 from hvd_lm.adapters.pytorch.touched_rows import Touched
 from hvd_lm.adapters.pytorch.update import Update, make_update, norm_of
 from hvd_lm.adapters.pytorch.wire import Wire
+from hvd_lm.compression.compressors import Compression
+from hvd_lm.compression.selectors import Selector
 from hvd_lm.job.topology import GroupName
 from hvd_lm.model.candidates import Candidates
 from hvd_lm.model.split import blocks
@@ -67,12 +70,13 @@ class PyTorchAdapter(Adapter):
         self._optimizer_split = OptimizerSplit(self._weights, self.moment_shares, self.job, halves=halves)
         self._update = make_update(update, self._optimizer_split.updated) if update else None
         by_rows = bool(update and update.keeps_absent_rows)
-        self._touched = Touched(self.shares, self._weights if update else {}, self.job, for_update=by_rows)
+        by_touched = {name: weight for name, weight in self._weights.items() if update and name not in self.selected}
+        self._touched = Touched(self.shares, by_touched, self.job, for_update=by_rows)
         self._by_rows = self._touched.by_name if by_rows else {}
         """Parameters of which the touched rows alone are cleared, measured and updated."""
         self._compressed: Compressed | None = None
         if self.compressor and self.remembered:
-            self._compressed = Compressed(self.compressor, self.firsts, self.remembered, self._device)
+            self._compressed = self._make_compressed(self.compressor)
         self._reducer: GradientReducer | None = None
         if update and self.job.groups["all"].communicates:
             self._reducer = GradientReducer(
@@ -82,6 +86,12 @@ class PyTorchAdapter(Adapter):
         """Of the window: its loss, and the flags of all ranks, and of those whose activations were beyond what travels."""
         self._complete = False
         """Whether the window has had its last micro-batch."""
+
+    def _make_compressed(self, compression: Compression) -> Compressed:
+        remembered = self.firsts, self.remembered, self._device
+        if isinstance(compression, Selector):
+            return Selected(compression, *remembered, self.job.groups["all"].size, self.clip_of_a_rank)
+        return Summed(compression, *remembered)
 
     # --- weights, moments, states ------------------------------------------------------------------------
 
@@ -263,6 +273,8 @@ class PyTorchAdapter(Adapter):
                 complete(weight)
         for stage in reversed(made.stages):
             gradients = stage.backward(gradients, complete)
+        if reducer:
+            reducer.backward_complete()
 
     def _sampled(self, candidates: Candidates | None, targets_TB: NDArray[np.int32]) -> SampledWords | None:
         if candidates is None:

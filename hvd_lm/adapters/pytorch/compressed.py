@@ -1,8 +1,10 @@
-"""Gradients that travel as messages of a compressor (hvd_lm.compression.compressors), and what is remembered of them."""
+"""Gradients that do not travel as they are (hvd_lm.compression), and what is remembered of them."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import horovod.torch as hvd
 import torch
@@ -10,45 +12,68 @@ from torch import Tensor
 
 from hvd_lm.adapters.pytorch.memory import lasting
 from hvd_lm.compression.compressors import Compressor
-from hvd_lm.compression.kept import KEPT, LAST
+from hvd_lm.compression.kept import KEPT, LAST, Firsts
 from hvd_lm.model.split import Share, blocks
-from hvd_lm.model.weights import Array
 
 _BLOCK = 1 << 16
 """Values that are decompressed at a time: those of gradient and memory fit a cache."""
 
 Send = Callable[[Tensor, str], int]
-"""Starts a sum over the ranks, in place, by a name; returns its handle."""
+"""Starts a sum over the ranks, in place, by a name; returns its handle. Or a gathering, along the first axis."""
 
 
-class Compressed:
-    """Those of one job."""
+class OnTheWay(Protocol):
+    """One gradient."""
 
-    def __init__(
-        self, compressor: Compressor, firsts: Mapping[str, Array], remembered: Mapping[str, Share], device: torch.device
-    ) -> None:
-        """`firsts`: by the names of the parameters that are compressed, what they begin with."""
-        self._compressor, self._firsts, self._device = compressor, firsts, device
+    def poll(self) -> None:
+        """Send what is to be sent next, if that can be told."""
+
+    def arrive(self) -> None:
+        """Wait for what is to be applied: it is in the gradient, and what was not sent is kept."""
+
+
+class Compressed(ABC):
+    """The gradients of one job that are compressed."""
+
+    exact_steps = 0
+    """At the beginning."""
+
+    def __init__(self, firsts: Firsts, remembered: Mapping[str, Share], device: torch.device) -> None:
+        self._firsts = firsts
         self.names = frozenset(firsts)
-        self.exact_steps = compressor.exact_steps
-        """At the beginning."""
         self.memory = {name: lasting(*share.shape, device=device) for name, share in remembered.items()}
         """By the names of a checkpoint."""
         self.forget()
 
     def forget(self) -> None:
         """Begin anew."""
+        for tensor in self.memory.values():
+            tensor.zero_()
         for name, first in self._firsts.items():
-            self.memory[f"{KEPT}/{name}"].zero_()
-            self.memory[f"{LAST}/{name}"].copy_(torch.from_numpy(first))
+            if first is not None:
+                self.memory[f"{LAST}/{name}"].copy_(torch.from_numpy(first))
+
+    @abstractmethod
+    def start(self, name: str, gradient: Tensor, rows: Tensor | None, send: Send) -> OnTheWay:
+        """It is complete; with `rows`, all others are zeros. Collective."""
+
+    def backward_complete(self, applied_steps: int, gather: Send) -> None:  # noqa: B027 - most messages have left by then
+        """All gradients of the window have started, after so many optimizer steps. Collective."""
+
+
+class Summed(Compressed):
+    """As messages of a compressor."""
+
+    def __init__(self, compressor: Compressor, firsts: Firsts, remembered: Mapping[str, Share], device: torch.device) -> None:
+        super().__init__(firsts, remembered, device)
+        self._compressor, self.exact_steps = compressor, compressor.exact_steps
 
     @torch.no_grad()
-    def start(self, name: str, gradient: Tensor, rows: Tensor | None, send: Send) -> CompressedSum:
-        """Sum `gradient`; with `rows`, these alone, as the others are zeros. Collective."""
-        return CompressedSum(self._compressor, self.memory, name, gradient, rows, send)
+    def start(self, name: str, gradient: Tensor, rows: Tensor | None, send: Send) -> OnTheWay:
+        return _Sum(self._compressor, self.memory, name, gradient, rows, send)
 
 
-class CompressedSum:
+class _Sum:
     """One gradient on its way."""
 
     def __init__(
@@ -73,7 +98,7 @@ class CompressedSum:
         return self._send(message.clone(memory_format=torch.contiguous_format), f"gradient.{self._name}{which}")
 
     def poll(self) -> None:
-        """Send the second message if the sum of the first ones is there."""
+        """The second message leaves if the sum of the first ones is there."""
         if self._common is None and hvd.poll(self._handle):
             self._send_second()
 
@@ -85,7 +110,6 @@ class CompressedSum:
 
     @torch.no_grad()
     def arrive(self) -> None:
-        """Wait for the sum: it is in the gradient, and what was not sent is kept."""
         if self._common is None:
             self._send_second()
         assert self._common is not None

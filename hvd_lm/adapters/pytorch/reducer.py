@@ -81,8 +81,7 @@ class GradientReducer:
         self._everyone = job.groups["all"]
         self._sums_handle: int | None = None
         self._touched, self._bytes_of_rows = touched.by_name, touched.bytes_sent
-        self._communication = communication
-        self._is_exact, self._is_local = True, False
+        self._communication, self._applied_steps = communication, 0
         self.bytes_sent = 0
         """Of gradients of the window, and of what says which rows of them there are."""
         self.pending: list[_Reduction] = []
@@ -90,11 +89,16 @@ class GradientReducer:
 
     def start_sums(self, sums: Tensor, applied_steps: int) -> None:
         """Sum the loss, and what travels beside it, over all ranks, in place, after so many optimizer steps. Collective."""
-        self._is_exact = self._compressed is None or applied_steps < self._compressed.exact_steps
-        self._is_local = self._communication.is_local(applied_steps)
+        self._applied_steps = applied_steps
         self.bytes_sent = self._bytes_of_rows
         process_set = self._everyone.process_set
         self._sums_handle = hvd.allreduce_async_(sums, name="loss", op=hvd.Sum, process_set=process_set)
+
+    @property
+    def _compressing(self) -> Compressed | None:
+        """In this window."""
+        is_exact = self._compressed is None or self._applied_steps < self._compressed.exact_steps
+        return None if is_exact else self._compressed
 
     def start(self, weight: nn.Parameter) -> None:
         """Its gradient of the window is complete. Collective."""
@@ -103,11 +107,11 @@ class GradientReducer:
         group, poll = self._groups[name], _nothing
         for earlier in self.pending:
             earlier.poll()
-        if not group.communicates or self._is_local:
+        if not group.communicates or self._communication.is_local(self._applied_steps):
             arrive = _nothing
-        elif self._compressed and name in self._compressed.names and not self._is_exact:
+        elif self._compressing and name in self._compressing.names:
             rows = self._touched[name].rows() if name in self._touched else None
-            compressed = self._compressed.start(name, gradient, rows, partial(self._send, group))
+            compressed = self._compressing.start(name, gradient, rows, partial(self._send, group))
             arrive, poll = compressed.arrive, compressed.poll
         elif name in self._touched:
             arrive = self._start_rows(name, gradient)
@@ -119,6 +123,17 @@ class GradientReducer:
             handle = self._send(group, wire, f"gradient.{name}")
             arrive = partial(_arrive_in_place, handle, gradient if self._fp16 else None)
         self.pending.append(_Reduction(name, gradient, arrive, poll))
+
+    def backward_complete(self) -> None:
+        """All gradients of the window have started. Collective."""
+        if self._compressing:
+            self._compressing.backward_complete(self._applied_steps, self._gather)
+
+    def _gather(self, wire: Tensor, name: str) -> int:
+        """That of all ranks, one after the other; the handle."""
+        self.bytes_sent += wire.nbytes
+        handle: int = hvd.allgather_async(wire, name=name, process_set=self._everyone.process_set)
+        return handle
 
     def _send(self, group: Group, wire: Tensor, name: str) -> int:
         """Sum `wire` over the group, in place; the handle."""

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from hvd_lm.adapters.assembly import Divided
 from hvd_lm.adapters.base import INCOMPLETE, READ_ONLY, Adapter, Evaluated, OptimizerState, State, StepResult
-from hvd_lm.adapters.tensorflow.compressed import Compressed
+from hvd_lm.adapters.tensorflow.compressed import Compressed, Summed
 from hvd_lm.adapters.tensorflow.graphs import graph_function
 from hvd_lm.adapters.tensorflow.job import TensorFlowJob
 from hvd_lm.adapters.tensorflow.model_group import ModelGroup
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.reducer import GradientReducer, Way
+from hvd_lm.adapters.tensorflow.selected import Selected
 from hvd_lm.adapters.tensorflow.stages import make_stages, neighbour
 from hvd_lm.adapters.tensorflow.stages.base import Tape, Tensors
 from hvd_lm.adapters.tensorflow.stages.output import Judged, Output
@@ -28,6 +29,8 @@ from hvd_lm.adapters.tensorflow.stages.sampled_softmax import SAMPLED_SPECS, Sam
 from hvd_lm.adapters.tensorflow.update import DynamicUpdate, Update
 from hvd_lm.adapters.tensorflow.weight import Accumulation, Arriving, Weight, to_numpy
 from hvd_lm.adapters.tensorflow.wire import Wire
+from hvd_lm.compression.compressors import Compression
+from hvd_lm.compression.selectors import Selector
 from hvd_lm.model.candidates import Candidates
 from hvd_lm.model.split import blocks
 from hvd_lm.model.weights import Array, Weights
@@ -60,6 +63,7 @@ class TensorFlowAdapter(Adapter):
     def _make(self) -> None:
         by_rows = {
             name: bool(self.update_config and self.update_config.keeps_absent_rows and share.parameter.looked_up)
+            and name not in self.selected
             for name, share in self.shares.items()
         }
         self._weights = {name: Weight(share, by_rows=by_rows[name]) for name, share in self.shares.items() if share.rows}
@@ -75,8 +79,10 @@ class TensorFlowAdapter(Adapter):
         self._lookup, self._stages, self._output = make_stages(self.model, self._weights, divided)
         self._compressed: Compressed | None = None
         if self.compressor and self.remembered:
-            self._compressed = Compressed(self.compressor, self.firsts, self.remembered)
-        self._reducer = GradientReducer(self._weights, self.moment_shares, self.job, self.communication, self._compressed)
+            self._compressed = self._make_compressed(self.compressor)
+        self._reducer = GradientReducer(
+            self._weights, self.moment_shares, self.job, self.communication, self._compressed, self.selected
+        )
         self._update: Update | None = None
         if self.update_config:
             touched_rows = self._reducer.touched_rows
@@ -87,6 +93,12 @@ class TensorFlowAdapter(Adapter):
         self._arriving: dict[str, Arriving] = {}
         self._begin_window()
         self._compile()
+
+    def _make_compressed(self, compression: Compression) -> Compressed:
+        if isinstance(compression, Selector):
+            ranks, clip = self.job.groups["all"].size, self.clip_of_a_rank
+            return Selected(compression, self.firsts, self.remembered, ranks, clip)
+        return Summed(compression, self.firsts, self.remembered)
 
     def _compile(self) -> None:
         """One trace for all lengths of a text."""
@@ -145,6 +157,8 @@ class TensorFlowAdapter(Adapter):
             # Reductions leave in this order, before the processor is taken, and no stage takes memory before its turn.
             with tf.control_dependencies([*accumulation.sent, gradient]):
                 gradient = stage.backward([micro_batch.tapes[index] for micro_batch in deferred], gradient, accumulation)
+        if last:
+            self._reducer.backward_complete(way)
         return tf.concat([sums, [self._reducer.take_bytes_sent()]], 0)
 
     def _infer(self, inputs_TB: tf.Tensor, state: list[Tensors]) -> tuple[tf.Tensor, list[Tensors]]:

@@ -1,33 +1,35 @@
-"""Gradients that travel as messages of a compressor (hvd_lm.compression.compressors), and what is remembered of them."""
+"""Gradients that do not travel as they are (hvd_lm.compression), and what is remembered of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.weight import Weight
 from hvd_lm.compression.compressors import Compressor
-from hvd_lm.compression.kept import KEPT, LAST
+from hvd_lm.compression.kept import KEPT, LAST, Firsts
 from hvd_lm.model.split import Share
-from hvd_lm.model.weights import Array
 
 with native_stderr_closed():
     import tensorflow as tf
     import tensorflow.experimental.numpy as tnp
 
-Sum = Callable[[tf.Tensor, str], tf.Tensor]
-"""Over the ranks, by a name."""
+Send = Callable[[tf.Tensor, str], tf.Tensor]
+"""Sums over the ranks, by a name. Or gathers, along the first axis."""
+Counts = tuple[int, ...]
+"""Of values that are selected, of each parameter. Of messages that are summed, none."""
 
 
-class Compressed:
-    """Those of one job."""
+class Compressed(ABC):
+    """The gradients of one job that are compressed."""
 
-    def __init__(self, compressor: Compressor, firsts: Mapping[str, Array], remembered: Mapping[str, Share]) -> None:
-        """`firsts`: by the names of the parameters that are compressed, what they begin with."""
-        self._compressor, self._firsts = compressor, firsts
+    exact_steps = 0
+    """At the beginning."""
+
+    def __init__(self, firsts: Firsts, remembered: Mapping[str, Share]) -> None:
+        self._firsts = firsts
         self.names = frozenset(firsts)
-        self.exact_steps = compressor.exact_steps
-        """At the beginning."""
         self.memory = {
             name: tf.Variable(tf.zeros(share.shape), name=name.replace("/", "_"), trainable=False)
             for name, share in remembered.items()
@@ -37,13 +39,32 @@ class Compressed:
 
     def forget(self) -> None:
         """Begin anew."""
+        for variable in self.memory.values():
+            variable.assign(tf.zeros(variable.shape))
         for name, first in self._firsts.items():
-            kept = self.memory[f"{KEPT}/{name}"]
-            kept.assign(tf.zeros(kept.shape))
-            self.memory[f"{LAST}/{name}"].assign(first)
+            if first is not None:
+                self.memory[f"{LAST}/{name}"].assign(first)
 
-    def sum(self, weight: Weight, rows: tf.Tensor | None, sum_of: Sum) -> tf.Tensor:
-        """Sum its gradient; with `rows`, these alone, as the others are zeros. Returns what is sent first. Collective."""
+    def counts(self, applied_steps: int) -> Counts:  # noqa: ARG002 - of selections alone
+        """After so many optimizer steps."""
+        return ()
+
+    @abstractmethod
+    def start(self, weight: Weight, rows: tf.Tensor | None, sum_of: Send) -> Sequence[tf.Tensor]:
+        """Its gradient is complete; with `rows`, all others are zeros. Returns what is sent first. Collective."""
+
+    def backward_complete(self, counts: Counts, gather: Send) -> None:  # noqa: B027 - most messages have left by then
+        """All gradients of the window have started. Collective."""
+
+
+class Summed(Compressed):
+    """As messages of a compressor."""
+
+    def __init__(self, compressor: Compressor, firsts: Firsts, remembered: Mapping[str, Share]) -> None:
+        super().__init__(firsts, remembered)
+        self._compressor, self.exact_steps = compressor, compressor.exact_steps
+
+    def start(self, weight: Weight, rows: tf.Tensor | None, sum_of: Send) -> Sequence[tf.Tensor]:
         compressor, name = self._compressor, weight.name
         kept, last = self.memory[f"{KEPT}/{name}"], self.memory[f"{LAST}/{name}"]
         if rows is None:
@@ -62,4 +83,4 @@ class Compressed:
             kept.scatter_update(tf.IndexedSlices(whole - sent, rows))
             weight.gradient.scatter_update(tf.IndexedSlices(summed, rows))
         last.assign(total)
-        return first
+        return (first,)

@@ -5,12 +5,12 @@ All of it becomes part of the graph of that backward, where the next stage waits
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from hvd_lm.adapters.job import Job
-from hvd_lm.adapters.tensorflow.compressed import Compressed
+from hvd_lm.adapters.tensorflow.compressed import Compressed, Counts
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.weight import Weight
 from hvd_lm.config import CommunicationConfig
@@ -22,8 +22,8 @@ with native_stderr_closed():
     import tensorflow as tf
 
 
-Way = Literal["exact", "compressed", "local"]
-"""compressed: as a compressor says, where it has something to say. local: they stay on their rank."""
+Way: TypeAlias = Counts | Literal["exact", "local"]
+"""How gradients travel. With counts: compressed. local: they stay on their rank."""
 
 
 class GradientReducer:
@@ -39,8 +39,10 @@ class GradientReducer:
         job: Job,
         communication: CommunicationConfig,
         compressed: Compressed | None,
+        selected: Set[str] = frozenset(),
     ) -> None:
-        """Of a parameter whose moments alone are divided, a rank gets the sum of the rows that it updates."""
+        """Of a parameter whose moments alone are divided, a rank gets the sum of the rows that it updates. Of those that are
+        `selected` from, it does not count which rows were touched."""
         self._communication, self._compressed = communication, compressed
         self._sent: list[tf.Tensor] = []
         """Bytes of what the graph that is being made sends."""
@@ -53,7 +55,9 @@ class GradientReducer:
             by: [
                 name
                 for name, weight in weights.items()
-                if weight.share.parameter.looked_up == by and (weight.by_rows or self._groups[name].communicates)
+                if weight.share.parameter.looked_up == by
+                and name not in selected
+                and (weight.by_rows or self._groups[name].communicates)
             ]
             for by in ("inputs", "output")
         }
@@ -111,7 +115,9 @@ class GradientReducer:
         """How gradients travel after so many optimizer steps."""
         if self._communication.is_local(applied_steps):
             return "local"
-        return "compressed" if self._compressed and applied_steps >= self._compressed.exact_steps else "exact"
+        if self._compressed is None or applied_steps < self._compressed.exact_steps:
+            return "exact"
+        return self._compressed.counts(applied_steps)
 
     def take_bytes_sent(self) -> tf.Tensor:
         """Of the gradients of a window, and of what says which rows of them there are: all that this graph sends, float64."""
@@ -127,8 +133,8 @@ class GradientReducer:
         if way == "local" or not self._groups[weight.name].communicates:
             return ()
         rows = tf.where(touched[weight.name] > 0)[:, 0] if weight.name in touched else None
-        if self._compressed and weight.name in self._compressed.names and way == "compressed":
-            return (self._compressed.sum(weight, rows, partial(self._sum, weight.name)),)
+        if self._compressed and weight.name in self._compressed.names and way != "exact":
+            return self._compressed.start(weight, rows, partial(self._sum, weight.name))
         if rows is not None:
             wire, context = self._compression.compress(tf.gather(weight.gradient, rows))
             weight.gradient.scatter_update(tf.IndexedSlices(self._all_reduce(weight.name, wire, context), rows))
@@ -139,6 +145,16 @@ class GradientReducer:
             wire, context = self._compression.compress(weight.take_gradient())
             weight.gradient.assign(self._all_reduce(weight.name, wire, context))
         return (wire,)
+
+    def backward_complete(self, way: Way) -> None:
+        """All gradients of the window have started. Collective."""
+        if self._compressed and not isinstance(way, str):
+            self._compressed.backward_complete(way, self._gather)
+
+    def _gather(self, wire: tf.Tensor, name: str) -> tf.Tensor:
+        """That of all ranks, one after the other."""
+        self._count(wire)
+        return hvd.allgather(wire, name=name, process_set=self._everyone.process_set)
 
     def _own_rows(self, share: Share, gradient: tf.Tensor) -> tf.Tensor:
         """The sum of the rows that this rank updates.
