@@ -46,7 +46,7 @@ def test_every_function_is_traced_once(settings: dict[str, Any]) -> None:
         adapter.logits(tokens, adapter.zero_state(2))
         adapter.next_logits(tokens, adapter.zero_state(2))
     assert set(adapter._backward) == {
-        (*key, False, None) for key in ((1, True, False), (2, False, True), (1, True, True), (2, True, True))
+        (*key, False, "exact") for key in ((1, True, False), (2, False, True), (1, True, True), (2, True, True))
     }
     assert adapter._update is not None
     functions = [adapter._forward, *adapter._backward.values(), adapter._update.function]
