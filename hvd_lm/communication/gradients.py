@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -95,6 +96,7 @@ def _rows(parameter: Parameter, model: ModelConfig, tokens: int, micro_batches: 
     return distinct_words(rows, tokens)
 
 
+@lru_cache(maxsize=1024)
 def distinct_words(vocabulary: int, tokens: int) -> float:
     """How many different words `tokens` of a text are expected to have, words being log-uniform (see model.candidates)."""
     word = np.arange(vocabulary, dtype=np.float64)
