@@ -372,6 +372,8 @@ def test_bad_flags_are_refused(files: tuple[Path, Path], capsys: pytest.CaptureF
     (tmp_path / "config.yaml").touch()
     assert "holds a config.yaml that is no plan's: name another folder" in refused(capsys, files, "--out", str(tmp_path))
     assert f"cannot write --out {files[0]}" in refused(capsys, files, "--out", str(files[0]))
+    with pytest.raises(ConfigError, match="ranks must be numbers of at least 1"):
+        of(SLOW, ranks=())
     with pytest.raises(ConfigError, match="--target-batch"):
         PlanConfig(files[0], files[1], "2", 0)
 

@@ -130,7 +130,7 @@ def plan(link: Link, run: RunConfig, ranks: Sequence[int], target_batch: int) ->
 
     Raises ConfigError where nothing is near the target, or as `predict` does.
     """
-    _check(run, target_batch)
+    _check(run, ranks, target_batch)
     planner = _Planner(link, run, target_batch)
     runs, left_out = _runs(run)
     found = [planner.setting(count, name, of) for count in ranks for name, of in runs.items() if count > 1 or name == "none"]
@@ -148,7 +148,8 @@ def plan(link: Link, run: RunConfig, ranks: Sequence[int], target_batch: int) ->
     return Plan(target_batch, link.ranks, limit, explanation, pick, (*near, *far), left_out)
 
 
-def _check(run: RunConfig, target_batch: int) -> None:
+def _check(run: RunConfig, ranks: Sequence[int], target_batch: int) -> None:
+    require(bool(ranks) and min(ranks) >= 1, f"ranks must be numbers of at least 1, not {list(ranks)}")
     micro_batch = run.data.batch_size * run.data.sequence_length
     if target_batch < micro_batch:
         raise ConfigError(
