@@ -133,7 +133,8 @@ def plan(link: Link, run: RunConfig, ranks: Sequence[int], target_batch: int) ->
     _check(run, ranks, target_batch)
     planner = _Planner(link, run, target_batch)
     runs, left_out = _runs(run)
-    found = [planner.setting(count, name, of) for count in ranks for name, of in runs.items() if count > 1 or name == "none"]
+    counts = sorted(set(ranks))
+    found = [planner.setting(count, name, of) for count in counts for name, of in runs.items() if count > 1 or name == "none"]
     near = _preferred([setting for setting in found if setting.is_near_target])
     far = _preferred([setting for setting in found if not setting.is_near_target])
     if not near:
@@ -143,7 +144,7 @@ def plan(link: Link, run: RunConfig, ranks: Sequence[int], target_batch: int) ->
             f"{least.ranks} rank(s); ask for fewer ranks, another target or smaller micro-batches"
         )
     pick = near[0]
-    limit, exact = planner.limit(pick, [setting.ranks for setting in found], far)
+    limit, exact = planner.limit(pick, counts, far)
     explanation = _explanation(run, planner, pick, limit, exact)
     return Plan(target_batch, link.ranks, limit, explanation, pick, (*near, *far), left_out)
 
@@ -160,7 +161,7 @@ def _check(run: RunConfig, ranks: Sequence[int], target_batch: int) -> None:
 
 
 def _runs(run: RunConfig) -> tuple[dict[Compression, RunConfig], tuple[str, ...]]:
-    """`run` with each compression, and why some do not go with it. One that is asked for already, and others that are exact, do."""
+    """`run` with each compression that goes with it, and why the others do not."""
     found: dict[Compression, RunConfig] = {}
     left_out = []
     for name in COMPRESSIONS:
