@@ -42,7 +42,7 @@ SLOW = a_link(alpha=1e-6, beta=3e-7, negotiation=1e-5)
 
 
 def of(link: Link, run: RunConfig = RUN, ranks: tuple[int, ...] = RANKS, target: int = TARGET) -> Plan:
-    return plan(link, run, ranks, target)
+    return plan(link, run.framework, Work.of(run), run.topology, ranks, target)
 
 
 def off(link: Link, small: float, large: float) -> Link:
@@ -287,7 +287,7 @@ def command(files: tuple[Path, Path], *flags: str, ranks: str = "2..8", target: 
 def test_the_command_prints_a_table_and_three_sentences(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert command(files, ranks="2..32") == 0
     lines = capsys.readouterr().out.splitlines()
-    expected = plan(off(SLOW, 1.1, 1.2), RUN, parse_ranks("2..32"), 1024)
+    expected = of(off(SLOW, 1.1, 1.2), ranks=parse_ranks("2..32"))
     rows = lines[1 : 1 + len(expected.settings)]
     assert rows[0].startswith(">")
     assert [row.split()[-11 if its.ranks > 1 else -9] for row, its in zip(rows, expected.settings, strict=True)] == [
@@ -302,7 +302,7 @@ def test_the_command_prints_a_table_and_three_sentences(files: tuple[Path, Path]
 def test_the_json_has_all_of_it(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert command(files, "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert found == json.loads(json.dumps(plan(off(SLOW, 1.1, 1.2), RUN, (2, 4, 8), 1024).to_dict()))
+    assert found == json.loads(json.dumps(of(off(SLOW, 1.1, 1.2), ranks=(2, 4, 8)).to_dict()))
     assert found["pick"] == found["settings"][0]
     assert found["limit"] == "bandwidth"
     assert len(found["explanation"]) == 3
@@ -315,7 +315,7 @@ def test_what_is_written_can_be_loaded_and_is_the_pick(files: tuple[Path, Path],
     files[1].write_text(files[1].read_text() + "data: [text]\n")
     assert command(files, "--out", str(tmp_path / "out"), ranks="2..8") == 0
     written = parse_with_yaml(RunConfig, "train", ["--config", str(tmp_path / "out" / "config.yaml")])
-    pick = plan(off(SLOW, 1.1, 1.2), RUN, (2, 4, 8), 1024).pick
+    pick = of(off(SLOW, 1.1, 1.2), ranks=(2, 4, 8)).pick
     communication = written.communication
     assert (communication.compression, communication.backward_passes_per_step) == (pick.compression, pick.backward_passes_per_step)
     assert written.model == MODEL

@@ -27,7 +27,7 @@ from hvd_lm.communication.measure import MeasureConfig, Work
 from hvd_lm.communication.plan import PlanConfig
 from hvd_lm.communication.predict import PredictConfig
 from hvd_lm.communication.queueing import QueueingConfig
-from hvd_lm.config import RunConfig
+from hvd_lm.config import RunConfig, require
 from hvd_lm.data.prepare import PrepareConfig, prepare
 from hvd_lm.errors import BugError, ConfigError, RemovedError, StoppedError, in_family
 from hvd_lm.evaluation import perplexity
@@ -255,7 +255,9 @@ def run_plan(argv: list[str]) -> int:
     if launcher.launched_rank() == 0:
         run = parse_with_yaml(RunConfig, "plan", ["--config", str(config.config)])
         link = read_link(config.link)
-        found = planning.plan(link, run, planning.parse_ranks(config.ranks), config.target_batch)
+        require(not run.elastic, "a plan is for a number of ranks that stays: use it without --elastic")
+        counts = planning.parse_ranks(config.ranks)
+        found = planning.plan(link, run.framework, Work.of(run), run.topology, counts, config.target_batch)
         if config.out:
             plan_files.write_plan(found, run, link, config.out)
         predicting.warn_of_other_hardware(link)

@@ -13,7 +13,7 @@ from hvd_lm.communication.link import Link
 from hvd_lm.communication.measure import Work
 from hvd_lm.communication.memory import memory_of_machine, memory_of_rank
 from hvd_lm.communication.predict import Prediction, predict
-from hvd_lm.config import DataConfig, RunConfig, require
+from hvd_lm.config import DataConfig, Framework, TopologyConfig, require
 from hvd_lm.errors import ConfigError
 from hvd_lm.job.messages import warn
 from hvd_lm.paths import make_paths
@@ -122,19 +122,19 @@ class Plan:
         return asdict(self)
 
 
-def plan(link: Link, run: RunConfig, ranks: Sequence[int], target_batch: int) -> Plan:
-    """The settings of `run` on each number of `ranks` of `link`, with about `target_batch` tokens a step.
+def plan(link: Link, framework: Framework, work: Work, topology: TopologyConfig, ranks: Sequence[int], target_batch: int) -> Plan:
+    """The settings of `work` on each number of `ranks` of `link`, with about `target_batch` tokens a step.
 
     Of the settings near the target those within 3 % of the most tokens a second count as equal; of them that one comes first which
     changes learning least (none, fp16, powersgd), then the one with fewest ranks. The rest is ordered in the same way.
 
     Raises ConfigError where nothing is near the target, or as `predict` does.
     """
-    _check(run, ranks, target_batch)
-    planner = _Planner(link, run, target_batch)
-    runs, left_out = _runs(run)
+    _check(work.data, ranks, target_batch)
+    planner = _Planner(link, framework, topology, target_batch)
+    works, left_out = _with_compressions(work)
     counts = sorted(set(ranks))
-    found = [planner.setting(count, name, of) for count in counts for name, of in runs.items() if count > 1 or name == "none"]
+    found = [planner.setting(count, name, of) for count in counts for name, of in works.items() if count > 1 or name == "none"]
     near = _preferred([setting for setting in found if setting.is_near_target])
     far = _preferred([setting for setting in found if not setting.is_near_target])
     if not near:
@@ -144,29 +144,28 @@ def plan(link: Link, run: RunConfig, ranks: Sequence[int], target_batch: int) ->
             f"{least.ranks} rank(s); ask for fewer ranks, another target or smaller micro-batches"
         )
     pick = near[0]
-    limit, exact = planner.limit(pick, counts, far)
-    explanation = _explanation(run, planner, pick, limit, exact)
+    limit, exact = planner.limit(works["none"], pick, counts, far)
+    explanation = (_what_limits(limit, exact), _what_it_does(work, pick, exact), _what_it_costs(work, target_batch, pick, exact))
     return Plan(target_batch, link.ranks, limit, explanation, pick, (*near, *far), left_out)
 
 
-def _check(run: RunConfig, ranks: Sequence[int], target_batch: int) -> None:
+def _check(data: DataConfig, ranks: Sequence[int], target_batch: int) -> None:
     require(bool(ranks) and min(ranks) >= 1, f"ranks must be numbers of at least 1, not {list(ranks)}")
-    micro_batch = run.data.batch_size * run.data.sequence_length
+    micro_batch = data.batch_size * data.sequence_length
     if target_batch < micro_batch:
         raise ConfigError(
-            f"--target-batch {target_batch} is below one micro-batch of {run.data.batch_size} x {run.data.sequence_length} = "
+            f"--target-batch {target_batch} is below one micro-batch of {data.batch_size} x {data.sequence_length} = "
             f"{micro_batch} tokens: ask for more, or for a smaller --batch-size or --sequence-length"
         )
-    require(not run.elastic, "a plan is for a number of ranks that stays: use it without --elastic")
 
 
-def _runs(run: RunConfig) -> tuple[dict[Compression, RunConfig], tuple[str, ...]]:
-    """`run` with each compression that goes with it, and why the others do not."""
-    found: dict[Compression, RunConfig] = {}
+def _with_compressions(work: Work) -> tuple[dict[Compression, Work], tuple[str, ...]]:
+    """`work` with each compression that goes with it, and why the others do not."""
+    found: dict[Compression, Work] = {}
     left_out = []
     for name in COMPRESSIONS:
         try:
-            found[name] = replace(run, communication=replace(run.communication, compression=name))
+            found[name] = replace(work, communication=replace(work.communication, compression=name))
         except ConfigError as error:
             left_out.append(f"{name}: {error}")
     return found, tuple(left_out)
@@ -190,26 +189,26 @@ def _preferred(settings: Sequence[Setting]) -> list[Setting]:
 
 
 class _Planner:
-    """Predicts for one link and one run."""
+    """Predicts for one link."""
 
-    def __init__(self, link: Link, run: RunConfig, target_batch: int) -> None:
-        self.link, self._run, self.target_batch = link, run, target_batch
+    def __init__(self, link: Link, framework: Framework, topology: TopologyConfig, target_batch: int) -> None:
+        self._link, self._framework, self._topology, self._target_batch = link, framework, topology, target_batch
         self._low, self._high = bounds(link)
 
-    def setting(self, ranks: int, compression: Compression, run: RunConfig) -> Setting:
-        """Of `run` on so many ranks."""
-        count = passes_for(self.target_batch, ranks, run.data)
-        run = with_passes(run, count)
-        found = self._predict(self.link, run, ranks)
-        low, high = (self._predict(link, run, ranks) for link in (self._low, self._high))
-        batch = ranks * count * run.data.batch_size * run.data.sequence_length
+    def setting(self, ranks: int, compression: Compression, work: Work) -> Setting:
+        """Of `work`, which has that compression, on so many ranks."""
+        work = self._accumulated(work, ranks)
+        count = work.communication.backward_passes_per_step
+        found = self._predict(self._link, work, ranks)
+        low, high = (self._predict(link, work, ranks) for link in (self._low, self._high))
+        batch = ranks * count * work.data.batch_size * work.data.sequence_length
         return Setting(
             ranks=ranks,
             backward_passes_per_step=count,
             compression=compression,
             global_batch=batch,
-            is_near_target=self.target_batch / MOST_OFF <= batch <= self.target_batch * MOST_OFF,
-            is_extrapolated=ranks not in (1, self.link.ranks),
+            is_near_target=self._target_batch / MOST_OFF <= batch <= self._target_batch * MOST_OFF,
+            is_extrapolated=ranks not in (1, self._link.ranks),
             step_seconds=found.step_seconds,
             # A tensor that comes late may share a turn: a slower link is now and then a little faster.
             step_seconds_low=min(found.step_seconds, low.step_seconds),
@@ -217,40 +216,32 @@ class _Planner:
             exposed_seconds=found.exposed_seconds,
             compression_seconds=found.compression_seconds,
             sent_bytes=found.sent_bytes,
-            memory_bytes=memory_of_rank(Work.of(run).with_vocabulary(), ranks, is_cpu=self.link.device.lower().endswith("cpu")),
+            memory_bytes=memory_of_rank(work.with_vocabulary(), ranks, is_cpu=self._link.device.lower().endswith("cpu")),
             tokens_per_second=found.tokens_per_second,
             scaling_efficiency=found.scaling_efficiency,
             scaling_efficiency_low=min(found.scaling_efficiency, high.scaling_efficiency),
             scaling_efficiency_high=max(found.scaling_efficiency, low.scaling_efficiency),
         )
 
-    def limit(self, pick: Setting, ranks: Sequence[int], far: Sequence[Setting]) -> tuple[Limit, Prediction]:
-        """What holds back the pick's ranks, or where it is one the next more ranks, with gradients as they are; and that step."""
+    def limit(self, work: Work, pick: Setting, ranks: Sequence[int], far: Sequence[Setting]) -> tuple[Limit, Prediction]:
+        """What holds back the pick's ranks, or where it is one the next more ranks, with `work`, and that step."""
         count = pick.ranks if pick.ranks > 1 else min((one for one in ranks if one > 1), default=1)
-        exact = with_passes(_runs(self._run)[0]["none"], passes_for(self.target_batch, count, self._run.data))
-        here = self._predict(self.link, exact, count)
+        work = self._accumulated(work, count)
+        here = self._predict(self._link, work, count)
         if here.exposed_seconds <= CLOSE * here.step_seconds:
             return ("batch" if any(its.ranks > pick.ranks for its in far) else "compute"), here
-        sums = self.link.collectives
-        no_latency = replace(self.link, negotiation_seconds=0.0, collectives=tuple(replace(its, alpha=0.0) for its in sums))
-        no_bytes = replace(self.link, collectives=tuple(replace(its, beta=0.0) for its in sums))
-        by_bytes, by_latency = (self._predict(link, exact, count).step_seconds for link in (no_latency, no_bytes))
+        its_own = self._link.collectives
+        no_latency = replace(self._link, negotiation_seconds=0.0, collectives=tuple(replace(its, alpha=0.0) for its in its_own))
+        no_bytes = replace(self._link, collectives=tuple(replace(its, beta=0.0) for its in its_own))
+        by_bytes, by_latency = (self._predict(link, work, count).step_seconds for link in (no_latency, no_bytes))
         return ("bandwidth" if by_latency <= by_bytes else "latency"), here
 
-    def _predict(self, link: Link, run: RunConfig, ranks: int) -> Prediction:
-        return predict(link, run.framework, Work.of(run), run.topology, ranks)
+    def _accumulated(self, work: Work, ranks: int) -> Work:
+        count = passes_for(self._target_batch, ranks, work.data)
+        return replace(work, communication=replace(work.communication, backward_passes_per_step=count))
 
-
-def with_passes(run: RunConfig, count: int) -> RunConfig:
-    """`run` with so many micro-batches a step."""
-    return replace(run, communication=replace(run.communication, backward_passes_per_step=count))
-
-
-def planned(run: RunConfig, setting: Setting) -> RunConfig:
-    """`run` as `setting` has it; all else stays."""
-    communication = replace(run.communication, compression=setting.compression)
-    whole = replace(run, communication=communication, topology=replace(run.topology, data_parallel=None))
-    return with_passes(whole, setting.backward_passes_per_step)
+    def _predict(self, link: Link, work: Work, ranks: int) -> Prediction:
+        return predict(link, self._framework, work, self._topology, ranks)
 
 
 def warn_of_the_pick(found: Plan, link: Link) -> None:
@@ -266,12 +257,8 @@ def warn_of_the_pick(found: Plan, link: Link) -> None:
 # --- three sentences -------------------------------------------------------------------------------------
 
 
-def _explanation(run: RunConfig, planner: _Planner, pick: Setting, limit: Limit, exact: Prediction) -> tuple[str, str, str]:
-    """`exact`: a step of the pick's ranks with gradients as they are."""
-    return _what_limits(limit, exact), _what_it_does(run, pick, exact), _what_it_costs(run, planner.target_batch, pick, exact)
-
-
 def _what_limits(limit: Limit, exact: Prediction) -> str:
+    """`exact`: a step of the pick's ranks with gradients as they are."""
     if exact.ranks == 1:
         return "Compute limits: one rank has nothing to send."
     share = f"{exact.exposed_seconds / exact.step_seconds:.0%} of a step of {_time(exact.step_seconds)}"
@@ -284,7 +271,7 @@ def _what_limits(limit: Limit, exact: Prediction) -> str:
     }[limit]
 
 
-def _what_it_does(run: RunConfig, pick: Setting, exact: Prediction) -> str:
+def _what_it_does(work: Work, pick: Setting, exact: Prediction) -> str:
     rate = f"{_time(pick.step_seconds)} a step, {pick.tokens_per_second:,.0f} tokens/s, {pick.scaling_efficiency:.0%} efficiency"
     count = pick.backward_passes_per_step
     window = f"{count} micro-batch{'' if count == 1 else 'es'} a step"
@@ -292,7 +279,7 @@ def _what_it_does(run: RunConfig, pick: Setting, exact: Prediction) -> str:
         return f"The pick stays on one rank, with {window}: {rate}."
     sent = f"{pick.sent_bytes / 1e6:,.1f} MB out of each of {pick.ranks} ranks"
     instead = f"in place of {exact.sent_bytes / 1e6:,.1f}"
-    columns, compression = run.communication.powersgd_rank, _time(pick.compression_seconds)
+    columns, compression = work.communication.powersgd_rank, _time(pick.compression_seconds)
     return {
         "none": f"The pick sends gradients as they are, {sent}, after {window}: {rate}.",
         "fp16": f"The pick sends halves, {sent} {instead}, after {window}: {rate}.",
@@ -301,9 +288,9 @@ def _what_it_does(run: RunConfig, pick: Setting, exact: Prediction) -> str:
     }[pick.compression]
 
 
-def _what_it_costs(run: RunConfig, target_batch: int, pick: Setting, exact: Prediction) -> str:
+def _what_it_costs(work: Work, target_batch: int, pick: Setting, exact: Prediction) -> str:
     batch = f"a step has {pick.global_batch:,} tokens where {target_batch:,} were asked for"
-    begins = f"{run.communication.powersgd_start_steps} exact steps of {_time(exact.step_seconds)} come first"
+    begins = f"{work.communication.powersgd_start_steps} exact steps of {_time(exact.step_seconds)} come first"
     return {
         "none": f"In learning it costs nothing: gradients are exact, and {batch}.",
         "fp16": f"In learning it costs rounding to halves, under a loss scale, and {batch}.",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hvd_lm.checkpoint.files import replace_file
 from hvd_lm.communication.link import Link
-from hvd_lm.communication.plan import Plan, planned
+from hvd_lm.communication.plan import Plan
 from hvd_lm.communication.plan_picture import png
 from hvd_lm.config import RunConfig
 from hvd_lm.data.walk import STANDARD_INPUT
@@ -55,14 +55,16 @@ def write_plan(found: Plan, run: RunConfig, link: Link, out: Path) -> None:
     """Into the folder `out`. Raises ConfigError if that cannot be written, or holds a run."""
     if (out / CONFIG).exists() and not (out / JOB).exists():
         raise ConfigError(f"--out {out} holds a {CONFIG} that is no plan's: name another folder")
-    config = planned(run, found.pick)
-    data = replace(config.data, data=_absolute(config.data.data), validation_data=_absolute(config.data.validation_data))
+    pick = found.pick
+    communication = replace(run.communication, compression=pick.compression, backward_passes_per_step=pick.backward_passes_per_step)
+    data = replace(run.data, data=_absolute(run.data.data), validation_data=_absolute(run.data.validation_data))
+    topology = replace(run.topology, data_parallel=None)
     try:
         out.mkdir(parents=True, exist_ok=True)
         # The job first: with it the folder is known as a plan's.
         replace_file(out / JOB, _job(found, link))
         (out / JOB).chmod(0o755)
-        write_yaml(replace(config, data=data, out=out / "run"), out / CONFIG)
+        write_yaml(replace(run, data=data, communication=communication, topology=topology, out=out / "run"), out / CONFIG)
         (out / PICTURE).write_bytes(png(found))
     except OSError as error:
         raise ConfigError(f"cannot write --out {out}: {why(error, out)}") from error
