@@ -28,7 +28,7 @@ from hvd_lm.communication.measure import Work
 from hvd_lm.communication.predict import predict
 from hvd_lm.config import FRAMEWORKS, CommunicationConfig, DataConfig, Framework, OptimizerConfig, TopologyConfig
 
-Compression = Literal["none", "fp16"]
+Compression = Literal["none", "fp16", "powersgd"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Predicted:
     accumulations: tuple[int, ...] = (1, 4, 10)
     """Micro-batches of a window."""
     compressions: tuple[Compression, ...] = ("none", "fp16")
-    """Number formats."""
+    """What travels; powersgd at rank 4, exact in the first step of the warm-up alone."""
     frameworks: tuple[Framework, ...] = FRAMEWORKS
     """Which."""
     controllers: tuple[Literal["gloo", "mpi"], ...] = ("gloo",)
@@ -148,6 +148,8 @@ class _Bench:
             "data": [str(self.folder / "work" / "text.txt")],
             "validation_share": 0.0,
         }
+        if compression == "powersgd":
+            values["powersgd_start_steps"] = 1
         path.write_text(yaml.safe_dump(values), encoding="utf-8")
         return path
 

@@ -23,6 +23,7 @@ import pytest
 from conftest import INSTALLED
 
 from hvd_lm.communication.measure import MeasureConfig
+from hvd_lm.communication.plan import PlanConfig
 from hvd_lm.communication.predict import PredictConfig
 from hvd_lm.communication.queueing import QueueingConfig
 from hvd_lm.config import RunConfig
@@ -312,6 +313,7 @@ def known_flags() -> frozenset[str]:
         QueueingConfig,
         MeasureConfig,
         PredictConfig,
+        PlanConfig,
     )
     ours = {flag for config in configs for flag in flags_of(config)} | {"--config", "--help"}
     horovodrun = re.findall(FLAG, launcher.run("horovodrun", "--help").expect_success().output)

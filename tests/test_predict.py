@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from hvd_lm.command_line.commands import main
 from hvd_lm.communication import ring
+from hvd_lm.communication.compressed import Pace, Window, simulate_compressed
 from hvd_lm.communication.compute import line
 from hvd_lm.communication.fit import fit
 from hvd_lm.communication.gradients import Sent, distinct_words, gradients
@@ -24,7 +25,8 @@ from hvd_lm.communication.link import Collective, Compute, Link, Point, fitted, 
 from hvd_lm.communication.measure import Work
 from hvd_lm.communication.predict import HOROVODS_CYCLE, Prediction, predict
 from hvd_lm.communication.ring import COLLECTIVES, bandwidth_bound, course
-from hvd_lm.communication.simulation import served_in_turn, simulate
+from hvd_lm.communication.simulation import HorovodsThread, served_in_turn, simulate
+from hvd_lm.compression import PowerSGD
 from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig, OptimizerConfig, TopologyConfig
 from hvd_lm.errors import ConfigError, DataError
 from hvd_lm.model.stages import parameters
@@ -74,6 +76,23 @@ def test_hierarchy_is_that_of_the_hand() -> None:
     assert seconds == pytest.approx(2 * (3e-5 + 0.75 * 1e8 * 1e-10) + 2e-4 + 1e8 * 1e-8)
     assert ring.hierarchical_seconds(1e8, 2, 1, inside, between) == pytest.approx(ring.ring(2).seconds(1e8, *between))
     assert ring.hierarchical_seconds(1e8, 1, 4, inside, between) == pytest.approx(ring.ring(4).seconds(1e8, *inside))
+
+
+@pytest.mark.parametrize(
+    ("size", "images_a_second", "published"),
+    [(95e6, 142.0, 0.90), (170e6, 1656.82 / 16, 0.90), (528e6, 154.0, 0.68)],
+    ids=["Inception V3", "ResNet-101", "VGG-16"],
+)
+def test_published_efficiencies_are_between_no_overlap_and_all_of_it(size: float, images_a_second: float, published: float) -> None:
+    """Horovod's benchmark on 512 GPUs at 25 Gbit/s, 64 images each (docs/communication-model.md tells the figures' origin)."""
+    compute, beta = 64 / images_a_second, 8 / 25e9
+    service = ring.ring(512).seconds(size, 0, beta)
+    assert service == pytest.approx(2 * 511 / 512 * size / 3.125e9)
+    # Two thirds are backward, at whose beginning no gradient is ready yet: the best case.
+    hidden = served_in_turn([Sent("all", compute / 3, size, "float32")], lambda size, _: ring.ring(512).seconds(size, 0, beta))
+    assert compute / (compute + service) < published < compute / max(compute, hidden)
+    # Chosen to fit: two thirds are not hidden.
+    assert compute / (compute + service * 2 / 3) == pytest.approx(published, abs=0.04)
 
 
 @given(st.integers(2, 600), st.floats(1, 1e9), st.floats(0, 0.1), st.floats(1e-12, 1e-6))
@@ -438,3 +457,101 @@ def test_command_prints_words_or_json(files: tuple[Path, Path], capsys: pytest.C
     assert found == expected
     assert main(["predict", "--link", str(files[0]), "--config", str(files[1]), "--ranks", "8"]) == 0
     assert "extrapolated by the closed forms" in capsys.readouterr().out
+
+
+# --- PowerSGD --------------------------------------------------------------------------------------------
+
+POWERSGD = replace(WORK, communication=CommunicationConfig(backward_passes_per_step=4, compression="powersgd", powersgd_rank=2))
+
+
+def test_a_matrix_travels_as_two_messages() -> None:
+    """Of m rows and n columns 2 m, then 2 n values; of the table's rows those that are touched; biases as they are."""
+    found = {one.name.removeprefix("gradient."): one for one in gradients(MODEL, WORK.data, POWERSGD.communication, 2, 1.0)}
+    assert (found["output_kernel"].size, found["output_kernel"].second) == (4 * 2 * 1000, 4 * 2 * 32)
+    assert found["output_kernel"].compressed == 32_000
+    rows = distinct_words(1000, 2 * 4 * 16 * 4)
+    assert (found["embedding"].size, found["embedding"].second) == (pytest.approx(4 * 2 * rows), 4 * 2 * 24)
+    assert (found["output_bias"].size, found["output_bias"].second) == (4 * 1000, 0)
+
+
+def test_what_is_compressed_is_what_the_compressor_compresses() -> None:
+    model = replace(MODEL, hidden_size=(3, 32), vocabulary_size=50)
+    found = gradients(model, WORK.data, POWERSGD.communication, 2, 1.0)
+    compressor = PowerSGD(2)
+    for name, parameter in parameters(model).items():
+        (its,) = (one for one in found if one.name == f"gradient.{name}")
+        assert bool(its.second) == (compressor.first(name, parameter.shape) is not None)
+
+
+def test_compression_takes_its_passes_and_products() -> None:
+    """Eight passes over the values at the update's pace, 4 r products of few columns, each twice what the model's take."""
+    link = a_link(alpha=0, beta=0, negotiation=0)
+    shapes = {name: one.shape for name, one in parameters(MODEL).items()}
+    values = sum(math.prod(shape) for name, shape in shapes.items() if len(shape) == 2 and name != "embedding")
+    values += distinct_words(1000, 4 * 4 * 16 * 4) * 24
+    all_values = sum(map(math.prod, shapes.values()))
+    a_pass = 0.005 / (10 * all_values)
+    a_product = 2 * 0.03 / (3 * 64 * (32_000 + 128 * 56 + 128 * 64))
+    found = of(link, POWERSGD)
+    assert found.compression_seconds == pytest.approx(values * (8 * a_pass + 8 * a_product))
+    assert found.step_seconds == pytest.approx(4 * 0.03 + 0.005 + found.compression_seconds + found.exposed_seconds)
+    assert found.scaling_efficiency == pytest.approx(0.125 / found.step_seconds)
+    assert of(link, POWERSGD, ranks=1).compression_seconds == 0
+
+
+def test_the_second_message_leaves_when_the_first_is_back() -> None:
+    """One matrix, ready at 1 s when the backward ends; compression 4, 1 and 3 s of passes; messages of 1 and 2 s; a negotiation of
+    0.5 s before each: 1 + 4, then 0.5 + 1 of P, 1 to make Q, 0.5 + 2 of Q, 3 to decompress."""
+    thread = HorovodsThread(by_bytes, negotiation=0.5)
+    one = Sent("g", 1.0, 1e6, "float32", compressed=1.0, second=2e6)
+    window = simulate_compressed([one], thread, Pace(one_pass=1.0, multiplication=0.0), 4, backward=1.0)
+    assert [(served.tensors, served.begun, served.done) for served in thread.operations] == [
+        (("g",), 5.5, 6.5),
+        (("g.second",), 8.0, 10.0),
+    ]
+    assert (window.end, window.compression) == (13.0, 8.0)
+
+
+def test_a_sum_that_is_back_is_seen_when_the_next_gradient_is_complete() -> None:
+    thread = HorovodsThread(by_bytes)
+    pair = [Sent("a", 0.0, 1e6, "float32", compressed=0.1, second=1e6), Sent("b", 5.0, 1e6, "float32")]
+    window = simulate_compressed(pair, thread, Pace(one_pass=1.0, multiplication=0.0), 1, backward=6.0)
+    # Compressed until 0.4; back at 1.4; seen at 5.4; Q made until 5.5, on its way until 6.5, and b behind it.
+    assert [(served.tensors[0], served.begun) for served in thread.operations] == [
+        ("a", pytest.approx(0.4)), ("a.second", pytest.approx(5.5)), ("b", pytest.approx(6.5)),
+    ]  # fmt: skip
+    assert window.compression == pytest.approx(0.8)
+    assert window.end == pytest.approx(7.5)
+
+
+@given(TENSORS, st.floats(1e-3, 1), st.floats(1e-3, 1))
+def test_without_compression_a_window_ends_with_its_last_tensor(
+    pairs: list[tuple[float, float]], negotiation: float, cycle: float
+) -> None:
+    thread = HorovodsThread(by_bytes, negotiation=negotiation, cycle=cycle)
+    window = simulate_compressed(sent(*pairs), thread, Pace(1, 1), 4, backward=0.0)
+    assert tuple(thread.operations) == simulate(sent(*pairs), by_bytes, negotiation=negotiation, cycle=cycle)
+    assert window == Window(thread.operations[-1].done, 0.0)
+
+
+@given(st.floats(0, 1e-3), st.floats(1e-12, 1e-5), st.floats(0, 1e-2), st.integers(2, 300))
+def test_powersgd_is_never_below_its_bounds(alpha: float, beta: float, negotiation: float, ranks: int) -> None:
+    found = of(a_link(alpha, beta, negotiation), POWERSGD, ranks)
+    assert found.exposed_seconds >= found.closed_form_exposed_seconds - 1e-12
+    assert found.communication_seconds >= found.bandwidth_bound_seconds - 1e-12
+    # Two messages one after the other: the embedding's are not hidden by anything but its own compression.
+    assert found.exposed_seconds + found.compression_seconds >= 4 * (ranks - 1) * alpha + 2 * negotiation
+
+
+def test_powersgd_sends_less_and_is_for_slow_links() -> None:
+    slow, fast = a_link(beta=1e-6), a_link(alpha=1e-7, beta=1e-12, negotiation=1e-6)
+    halved = replace(WORK, communication=CommunicationConfig(backward_passes_per_step=4, compression="fp16"))
+    assert of(slow, POWERSGD).sent_bytes < 0.5 * of(slow, halved).sent_bytes
+    assert of(slow, POWERSGD).step_seconds < of(slow, halved).step_seconds < of(slow).step_seconds
+    assert of(fast).step_seconds < of(fast, POWERSGD).step_seconds
+
+
+def test_words_tell_what_compression_takes(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    files[1].write_text(files[1].read_text() + "compression: powersgd\n")
+    assert main(["predict", "--link", str(files[0]), "--config", str(files[1]), "--ranks", "4"]) == 0
+    assert "\n  compression  " in capsys.readouterr().out

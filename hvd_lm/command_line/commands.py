@@ -18,15 +18,18 @@ from dataclasses import dataclass, replace
 from hvd_lm.command_line import streams
 from hvd_lm.command_line.flags import PROGRAM, parse, parse_with_yaml
 from hvd_lm.communication import measure as measuring
+from hvd_lm.communication import plan as planning
+from hvd_lm.communication import plan_files
 from hvd_lm.communication import predict as predicting
 from hvd_lm.communication import queueing as queues
 from hvd_lm.communication.link import read_link
 from hvd_lm.communication.measure import MeasureConfig, Work
+from hvd_lm.communication.plan import PlanConfig
 from hvd_lm.communication.predict import PredictConfig
 from hvd_lm.communication.queueing import QueueingConfig
 from hvd_lm.config import RunConfig
 from hvd_lm.data.prepare import PrepareConfig, prepare
-from hvd_lm.errors import BugError, ConfigError, RemovedError, StoppedError, in_family
+from hvd_lm.errors import BugError, ConfigError, RemovedError, StoppedError, in_family, require
 from hvd_lm.evaluation import perplexity
 from hvd_lm.evaluation.perplexity import EvaluateConfig
 from hvd_lm.export import ExportConfig, export
@@ -246,6 +249,25 @@ def run_predict(argv: list[str]) -> int:
     return 0
 
 
+def run_plan(argv: list[str]) -> int:
+    """Print which settings train fastest and why, in words or as one JSON object; write the pick where that is asked for."""
+    config = parse(PlanConfig, "plan", argv)
+    if launcher.launched_rank() == 0:
+        run = parse_with_yaml(RunConfig, "plan", ["--config", str(config.config)])
+        link = read_link(config.link)
+        require(not run.elastic, "a plan is for a number of ranks that stays: use it without --elastic")
+        counts = planning.parse_ranks(config.ranks)
+        found = planning.plan(link, run.framework, Work.of(run), run.topology, counts, config.target_batch)
+        if config.out:
+            plan_files.write_plan(found, run, link, config.out)
+        predicting.warn_of_other_hardware(link)
+        planning.warn_of_the_pick(found, link)
+        print(json.dumps(found.to_dict()) if config.json else planning.words(found))
+        if config.out and not config.json:
+            print(plan_files.words(config.out))
+    return 0
+
+
 def run_queueing(argv: list[str]) -> int:
     """Print a timeline's queue, in words or as one JSON object."""
     config = parse(QueueingConfig, "queueing", argv)
@@ -271,6 +293,7 @@ COMMANDS: Mapping[str, Command] = {
     "report": Command("learning curves of runs, as pictures and one page", run_report),
     "measure": Command("time Horovod's operations on this link, and a model's compute, on every rank of a job", run_measure),
     "predict": Command("what a step will take on a measured link, and how much of it is communication", run_predict),
+    "plan": Command("which ranks, accumulation and compression train fastest on a measured link, and why", run_plan),
     "queueing": Command("a run's Horovod timeline as a queue: how busy the link was, and who waited", run_queueing),
     "doctor": Command("check frameworks, Horovod, its controllers and operations", run_doctor),
 }

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
+from hvd_lm.compression.compressors import PowerSGD
 from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig
 from hvd_lm.model.parameters import Parameter
 from hvd_lm.model.pipeline import multiplications
@@ -27,6 +29,10 @@ class Sent:
     size: float
     """Bytes."""
     number_format: str
+    compressed: float = 0.0
+    """Values of the gradient in whose place it travels; 0 of what travels as it is."""
+    second: float = 0.0
+    """Bytes of the message that is made of the sum of this one, and follows it."""
 
 
 def gradients(
@@ -35,7 +41,8 @@ def gradients(
     """Of a window, in the order of time, where the last backward takes `backward` seconds.
 
     A stage takes the share of its multiplications: four for each weight and token, and in the output layer, whose forward comes
-    with its backward, six. What it has is complete when it is done, the largest first.
+    with its backward, six. What it has is complete when it is done, the largest first. Under PowerSGD a matrix travels as two
+    messages, in every step: those that it begins with, exactly, are few. The time that compression takes is not in `ready`.
     """
     return tuple(_gradients(model, data, communication, ranks, backward))
 
@@ -46,6 +53,7 @@ def _gradients(
     declared = stages(model)
     work = [multiplications(stage) * (6 if _is_output(stage) else 4) for stage in declared]
     number_format, item = ("float16", 2) if communication.compression == "fp16" else ("float32", 4)
+    powersgd = PowerSGD(communication.powersgd_rank) if communication.compression == "powersgd" else None
     tokens = data.batch_size * data.sequence_length * communication.backward_passes_per_step
     looked_up = {parameter.looked_up for stage in declared for parameter in stage.parameters.values()}
     vocabulary = declared[0].input_size
@@ -64,7 +72,13 @@ def _gradients(
             if _is_output(stage) and any(parameter is other for other in declared[0].parameters.values()):
                 continue  # tied: the lookup completes it
             rows = _rows(parameter, model, tokens * ranks, communication.backward_passes_per_step * ranks)
-            yield Sent(f"gradient.{parameter.name}", now, item * rows * math.prod(parameter.shape[1:]), number_format)
+            values = rows * math.prod(parameter.shape[1:])
+            name = f"gradient.{parameter.name}"
+            if powersgd and powersgd.compresses(parameter.shape):
+                of_row, of_column = item * powersgd.rank, item * powersgd.rank * parameter.shape[1]
+                yield Sent(name, now, of_row * rows, number_format, compressed=values, second=of_column)
+            else:
+                yield Sent(name, now, item * values, number_format)
 
 
 def _is_output(stage: Stage) -> bool:
@@ -82,6 +96,7 @@ def _rows(parameter: Parameter, model: ModelConfig, tokens: int, micro_batches: 
     return distinct_words(rows, tokens)
 
 
+@lru_cache(maxsize=1024)
 def distinct_words(vocabulary: int, tokens: int) -> float:
     """How many different words `tokens` of a text are expected to have, words being log-uniform (see model.candidates)."""
     word = np.arange(vocabulary, dtype=np.float64)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hvd_lm.communication.compressed import Window, pace, simulate_compressed
 from hvd_lm.communication.compute import micro_batches_together
-from hvd_lm.communication.gradients import gradients
+from hvd_lm.communication.gradients import Sent, gradients
 from hvd_lm.communication.link import Compute, Link
 from hvd_lm.communication.measure import Work, processor
 from hvd_lm.communication.ring import bandwidth_bound
-from hvd_lm.communication.simulation import Served, served_in_turn, simulate
+from hvd_lm.communication.simulation import HorovodsThread, Served, Service, served_in_turn
 from hvd_lm.config import Framework, TopologyConfig
 from hvd_lm.errors import ConfigError, require
 from hvd_lm.job.messages import warn
@@ -22,7 +23,6 @@ from hvd_lm.plain_values import to_dict
 
 HOROVODS_CYCLE = 1e-3
 """Seconds; what Horovod takes unless told otherwise."""
-KNOWN_COMPRESSIONS = ("none", "fp16")
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,18 @@ class Prediction:
     """Of one optimizer step, in seconds."""
 
     step_seconds: float
-    """forward + backward + exposed + update"""
+    """forward + backward + compression + exposed + update"""
     forward_seconds: float
     """Of all micro-batches of the window, without the output layer's."""
     backward_seconds: float
     """Of all micro-batches of the window."""
+    compression_seconds: float
+    """Of a rank, to compress and decompress under PowerSGD."""
     update_seconds: float
     exposed_seconds: float
-    """The tail of the communication that no backward hides."""
+    """The tail of the communication that neither backward nor compression hides."""
     hidden_seconds: float
-    """Communication beside the last backward."""
+    """Communication beside the last backward, and beside compression."""
     communication_seconds: float
     """Of all operations, by the closed forms."""
     last_backward_seconds: float
@@ -73,7 +75,7 @@ class Prediction:
     tokens_per_second: float
     """Of all ranks."""
     scaling_efficiency: float
-    """Tokens a second over those of as many ranks that do not communicate."""
+    """Tokens a second over those of as many ranks that neither communicate nor compress."""
     ranks: int
     measured_ranks: int
     """Of the link."""
@@ -101,31 +103,27 @@ def predict(link: Link, framework: Framework, work: Work, topology: TopologyConf
     backwards = math.ceil(count / together) * compute.backward_base + count * compute.backward
     sent = gradients(work.model, data, communication, ranks, backward) if ranks > 1 else ()
     service = _service(link, ranks)
-    cycle = HOROVODS_CYCLE if communication.cycle_time_ms is None else communication.cycle_time_ms / 1e3
-    operations = simulate(
-        sent,
-        service,
-        negotiation=link.negotiation_seconds,
-        cycle=cycle,
-        fusion_bytes=(communication.fusion_threshold_mb or 0) * 2.0**20,
-    )
-    exposed = max(0.0, operations[-1].done - backward) if operations else 0.0
+    operations, last = _window(sent, link, work, service, backward)
+    exposed = max(0.0, last.end - backward - last.compression)
     alone = count * compute.forward + backwards + compute.update
-    step = alone + exposed
+    step = alone + last.compression + exposed
     seconds = sum(served.done - served.begun for served in operations)
     return Prediction(
         step_seconds=step,
         forward_seconds=count * compute.forward,
         backward_seconds=backwards,
+        compression_seconds=last.compression,
         update_seconds=compute.update,
         exposed_seconds=exposed,
         hidden_seconds=max(0.0, seconds - exposed),
         communication_seconds=seconds,
         last_backward_seconds=backward,
         negotiation_seconds=link.negotiation_seconds,
-        closed_form_exposed_seconds=max(0.0, served_in_turn(sent, service) - backward),
-        bandwidth_bound_seconds=sum(bandwidth_bound(one.size, ranks, link.of("allreduce", one.number_format).beta) for one in sent),
-        sent_bytes=sum(bandwidth_bound(one.size, ranks, 1.0) for one in sent),
+        closed_form_exposed_seconds=max(0.0, served_in_turn(sent, service) - backward - last.compression),
+        bandwidth_bound_seconds=sum(
+            bandwidth_bound(one.size + one.second, ranks, link.of("allreduce", one.number_format).beta) for one in sent
+        ),
+        sent_bytes=sum(bandwidth_bound(one.size + one.second, ranks, 1.0) for one in sent),
         tokens_per_second=ranks * count * data.batch_size * data.sequence_length / step if step else math.inf,
         scaling_efficiency=alone / step if step else 1.0,
         ranks=ranks,
@@ -134,7 +132,21 @@ def predict(link: Link, framework: Framework, work: Work, topology: TopologyConf
     )
 
 
-def _service(link: Link, ranks: int) -> Callable[[float, str], float]:
+def _window(sent: Sequence[Sent], link: Link, work: Work, service: Service, backward: float) -> tuple[tuple[Served, ...], Window]:
+    """Operations and end of the last backward."""
+    communication = work.communication
+    thread = HorovodsThread(
+        service,
+        negotiation=link.negotiation_seconds,
+        cycle=HOROVODS_CYCLE if communication.cycle_time_ms is None else communication.cycle_time_ms / 1e3,
+        fusion_bytes=(communication.fusion_threshold_mb or 0) * 2.0**20,
+    )
+    its = pace(_compute(link, work), work.model, work.optimizer)
+    window = simulate_compressed(sent, thread, its, communication.powersgd_rank, backward)
+    return tuple(thread.operations), window
+
+
+def _service(link: Link, ranks: int) -> Service:
     return lambda size, number_format: link.seconds("allreduce", size, ranks, number_format)
 
 
@@ -151,10 +163,10 @@ def _check(link: Link, framework: Framework, work: Work, topology: TopologyConfi
         (communication.reduction != "sum", f"--reduction {communication.reduction}"),
         (communication.hierarchical_allreduce, "--hierarchical-allreduce"),
         (communication.autotune, "--autotune"),
-        (communication.compression not in KNOWN_COMPRESSIONS, f"--compression {communication.compression}"),
+        (communication.reduce_every > 1, f"--reduce-every {communication.reduce_every}"),
     ):
         if given:
-            raise ConfigError(f"{what} is not predicted yet: only whole models, summed by rings, in float32 or --compression fp16")
+            raise ConfigError(f"{what} is not predicted yet: only whole models, summed by rings")
 
 
 def _compute(link: Link, work: Work) -> Compute:
@@ -192,11 +204,13 @@ def words(found: Prediction) -> str:
     parts = {
         "forward": found.forward_seconds,
         "backward": found.backward_seconds,
+        "compression": found.compression_seconds,
         "exposed communication": found.exposed_seconds,
         "update": found.update_seconds,
     }
     lines = [f"a step on {found.ranks} rank(s): {found.step_seconds * 1e3:,.1f} ms, {found.tokens_per_second:,.0f} tokens/s"]
-    lines += [f"  {name:<22}{seconds * 1e3:>12,.1f} ms{seconds / found.step_seconds:>7.1%}" for name, seconds in parts.items()]
+    told = {name: seconds for name, seconds in parts.items() if seconds or name != "compression"}
+    lines += [f"  {name:<22}{seconds * 1e3:>12,.1f} ms{seconds / found.step_seconds:>7.1%}" for name, seconds in told.items()]
     lines.append(
         f"communication {found.communication_seconds * 1e3:,.1f} ms in {len(found.operations)} operations, of which "
         f"{found.hidden_seconds * 1e3:,.1f} ms beside the last backward of {found.last_backward_seconds * 1e3:,.1f} ms; "

@@ -72,9 +72,13 @@ class PowerSGD:
     def __post_init__(self) -> None:
         require_powersgd(self.rank, self.exact_steps)
 
+    def compresses(self, shape: tuple[int, ...]) -> bool:
+        """Whether a parameter has two dimensions, and is smaller as P and Q."""
+        return len(shape) == 2 and self.rank * sum(shape) < math.prod(shape)
+
     def first(self, name: str, shape: tuple[int, ...]) -> Array | None:
-        """Q, [n, r], normal, from the name alone; None of what has no two dimensions, or is not smaller as P and Q."""
-        if len(shape) != 2 or self.rank * sum(shape) >= math.prod(shape):
+        """Q, [n, r], normal, from the name alone; None of what is not compressed."""
+        if not self.compresses(shape):
             return None
         generator = np.random.default_rng(key_of_name(f"powersgd/{name}"))
         return generator.standard_normal((shape[1], self.rank), np.float32)

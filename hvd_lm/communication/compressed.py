@@ -1,0 +1,135 @@
+"""A window under PowerSGD: what compression takes of a rank's time, and two messages of which the second waits for the first.
+
+The thread that trains compresses, too: as the adapters do it, it looks for sums that are back whenever another gradient is
+complete, and takes the gradients in the order in which they left when the backward is done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from hvd_lm.communication.gradients import Sent
+from hvd_lm.communication.link import Compute
+from hvd_lm.communication.simulation import HorovodsThread
+from hvd_lm.config import ModelConfig, OptimizerConfig
+from hvd_lm.model.pipeline import multiplications
+from hvd_lm.model.stages import parameters, stages
+
+_SECOND = ".second"
+_NARROW = 2.0
+"""Products with a few columns take so many times as long for a multiplication as those of the model: seen at ranks 4 to 32."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a rank goes through gradients, in seconds a value."""
+
+    one_pass: float
+    """To read, or write, a value once in memory."""
+    multiplication: float
+    """With one more value, in a product of few columns."""
+
+    def compress(self, values: float, rank: int) -> float:
+        """What was kept and the gradient become one (three passes), and P is made of it."""
+        return values * (4 * self.one_pass + rank * self.multiplication)
+
+    def combine(self, values: float, rank: int) -> float:
+        """Q is made; that the columns of P are made orthonormal is left out."""
+        return values * (self.one_pass + rank * self.multiplication)
+
+    def decompress(self, values: float, rank: int) -> float:
+        """The gradient is written, and what was sent is taken from what is kept."""
+        return values * (3 * self.one_pass + 2 * rank * self.multiplication)
+
+
+def pace(compute: Compute, model: ModelConfig, optimizer: OptimizerConfig) -> Pace:
+    """Told from what was timed: a pass from the update, which memory limits, a multiplication from forward and backward.
+
+    The update reads each gradient for its norm, scales it (two passes), then reads it and reads and writes weight and moments.
+    """
+    values = sum(math.prod(parameter.shape) for parameter in parameters(model).values())
+    passes = 6 + 2 * len(optimizer.moments)
+    # A weight and a token have three: in the forward, by the inputs and by the weight.
+    products = 3 * compute.batch_size * compute.sequence_length * sum(map(multiplications, stages(model)))
+    seconds = compute.forward + compute.backward + compute.backward_base / compute.together
+    return Pace(compute.update / (passes * values), _NARROW * seconds / products)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The last backward, and what follows until all gradients are there."""
+
+    end: float
+    """Seconds since it began."""
+    compression: float
+    """Seconds of them that the rank compresses and decompresses."""
+
+
+class _Trainer:
+    """The thread that trains, beside Horovod's."""
+
+    def __init__(self, thread: HorovodsThread, pace: Pace, rank: int) -> None:
+        self._thread, self._pace, self._rank = thread, pace, rank
+        self._second: set[str] = set()
+        self.now, self.compression = 0.0, 0.0
+
+    def start(self, tensor: Sent) -> None:
+        """What `tensor` stands for is complete."""
+        if tensor.second:
+            self._work(self._pace.compress(tensor.compressed, self._rank))
+        self._thread.submit(replace(tensor, ready=self.now))
+
+    def poll(self, tensor: Sent) -> None:
+        """Send its second message if the sum of the first is there."""
+        # What becomes ready now may join a turn that begins now.
+        while self._thread.next_turn < self.now:
+            self._thread.take_turn()
+        if tensor.second and tensor.name not in self._second and self._done.get(tensor.name, math.inf) <= self.now:
+            self._send_second(tensor)
+
+    def arrive(self, tensor: Sent) -> None:
+        """Wait for it."""
+        self._wait(tensor.name)
+        if tensor.second:
+            if tensor.name not in self._second:
+                self._send_second(tensor)
+            self._wait(tensor.name + _SECOND)
+            self._work(self._pace.decompress(tensor.compressed, self._rank))
+
+    def _send_second(self, tensor: Sent) -> None:
+        self._work(self._pace.combine(tensor.compressed, self._rank))
+        self._second.add(tensor.name)
+        self._thread.submit(Sent(tensor.name + _SECOND, self.now, tensor.second, tensor.number_format))
+
+    def _wait(self, name: str) -> None:
+        while name not in self._done:
+            self._thread.take_turn()
+        self.now = max(self.now, self._done[name])
+
+    @property
+    def _done(self) -> Mapping[str, float]:
+        return self._thread.done
+
+    def _work(self, seconds: float) -> None:
+        self.now += seconds
+        self.compression += seconds
+
+
+def simulate_compressed(tensors: Sequence[Sent], thread: HorovodsThread, pace: Pace, rank: int, backward: float) -> Window:
+    """A window whose last backward takes `backward` seconds beside compression; its operations are `thread`'s."""
+    trainer = _Trainer(thread, pace, rank)
+    pending: list[Sent] = []
+    for tensor in sorted(tensors, key=lambda tensor: tensor.ready):
+        trainer.now = tensor.ready + trainer.compression
+        for earlier in pending:
+            trainer.poll(earlier)
+        trainer.start(tensor)
+        pending.append(tensor)
+    trainer.now = backward + trainer.compression
+    for place, tensor in enumerate(pending):
+        for later in pending[place:]:
+            trainer.poll(later)
+        trainer.arrive(tensor)
+    return Window(trainer.now, trainer.compression)

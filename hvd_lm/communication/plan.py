@@ -1,0 +1,329 @@
+"""``hvd-lm plan``: which ranks, accumulation and compression to train with on a link that was measured, and why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from hvd_lm.communication.band import bounds
+from hvd_lm.communication.link import Link
+from hvd_lm.communication.measure import Work
+from hvd_lm.communication.memory import memory_of_machine, memory_of_rank
+from hvd_lm.communication.predict import Prediction, predict
+from hvd_lm.config import DataConfig, Framework, TopologyConfig
+from hvd_lm.errors import ConfigError, require
+from hvd_lm.job.messages import warn
+from hvd_lm.paths import make_paths
+
+MOST_RANKS = 1_000_000
+CLOSE = 0.03
+"""Settings whose tokens a second are no further below the best are as fast; no limit is what takes no more of a step."""
+MOST_OFF = 2.0
+"""Global batches that are more times as large, or as small, as the target are listed, and not picked."""
+
+Compression = Literal["none", "fp16", "powersgd"]
+COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
+"""In the order of what they change in learning."""
+Limit = Literal["compute", "batch", "bandwidth", "latency"]
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """Find the ranks, the accumulation and the compression that train fastest on a measured link, near a global batch."""
+
+    link: Path
+    """What hvd-lm measure wrote; with --config there, so that it knows the model's compute."""
+    config: Path
+    """YAML file of the run, as hvd-lm train --config takes it; all that is not planned is taken from it."""
+    ranks: str
+    """How many ranks there may be: FIRST..LAST for both and all powers of two between, or a list such as 2,3,8."""
+    target_batch: int
+    """Tokens that an optimizer step of all ranks should have."""
+    json: bool = False
+    """Print one JSON object in place of words."""
+    out: Path | None = None
+    """Folder for the pick as config.yaml and job.sh, ready to run, and for plan.png, a picture of all settings."""
+
+    def __post_init__(self) -> None:
+        make_paths(self, "link", "config", "out")
+        parse_ranks(self.ranks)
+        require(self.target_batch >= 1, f"--target-batch must be at least 1 token, not {self.target_batch}")
+
+
+def parse_ranks(text: str) -> tuple[int, ...]:
+    """Of ``2..512`` both ends and the powers of two between them, of ``2,3,8`` these; ascending, each once. Raises ConfigError."""
+    ranks: set[int] = set()
+    if span := re.fullmatch(r"([0-9]{1,7})\.\.([0-9]{1,7})", text):
+        first, last = map(int, span.groups())
+        ranks = {first, last, *(2**power for power in range(MOST_RANKS.bit_length()) if first < 2**power < last)}
+        require(first <= last, f"--ranks {text} ends before it begins: say {last}..{first}")
+    elif re.fullmatch(r"[0-9]{1,7}(,[0-9]{1,7})*", text):
+        ranks = set(map(int, text.split(",")))
+    is_fit = bool(ranks) and 1 <= min(ranks) <= max(ranks) <= MOST_RANKS
+    require(is_fit, f"--ranks must be FIRST..LAST or a list such as 2,3,8, of numbers from 1 to {MOST_RANKS}, not {text!r}")
+    return tuple(sorted(ranks))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What may be set, and what is predicted of it. Times are of an optimizer step, in seconds."""
+
+    ranks: int
+    backward_passes_per_step: int
+    compression: Compression
+    global_batch: int
+    """Tokens of a step, all ranks."""
+    is_near_target: bool
+    """Whether it may be picked: its global batch is no more than twice, and no less than half, the target."""
+    is_extrapolated: bool
+    """Whether the link was measured with other ranks."""
+    step_seconds: float
+    step_seconds_low: float
+    """With the link at its best, as far as its points are from its fits (see `band.bounds`)."""
+    step_seconds_high: float
+    """With the link at its worst."""
+    exposed_seconds: float
+    """Communication that nothing hides."""
+    compression_seconds: float
+    sent_bytes: float
+    """Of a rank, on their way out."""
+    memory_bytes: float
+    """Of a rank (see `memory.memory_of_rank`)."""
+    tokens_per_second: float
+    """Of all ranks."""
+    scaling_efficiency: float
+    """Tokens a second over those of as many ranks that neither communicate nor compress."""
+    scaling_efficiency_low: float
+    scaling_efficiency_high: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All settings, in the order of preference, and the pick."""
+
+    target_batch: int
+    """Tokens of a step."""
+    measured_ranks: int
+    limit: Limit
+    """What keeps the pick, with gradients as they are, from more tokens a second."""
+    explanation: tuple[str, str, str]
+    """What limits, what the pick does about it, and what it costs in learning."""
+    pick: Setting
+    settings: tuple[Setting, ...]
+    """The pick first; those that are not near the target last."""
+    left_out: tuple[str, ...]
+    """Compressions that do not go with the run, and why."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, by the names above."""
+        return asdict(self)
+
+
+def plan(link: Link, framework: Framework, work: Work, topology: TopologyConfig, ranks: Sequence[int], target_batch: int) -> Plan:
+    """The settings of `work` on each number of `ranks` of `link`, with about `target_batch` tokens a step.
+
+    Of the settings near the target those within 3 % of the most tokens a second count as equal; of them that one comes first which
+    changes learning least (none, fp16, powersgd), then the one with fewest ranks. The rest is ordered in the same way.
+
+    Raises ConfigError where nothing is near the target, or as `predict` does.
+    """
+    _check(work.data, ranks, target_batch)
+    planner = _Planner(link, framework, topology, target_batch)
+    works, left_out = _with_compressions(work)
+    counts = sorted(set(ranks))
+    found = [planner.setting(count, name, of) for count in counts for name, of in works.items() if count > 1 or name == "none"]
+    near = _preferred([setting for setting in found if setting.is_near_target])
+    far = _preferred([setting for setting in found if not setting.is_near_target])
+    if not near:
+        least = min(far, key=lambda setting: abs(setting.global_batch - target_batch))
+        raise ConfigError(
+            f"no --ranks keep a step within twice --target-batch {target_batch}: the nearest are {least.global_batch} tokens, on "
+            f"{least.ranks} rank(s); ask for fewer ranks, another target or smaller micro-batches"
+        )
+    pick = near[0]
+    limit, exact = planner.limit(works["none"], pick, counts, far)
+    explanation = (_what_limits(limit, exact), _what_it_does(work, pick, exact), _what_it_costs(work, target_batch, pick, exact))
+    return Plan(target_batch, link.ranks, limit, explanation, pick, (*near, *far), left_out)
+
+
+def _check(data: DataConfig, ranks: Sequence[int], target_batch: int) -> None:
+    require(bool(ranks) and min(ranks) >= 1, f"ranks must be numbers of at least 1, not {list(ranks)}")
+    micro_batch = data.batch_size * data.sequence_length
+    if target_batch < micro_batch:
+        raise ConfigError(
+            f"--target-batch {target_batch} is below one micro-batch of {data.batch_size} x {data.sequence_length} = "
+            f"{micro_batch} tokens: ask for more, or for a smaller --batch-size or --sequence-length"
+        )
+
+
+def _with_compressions(work: Work) -> tuple[dict[Compression, Work], tuple[str, ...]]:
+    """`work` with each compression that goes with it, and why the others do not."""
+    found: dict[Compression, Work] = {}
+    left_out = []
+    for name in COMPRESSIONS:
+        try:
+            found[name] = replace(work, communication=replace(work.communication, compression=name))
+        except ConfigError as error:
+            left_out.append(f"{name}: {error}")
+    return found, tuple(left_out)
+
+
+def passes_for(target_batch: int, ranks: int, data: DataConfig) -> int:
+    """Micro-batches a step, at least one, that bring the tokens of `ranks` ranks nearest to `target_batch`."""
+    return max(1, round(target_batch / (ranks * data.batch_size * data.sequence_length)))
+
+
+def _preferred(settings: Sequence[Setting]) -> list[Setting]:
+    """In order: again and again, of those that are as fast as the fastest left, the one that changes least, on fewest ranks."""
+    left, ordered = list(settings), list[Setting]()
+    while left:
+        enough = (1 - CLOSE) * max(setting.tokens_per_second for setting in left)
+        as_fast = [setting for setting in left if setting.tokens_per_second >= enough]
+        chosen = min(as_fast, key=lambda its: (COMPRESSIONS.index(its.compression), its.ranks, -its.tokens_per_second))
+        left.remove(chosen)
+        ordered.append(chosen)
+    return ordered
+
+
+class _Planner:
+    """Predicts for one link."""
+
+    def __init__(self, link: Link, framework: Framework, topology: TopologyConfig, target_batch: int) -> None:
+        self._link, self._framework, self._topology, self._target_batch = link, framework, topology, target_batch
+        self._low, self._high = bounds(link)
+
+    def setting(self, ranks: int, compression: Compression, work: Work) -> Setting:
+        """Of `work`, which has that compression, on so many ranks."""
+        work = self._accumulated(work, ranks)
+        count = work.communication.backward_passes_per_step
+        found = self._predict(self._link, work, ranks)
+        low, high = (self._predict(link, work, ranks) for link in (self._low, self._high))
+        batch = ranks * count * work.data.batch_size * work.data.sequence_length
+        return Setting(
+            ranks=ranks,
+            backward_passes_per_step=count,
+            compression=compression,
+            global_batch=batch,
+            is_near_target=self._target_batch / MOST_OFF <= batch <= self._target_batch * MOST_OFF,
+            is_extrapolated=ranks not in (1, self._link.ranks),
+            step_seconds=found.step_seconds,
+            # A tensor that comes late may share a turn: a slower link is now and then a little faster.
+            step_seconds_low=min(found.step_seconds, low.step_seconds),
+            step_seconds_high=max(found.step_seconds, high.step_seconds),
+            exposed_seconds=found.exposed_seconds,
+            compression_seconds=found.compression_seconds,
+            sent_bytes=found.sent_bytes,
+            memory_bytes=memory_of_rank(work.with_vocabulary(), ranks, is_cpu=self._link.device.lower().endswith("cpu")),
+            tokens_per_second=found.tokens_per_second,
+            scaling_efficiency=found.scaling_efficiency,
+            scaling_efficiency_low=min(found.scaling_efficiency, high.scaling_efficiency),
+            scaling_efficiency_high=max(found.scaling_efficiency, low.scaling_efficiency),
+        )
+
+    def limit(self, work: Work, pick: Setting, ranks: Sequence[int], far: Sequence[Setting]) -> tuple[Limit, Prediction]:
+        """What holds back the pick's ranks, or where it is one the next more ranks, with `work`, and that step."""
+        count = pick.ranks if pick.ranks > 1 else min((one for one in ranks if one > 1), default=1)
+        work = self._accumulated(work, count)
+        here = self._predict(self._link, work, count)
+        if here.exposed_seconds <= CLOSE * here.step_seconds:
+            return ("batch" if any(its.ranks > pick.ranks for its in far) else "compute"), here
+        its_own = self._link.collectives
+        no_latency = replace(self._link, negotiation_seconds=0.0, collectives=tuple(replace(its, alpha=0.0) for its in its_own))
+        no_bytes = replace(self._link, collectives=tuple(replace(its, beta=0.0) for its in its_own))
+        by_bytes, by_latency = (self._predict(link, work, count).step_seconds for link in (no_latency, no_bytes))
+        return ("bandwidth" if by_latency <= by_bytes else "latency"), here
+
+    def _accumulated(self, work: Work, ranks: int) -> Work:
+        count = passes_for(self._target_batch, ranks, work.data)
+        return replace(work, communication=replace(work.communication, backward_passes_per_step=count))
+
+    def _predict(self, link: Link, work: Work, ranks: int) -> Prediction:
+        return predict(link, self._framework, work, self._topology, ranks)
+
+
+def warn_of_the_pick(found: Plan, link: Link) -> None:
+    """One line each: a rank that is larger than this machine, and a link of which no limit was seen."""
+    has = memory_of_machine()
+    if has is not None and found.pick.memory_bytes > has:
+        needs = f"a rank needs {found.pick.memory_bytes / 2**30:,.1f} GiB at least, and this machine has {has / 2**30:,.1f}"
+        warn(f"{needs}: take larger ones, a smaller model, or --split")
+    if found.pick.ranks > 1 and not link.of("allreduce").beta:
+        warn("no limit of the bandwidth shows in the link: measure again, with more --seconds or a larger --largest-mb")
+
+
+# --- three sentences -------------------------------------------------------------------------------------
+
+
+def _what_limits(limit: Limit, exact: Prediction) -> str:
+    """`exact`: a step of the pick's ranks with gradients as they are."""
+    if exact.ranks == 1:
+        return "Compute limits: one rank has nothing to send."
+    share = f"{exact.exposed_seconds / exact.step_seconds:.0%} of a step of {_time(exact.step_seconds)}"
+    where = f"on {exact.ranks} ranks, with gradients as they are, {share} is communication that nothing hides"
+    return {
+        "compute": f"Compute limits: {where}.",
+        "batch": f"The global batch limits: {where}, but steps of more ranks than that are over twice the target.",
+        "bandwidth": f"The bandwidth of the link limits: {where}, most of it for bytes.",
+        "latency": f"The latency of the link limits: {where}, most of it for steps and negotiations.",
+    }[limit]
+
+
+def _what_it_does(work: Work, pick: Setting, exact: Prediction) -> str:
+    rate = f"{_time(pick.step_seconds)} a step, {pick.tokens_per_second:,.0f} tokens/s, {pick.scaling_efficiency:.0%} efficiency"
+    count = pick.backward_passes_per_step
+    window = f"{count} micro-batch{'' if count == 1 else 'es'} a step"
+    if pick.ranks == 1:
+        return f"The pick stays on one rank, with {window}: {rate}."
+    sent = f"{pick.sent_bytes / 1e6:,.1f} MB out of each of {pick.ranks} ranks"
+    instead = f"in place of {exact.sent_bytes / 1e6:,.1f}"
+    columns, compression = work.communication.powersgd_rank, _time(pick.compression_seconds)
+    return {
+        "none": f"The pick sends gradients as they are, {sent}, after {window}: {rate}.",
+        "fp16": f"The pick sends halves, {sent} {instead}, after {window}: {rate}.",
+        "powersgd": f"The pick sends two matrices of {columns} columns for a gradient, {sent} {instead}, after {window}: {rate}, "
+        f"{compression} of the step to compress.",
+    }[pick.compression]
+
+
+def _what_it_costs(work: Work, target_batch: int, pick: Setting, exact: Prediction) -> str:
+    batch = f"a step has {pick.global_batch:,} tokens where {target_batch:,} were asked for"
+    begins = f"{work.communication.powersgd_start_steps} exact steps of {_time(exact.step_seconds)} come first"
+    return {
+        "none": f"In learning it costs nothing: gradients are exact, and {batch}.",
+        "fp16": f"In learning it costs rounding to halves, under a loss scale, and {batch}.",
+        "powersgd": f"In learning it is another algorithm, whose curve is close: {begins}, and {batch}.",
+    }[pick.compression]
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1e3:,.1f} ms"
+
+
+def words(found: Plan) -> str:
+    """What a person reads: a table, and why."""
+    head = (
+        f"{'':<2}{'ranks':>7}{'N':>6} {'compression':<12}{'tokens a step':>14}{'step, ms':>12}{'between':>23}{'exposed, ms':>13}"
+        f"{'tokens/s':>13}{'efficiency':>11}{'MB sent':>10}{'GiB':>8}"
+    )
+    lines = [head, *(_row(setting, setting == found.pick) for setting in found.settings)]
+    if any(setting.is_extrapolated for setting in found.settings):
+        lines.append(f"~ extrapolated: the link was measured with {found.measured_ranks} ranks")
+    if not all(setting.is_near_target for setting in found.settings):
+        lines.append(f"x not picked: a step is more than twice off {found.target_batch:,} tokens")
+    lines += [f"left out: {reason}" for reason in found.left_out]
+    return "\n".join([*lines, "", *found.explanation])
+
+
+def _row(its: Setting, is_pick: bool) -> str:
+    mark = ">" if is_pick else " " if its.is_near_target else "x"
+    low, high = (f"{seconds * 1e3:,.1f}" for seconds in (its.step_seconds_low, its.step_seconds_high))
+    cells = (
+        f"{mark}{'~' if its.is_extrapolated else ' '}{its.ranks:>7}{its.backward_passes_per_step:>6} {its.compression:<12}",
+        f"{its.global_batch:>14,}{its.step_seconds * 1e3:>12,.1f}{f'{low} to {high}' if its.ranks > 1 else '':>23}",
+        f"{its.exposed_seconds * 1e3:>13,.1f}{its.tokens_per_second:>13,.0f}{its.scaling_efficiency:>11.1%}",
+        f"{its.sent_bytes / 1e6:>10,.2f}{its.memory_bytes / 2**30:>8,.2f}",
+    )
+    return "".join(cells)

@@ -1,0 +1,102 @@
+"""A picture of a plan: step time and scaling efficiency over the ranks, a curve for each compression, with its band."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hvd_lm.communication.plan import COMPRESSIONS, Compression, Plan, Setting
+from hvd_lm.report.plots import COLOURS, LIGHT, MARKERS, STYLES, Theme, png_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_DECADE = 10.0
+
+
+def png(found: Plan) -> bytes:
+    """The picture as a PNG file."""
+    return png_of(lambda: draw(found), LIGHT)
+
+
+def draw(found: Plan, theme: Theme = LIGHT) -> Figure:
+    """The picture as a matplotlib figure. A cross is on settings that are not near the target, a ring around the pick."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    figure = Figure(figsize=(10, 4.8), dpi=160, layout="constrained")
+    title = (
+        f"Steps of about {found.target_batch:,} tokens, predicted from a link that was measured with {found.measured_ranks} ranks"
+    )
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=13)
+    of_time, of_efficiency = figure.subplots(1, 2)
+    names = [name for name in COMPRESSIONS if any(its.compression == name for its in found.settings)]
+    for name in names:
+        its = sorted((one for one in found.settings if one.compression == name), key=lambda one: one.ranks)
+        _curve(of_time, name, its, ("step_seconds", "step_seconds_low", "step_seconds_high"), 1.0, theme)
+        efficiency = ("scaling_efficiency", "scaling_efficiency_low", "scaling_efficiency_high")
+        _curve(of_efficiency, name, its, efficiency, 100.0, theme)
+    _axes(of_time, [its.ranks for its in found.settings], "time of an optimizer step, seconds")
+    _axes(of_efficiency, [its.ranks for its in found.settings], "scaling efficiency, per cent")
+    of_all = [seconds for its in found.settings for seconds in (its.step_seconds_low, its.step_seconds_high)]
+    if max(of_all) > _DECADE * min(of_all):
+        of_time.set_yscale("log")
+        of_time.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        of_time.yaxis.set_minor_locator(NullLocator())
+        of_time.yaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:,.6g}"))
+    else:
+        of_time.set_ylim(bottom=0)
+    of_efficiency.set_ylim(0, 105)
+    ring: dict[str, Any] = {
+        "marker": "o",
+        "markersize": 14,
+        "markerfacecolor": "none",
+        "color": theme.ink,
+        "linestyle": "",
+        "clip_on": False,
+    }
+    of_time.plot([found.pick.ranks], [found.pick.step_seconds], **ring)
+    of_efficiency.plot([found.pick.ranks], [100 * found.pick.scaling_efficiency], **ring)
+    handles = [Line2D([], [], label=name, linewidth=1.5, **_look(name, theme)) for name in names]
+    handles.append(Line2D([], [], label="band: as far as the fits are off", color=theme.ink, linewidth=0.7))
+    handles.append(Line2D([], [], label="the pick", **{**ring, "markersize": 10}))
+    if any(not its.is_near_target for its in found.settings):
+        off = {**ring, "marker": "x", "markersize": 7}
+        handles.append(Line2D([], [], label="global batch more than twice off", **off))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def _look(name: Compression, theme: Theme) -> dict[str, Any]:
+    """Mark and line, told apart without colour."""
+    index = COMPRESSIONS.index(name)
+    return {
+        "color": COLOURS[index],
+        "marker": MARKERS[index],
+        "linestyle": STYLES[index],
+        "markersize": 6,
+        "markerfacecolor": theme.background,
+    }
+
+
+def _axes(axes: Axes, ranks: list[int], label: str) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("ranks")
+    axes.set_ylabel(label)
+    axes.xaxis.set_major_locator(FixedLocator(sorted(set(ranks))))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
+
+
+def _curve(axes: Axes, name: Compression, its: list[Setting], fields: tuple[str, str, str], unit: float, theme: Theme) -> None:
+    look, ranks = _look(name, theme), [one.ranks for one in its]
+    value, low, high = ([unit * getattr(one, field) for one in its] for field in fields)
+    axes.fill_between(ranks, low, high, facecolor=look["color"], alpha=0.12, linewidth=0)
+    for border in (low, high):
+        axes.plot(ranks, border, color=look["color"], linestyle=look["linestyle"], linewidth=0.7, alpha=0.8)
+    axes.plot(ranks, value, linewidth=1.5, **look)
+    off = [place for place, one in enumerate(its) if not one.is_near_target]
+    axes.plot([ranks[place] for place in off], [value[place] for place in off], "x", color=theme.ink, markersize=7)
