@@ -26,7 +26,7 @@ from hvd_lm.communication.measure import Work
 from hvd_lm.communication.predict import HOROVODS_CYCLE, Prediction, predict
 from hvd_lm.communication.ring import COLLECTIVES, bandwidth_bound, course
 from hvd_lm.communication.simulation import HorovodsThread, served_in_turn, simulate
-from hvd_lm.compression import PowerSGD
+from hvd_lm.compression.compressors import PowerSGD
 from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig, OptimizerConfig, TopologyConfig
 from hvd_lm.errors import ConfigError, DataError
 from hvd_lm.model.stages import parameters
