@@ -7,7 +7,7 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from hvd_lm.adapters.base import Adapter
-from hvd_lm.compression.compressors import Compression, compression_of
+from hvd_lm.compression.compressors import Compression
 from hvd_lm.config import FRAMEWORKS, CommunicationConfig, TopologyConfig
 from hvd_lm.errors import ConfigError, FrameworkError
 from hvd_lm.job.stop import Stop
@@ -60,8 +60,7 @@ def adapter(
     Raises ConfigError for an unknown name or an impossible topology; FrameworkError if the framework is absent or broken.
     """
     chosen = adapter_class(framework)
-    in_turn = bool(compressor or compression_of(communication or CommunicationConfig()))
-    job = chosen.job_class(communication, topology, threads, deterministic=deterministic, comm=comm, in_turn=in_turn)
+    job = chosen.job_class(communication, topology, threads, deterministic=deterministic, comm=comm)
     return chosen(job, communication, compressor)
 
 

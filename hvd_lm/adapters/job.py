@@ -84,11 +84,8 @@ class Job(ABC):
         *,
         deterministic: bool = False,
         comm: Any = None,
-        in_turn: bool = False,
     ) -> None:
         """Initialise framework and Horovod for this rank. Collective over all ranks, or over those of `comm`, of mpi4py.
-
-        `in_turn`: what is sent of a gradient waits for what was sent before, as with a compressor.
 
         Raises ConfigError if the topology does not fit the number of ranks, the launcher is not one that Horovod knows, the ranks
         run different versions, or one of them has no device.
@@ -105,7 +102,7 @@ class Job(ABC):
             raise ConfigError("comm= needs Horovod built with MPI: install OpenMPI, then python -m hvd_lm.job.build_horovod")
         # The launcher's word first: a bad topology must not cost an initialisation of Horovod.
         expected = arrange(topology, launcher.launched_rank(), launcher.launched_size())
-        self.threads = self._set_threads(threads or default_threads(), in_turn=in_turn)
+        self.threads = self._set_threads(threads or default_threads())
         keep_freed_memory()
         if deterministic:
             self._make_deterministic()
@@ -225,7 +222,7 @@ class Job(ABC):
             raise ConfigError(f"--reduction adasum needs 2, 4, 8, ... data ranks, not {self.topology.data_size}")
 
     @abstractmethod
-    def _set_threads(self, threads: int, *, in_turn: bool) -> int:
+    def _set_threads(self, threads: int) -> int:
         """Limit the framework's compute threads, before Horovod starts; how many there are."""
 
     @abstractmethod

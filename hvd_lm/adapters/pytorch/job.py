@@ -21,7 +21,7 @@ class PyTorchJob(Job):
     probe_class = PyTorchProbe
     communication_errors = (HorovodInternalError,)
 
-    def _set_threads(self, threads: int, *, in_turn: bool) -> int:  # noqa: ARG002 - it polls
+    def _set_threads(self, threads: int) -> int:
         torch.set_num_threads(threads)
         return threads
 

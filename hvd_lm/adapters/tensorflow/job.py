@@ -26,11 +26,10 @@ class TensorFlowJob(Job):
     probe_class = TensorFlowProbe
     communication_errors = (HorovodInternalError, tf.errors.UnknownError, tf.errors.AbortedError, tf.errors.FailedPreconditionError)
 
-    def _set_threads(self, threads: int, *, in_turn: bool) -> int:
+    def _set_threads(self, threads: int) -> int:
         try:
             tf.config.threading.set_intra_op_parallelism_threads(threads)
-            # One that is at work on a backward takes up nothing else until that ends: what is to be sent next would wait for it.
-            tf.config.threading.set_inter_op_parallelism_threads(2 if in_turn else 1)
+            tf.config.threading.set_inter_op_parallelism_threads(1)
         except RuntimeError:  # fixed since TensorFlow ran its first operation in this process
             return int(tf.config.threading.get_intra_op_parallelism_threads())
         return threads
