@@ -26,8 +26,10 @@ from typing import Any
 import launcher
 from launcher import Ended
 
-MOST_RANKS = 9
-"""In all pools of a test process together: what was used longest ago ends first."""
+_BYTES_OF_A_RANK = 700e6
+"""TensorFlow's; PyTorch's takes half of that."""
+MOST_RANKS = round(min(16, max(9, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2 / _BYTES_OF_A_RANK)))
+"""In all pools of a test process together, of which there may be two: what was used longest ago ends first."""
 SECONDS_TO_START = 120
 SECONDS_TO_END = 30
 SECONDS_FOR_THE_OTHERS = 2
