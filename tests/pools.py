@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -30,6 +30,8 @@ _BYTES_OF_A_RANK = 700e6
 """TensorFlow's; PyTorch's takes half of that."""
 MOST_RANKS = round(min(16, max(9, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2 / _BYTES_OF_A_RANK)))
 """In all pools of a test process together, of which there may be two: what was used longest ago ends first."""
+MOST_POLLING = 4
+"""Of them over MPI, where ranks that wait still take a fifth of a core each."""
 SECONDS_TO_START = 120
 SECONDS_TO_END = 30
 SECONDS_FOR_THE_OTHERS = 2
@@ -158,10 +160,18 @@ _pools: dict[Key, Pool] = {}
 """What is alive, the one that was used last at the end."""
 
 
+def _leave_room(among: Iterable[Key], ranks: int, most: int) -> None:
+    """End those of `among` that were used longest ago, until there are `most` ranks with `ranks` new ones."""
+    left = list(among)
+    while left and sum(other.ranks for other in left) + ranks > most:
+        _pools.pop(left.pop(0)).end()
+
+
 def _run(key: Key, body: str, arguments: Sequence[str | Path], timeout: float) -> tuple[list[Any], str]:
     pool = _pools.pop(key, None)
-    while _pools and sum(other.ranks for other in _pools) + key.ranks > MOST_RANKS:
-        _pools.pop(next(iter(_pools))).end()
+    _leave_room(_pools, key.ranks, MOST_RANKS)
+    if key.controller == "mpi":
+        _leave_room([other for other in _pools if other.controller == "mpi"], key.ranks, MOST_POLLING)
     pool = pool or Pool(key)
     answer = pool.run(body, list(map(str, arguments)), timeout)
     _pools[key] = pool
