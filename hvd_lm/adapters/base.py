@@ -231,15 +231,15 @@ class Adapter(ABC):
         """Give all ranks that hold the same rows those of the first among them; of all that they hold, and the step count too.
         Collective."""
 
-    def average(self, held: Mapping[str, Share]) -> int:
-        """Give all ranks the mean of what they hold by these names of a checkpoint; how many bytes a rank has sent.
+    def average(self, held: Mapping[str, Array]) -> int:
+        """Give all ranks the mean of what each holds by these names of a checkpoint; how many bytes a rank has sent.
 
         Of what nobody divides. Collective.
         """
-        sent, of_all = 0, {**self.weights(copy=False), **self.optimizer_state(copy=False).moments}
-        for name, share in held.items():
-            for rows in blocks(share.rows, share.shape):
-                values = of_all[name][rows.start : rows.stop]
+        sent = 0
+        for name, array in held.items():
+            for rows in blocks(range(len(array)), array.shape):
+                values = array[rows.start : rows.stop]
                 sent += values.nbytes
                 self.set_rows(name, rows.start, self.job.sum(values, "all") / np.float32(self.job.topology.size))
         return sent

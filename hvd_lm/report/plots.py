@@ -363,9 +363,9 @@ def describe(plot: Plot, runs: Sequence[Run]) -> str:
         for over in plot.over
     )
     parts = []
-    for run in filter(plot.shows, runs):
+    for run in runs:
         ends = []
-        for name in plot.columns:
+        for name in plot.columns if plot.shows(run) else ():
             values = run.columns[name][np.isfinite(run.columns[name])]
             if len(values):
                 kind = "validation " if name == plot.validation and plot.every_step else ""

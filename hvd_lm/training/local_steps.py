@@ -33,10 +33,10 @@ class LocalSteps:
         if not self.is_own or self._averaged_step == step or not (is_time or wanted):
             return 0
         self._averaged_step = step
-        return self._adapter.average(self._adapter.shares)
+        return self._adapter.average(self._adapter.weights(copy=False))
 
     def average_all(self, step: int) -> None:
         """Weights and moments, as a checkpoint has them: a run that goes on from it is where this one is. Collective."""
         if self.is_own:
             self.average(step, wanted=True)
-            self._adapter.average(self._adapter.moments_held)
+            self._adapter.average(self._adapter.optimizer_state(copy=False).moments)
