@@ -11,7 +11,7 @@ from benchmarks.launching import Job, Launcher, python
 from benchmarks.workload import Workload
 from hvd_lm.config import Split
 
-Maths = Literal["exact", "keras", "fp16", "powersgd", "topk", "local"]
+Maths = Literal["exact", "keras", "fp16", "powersgd", "topk", "local", "late"]
 """exact: float32 sums, the loss curve of ours. keras: the same but for Adam's epsilon, which Keras adds before the bias
 correction. fp16: gradients are rounded on the wire. powersgd, topk, local: other algorithms, near the same curve."""
 
@@ -53,6 +53,7 @@ def _ours(
     powersgd: int | None = None,
     topk: float | None = None,
     reduce_every: int = 1,
+    late: bool = False,
     split: Split | None = None,
 ) -> Peer:
     """`powersgd`: the rank of the approximation. `topk`: the share that is sent. `reduce_every`: steps between two means of the
@@ -86,13 +87,17 @@ def _ours(
             flags |= {"compression": "topk", "topk-share": topk, "topk-start-steps": 0}
         if reduce_every > 1:
             flags |= {"reduce-every": reduce_every, "reduce-start-steps": workload.warmup}
+        if late:
+            flags |= {"late-gradients": True}
         if split:
             flags |= {"split": split, "model-parallel": 1 if split == "optimizer" else workload.ranks}
         return ("hvd-lm", "train", *(word for name, value in flags.items() for word in (f"--{name}", str(value))))
 
     maths: Maths = "exact"
     number_format = compressed = ""
-    if fp16:
+    if late:
+        maths, number_format, compressed = "late", ", gradients one step late", "-late"
+    elif fp16:
         maths, number_format, compressed = "fp16", " fp16", "-fp16"
     elif powersgd:
         maths, number_format, compressed = "powersgd", f", PowerSGD of rank {powersgd}", f"-powersgd-{powersgd}"
@@ -121,6 +126,7 @@ PEERS: tuple[Peer, ...] = (
     *(_ours(framework, "mpi", powersgd=4) for framework in ("torch", "tensorflow")),
     *(_ours(framework, "gloo", topk=0.001) for framework in ("torch", "tensorflow")),
     *(_ours(framework, "gloo", reduce_every=8) for framework in ("torch", "tensorflow")),
+    *(_ours(framework, "gloo", late=True) for framework in ("torch", "tensorflow")),
     _ours("torch", "gloo", split="vocabulary"),
     _ours("torch", "gloo", split="vocabulary", fp16=True),
     _ours("tensorflow", "gloo", split="vocabulary"),

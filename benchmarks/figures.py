@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-TOLERANCE = {"exact": 1e-4, "keras": 1e-3, "fp16": 1e-2, "powersgd": 5e-2, "topk": 5e-2, "local": 5e-2}
+TOLERANCE = {"exact": 1e-4, "keras": 1e-3, "fp16": 1e-2, "powersgd": 5e-2, "topk": 5e-2, "local": 5e-2, "late": 5e-2}
 """Largest relative difference of a window's loss, by the peer's maths."""
 
 

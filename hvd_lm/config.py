@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from hvd_lm.compression.limits import KEEPING, require_local, require_one_way, require_powersgd, require_topk
+from hvd_lm.compression.limits import require_any_ranks, require_local, require_one_way, require_powersgd, require_topk
 from hvd_lm.errors import require, require_positive
 from hvd_lm.model.clusters import check_clusters
 from hvd_lm.paths import at_home, make_paths
@@ -241,6 +241,9 @@ class CommunicationConfig:
     an algorithm of its own. 1: all ranks make every step together."""
     reduce_start_steps: int = 0
     """--reduce-every above 1: optimizer steps at the beginning of a run that are made together."""
+    late_gradients: bool = False
+    """Apply each gradient one optimizer step late, so that its reduction hides behind the next window (Pipe-SGD, Li et al. 2018,
+    arXiv:1811.03619), an algorithm of its own."""
     reduction: Literal["sum", "adasum"] = "sum"
     """sum: exact mean gradient over the window. adasum: Horovod's adaptive summation (Maleki et al. 2020,
     arXiv:2006.02924), an algorithm of its own; needs MPI or NCCL, 2^k ranks, and --compression none."""
@@ -380,15 +383,11 @@ class RunConfig:
             not self.elastic or self.communication.reduction != "adasum",
             "--reduction adasum needs 2, 4, 8, ... ranks: use it without --elastic",
         )
+        if self.topology.split is not None or self.elastic:
+            require_any_ranks(self.communication)
         require(
-            self.communication.compression not in KEEPING or (self.topology.split is None and not self.elastic),
-            f"--compression {self.communication.compression} works on whole gradients, and every rank keeps a part of them: use it "
-            "without --split, --model-parallel and --elastic",
-        )
-        require(
-            self.communication.reduce_every == 1 or (self.topology.split is None and not self.elastic),
-            "--reduce-every averages whole models, of which each rank has gone its own way: use it without --split, "
-            "--model-parallel and --elastic",
+            not self.communication.late_gradients or self.optimizer.optimizer != "adagrad",
+            "--late-gradients goes with --optimizer adam or sgd: adagrad updates the rows of one window",
         )
         require(self.seed >= 0, f"--seed must not be negative, not {self.seed}")
 

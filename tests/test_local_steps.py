@@ -113,7 +113,7 @@ def test_frameworks_agree_and_learn(tmp_path: Path) -> None:
 @pytest.mark.ranks
 def test_a_gradient_that_is_not_finite_on_one_rank_ends_the_run_of_all(framework: str, tmp_path: Path) -> None:
     """The others hear of it with the next step; nobody's weights are touched by it."""
-    results = pools.body("own_overflow", 2, framework, tmp_path / "run")
+    results = pools.body("bad_gradient", 2, framework, tmp_path / "run", "6", '{"reduce_every": 9}')
     for result in results:
         assert "the gradient norm is" in result
         assert "at step 3, which was not applied" in result

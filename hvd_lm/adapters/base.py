@@ -58,6 +58,16 @@ class StepResult:
 
 
 @dataclass(frozen=True)
+class Applied:
+    """What became of a gradient; the same on all ranks."""
+
+    norm: float
+    """Global, reduced and unscaled, before clipping."""
+    applied: bool
+    """As of a step."""
+
+
+@dataclass(frozen=True)
 class Evaluated:
     """What a model says of a text."""
 
@@ -124,11 +134,11 @@ class Adapter(ABC):
         self.job = job
         self.communication = communication or CommunicationConfig()
         says = self.communication
-        others = (says.compression, says.reduction, says.gradient_predivide_factor, says.reduce_every)
-        if compressor and others != ("none", "sum", 1, 1):
+        others = (says.compression, says.reduction, says.gradient_predivide_factor, says.reduce_every, says.late_gradients)
+        if compressor and others != ("none", "sum", 1, 1, False):
             raise ConfigError(
                 "a compressor says how gradients travel: give it with --compression none and --reduction sum, and without "
-                "--gradient-predivide-factor and --reduce-every"
+                "--gradient-predivide-factor, --reduce-every and --late-gradients"
             )
         self.compressor = compressor or compression_of(self.communication)
 
@@ -308,7 +318,16 @@ class Adapter(ABC):
 
         A gradient is dropped instead of applied, on all ranks alike, if it or the loss is not finite, or if a rank is in trouble.
         With one that is not finite goes what was kept of those before.
+        With `late_gradients` it starts the reduction, and applies the gradient of the window before, by what it was told then; loss
+        and flags are those of this window all the same. Of a first one, before which there is none, the norm is 0.
         Raises RuntimeError if the window has had no last micro-batch. Collective.
+        """
+
+    @abstractmethod
+    def catch_up(self, *, apply: bool = True) -> Applied | None:
+        """Apply the gradient that the last `step` has left on its way, as that was told; None if there is none.
+
+        Without `apply` it is dropped. Collective.
         """
 
     def joined_norm(self, norms: Mapping[GroupName | None, float]) -> float:

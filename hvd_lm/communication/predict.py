@@ -164,6 +164,7 @@ def _check(link: Link, framework: Framework, work: Work, topology: TopologyConfi
         (communication.hierarchical_allreduce, "--hierarchical-allreduce"),
         (communication.autotune, "--autotune"),
         (communication.reduce_every > 1, f"--reduce-every {communication.reduce_every}"),
+        (communication.late_gradients, "--late-gradients"),
     ):
         if given:
             raise ConfigError(f"{what} is not predicted yet: only whole models, summed by rings")

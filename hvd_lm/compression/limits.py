@@ -43,3 +43,22 @@ def require_one_way(communication: Any) -> None:
         not (communication.compression in KEEPING and communication.gradient_predivide_factor != 1),
         f"--gradient-predivide-factor makes room for sums of halves: use it without --compression {communication.compression}",
     )
+    is_plain = communication.compression not in KEEPING and communication.reduction == "sum" and communication.reduce_every == 1
+    require(
+        not communication.late_gradients or is_plain,
+        "--late-gradients delays sums of gradients: use it with --compression none or fp16, --reduction sum, and without "
+        "--reduce-every",
+    )
+
+
+def require_any_ranks(communication: Any) -> None:
+    """Raises ConfigError for a CommunicationConfig that needs a whole model on each rank, and the same ranks all the time."""
+    alone = "use it without --split, --model-parallel and --elastic"
+    require(
+        communication.compression not in KEEPING,
+        f"--compression {communication.compression} works on whole gradients, and every rank keeps a part of them: {alone}",
+    )
+    require(
+        communication.reduce_every == 1, f"--reduce-every averages whole models, of which each rank has gone its own way: {alone}"
+    )
+    require(not communication.late_gradients, f"--late-gradients keeps whole gradients on their way: {alone}")

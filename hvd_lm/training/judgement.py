@@ -18,7 +18,12 @@ def refused(loss: float, outcome: StepResult, step: int, *, may_overflow: bool) 
         what, advice = f"the gradient norm is {outcome.gradient_norm}", _SMALLER_STEPS
     else:
         return None
-    return f"{what} at step {step}, which was not applied: {advice}"
+    return not_applied(what, step, advice)
 
 
 _SMALLER_STEPS = "lower --learning-rate, set --clip, or add --warmup-steps"
+
+
+def not_applied(what: str, step: int, advice: str = _SMALLER_STEPS) -> str:
+    """The words for it."""
+    return f"{what} at step {step}, which was not applied: {advice}"

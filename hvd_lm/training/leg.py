@@ -35,6 +35,7 @@ from hvd_lm.training.accumulation import Accumulation
 from hvd_lm.training.cursor import go_on, text_cursor
 from hvd_lm.training.headline import described
 from hvd_lm.training.judgement import refused
+from hvd_lm.training.late_gradients import LateGradients
 from hvd_lm.training.local_steps import LocalSteps
 from hvd_lm.training.loss_scale import INITIAL, LossScale
 from hvd_lm.training.metrics import Row
@@ -61,6 +62,7 @@ class Leg:
         self._loss_scale: LossScale | None = None
         if communication.compression == "fp16" and adapter.job.groups["all"].communicates:
             self._loss_scale = LossScale(communication.loss_scale or INITIAL, communication.loss_scale_growth_steps)
+        self._late = LateGradients(adapter, self._loss_scale)
         noise = partial(
             dropout_masks,
             config.model.dropout,
@@ -177,6 +179,8 @@ class Leg:
         row, validation = dict(self.row), None
         to_validate, to_write = map(self._due, (self._config.validation_every, self._config.checkpoint_every))
         row["bytes_sent"] += self._local.average(self.step, wanted=to_validate or to_write)
+        if to_validate or to_write:
+            self._late.catch_up(self.step)
         if to_validate:
             try:
                 validation = self._validate()
@@ -215,7 +219,7 @@ class Leg:
         if self._config.communication.reduction == "adasum" or self._local.begin():
             # Adasum, and steps of a rank's own, take gradients of whole batches; each rank has its share of the mean.
             unscale *= self._adapter.job.topology.readers
-        self._release_checkpoint()
+        self._checkpoint_seconds += self.outlets.release_checkpoint()
         outcome = self._adapter.step(learning_rate=rate, clip=self._config.optimizer.clip, unscale=unscale)
         loss = outcome.loss_sum / window.target_count
         self._to_end = outcome.ranks_to_end > 0
@@ -291,6 +295,7 @@ class Leg:
             if self._loss_scale:
                 self._loss_scale.update(overflow=not outcome.applied)
         except TrainingError as error:
+            self._adapter.catch_up(apply=False)  # the window of this step will be read again
             raise TrainingError(f"{error}{self._keep_weights()}") from None
 
     def _mend_replicas(self) -> None:
@@ -388,13 +393,7 @@ class Leg:
         self._saved_step = self.step
         began = time.perf_counter()
         self._local.average_all(self.step)
+        self._late.catch_up(self.step)
         snapshot = self._snapshot(validation)
         parts.save(self._adapter, snapshot, self.outlets.writer)
         self._checkpoint_seconds += time.perf_counter() - began
-
-    def _release_checkpoint(self) -> None:
-        """Before the weights change."""
-        if self.outlets.writer:
-            began = time.perf_counter()
-            self.outlets.writer.release()
-            self._checkpoint_seconds += time.perf_counter() - began

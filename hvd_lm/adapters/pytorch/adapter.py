@@ -1,7 +1,6 @@
 """The PyTorch adapter: a list of stages and a loop over them, an update, and a reducer between the two.
 
-Shapes: K micro-batches that wait for their backward, T time, B sequences of this rank, V vocabulary, H units of the last layer, U
-units of all layers side by side.
+Shapes: T time, B sequences of this rank, V vocabulary, H units of the last layer, U units of all layers side by side.
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hvd_lm.adapters.assembly import Divided, Made
-from hvd_lm.adapters.base import INCOMPLETE, READ_ONLY, Adapter, Evaluated, OptimizerState, State, StepResult
+from hvd_lm.adapters.base import INCOMPLETE, READ_ONLY, Adapter, Applied, Evaluated, OptimizerState, State, StepResult
 from hvd_lm.adapters.pytorch.compressed import Compressed, Summed
 from hvd_lm.adapters.pytorch.job import PyTorchJob
+from hvd_lm.adapters.pytorch.late import LateUpdate
 from hvd_lm.adapters.pytorch.memory import Weight, clear_gradient_rows, to_numpy
 from hvd_lm.adapters.pytorch.model_group import ModelGroup
 from hvd_lm.adapters.pytorch.optimizer_split import OptimizerSplit
@@ -27,7 +27,7 @@ from hvd_lm.adapters.pytorch.stages import Depart, LayerState, Lookup, Output, S
 from hvd_lm.adapters.pytorch.stages.drop import Drop
 from hvd_lm.adapters.pytorch.stages.sampled_softmax import SampledWords
 from hvd_lm.adapters.pytorch.touched_rows import Touched
-from hvd_lm.adapters.pytorch.update import Update, make_update, norm_of
+from hvd_lm.adapters.pytorch.update import DynamicUpdate, Update, make_update, norm_of
 from hvd_lm.adapters.pytorch.wire import Wire
 from hvd_lm.compression.compressors import Compression
 from hvd_lm.compression.selectors import Selector
@@ -47,11 +47,10 @@ class PyTorchAdapter(Adapter):
     job: PyTorchJob
 
     def _make(self) -> None:
-        update, self._device = self.update_config, self.job.device
+        update, self._device, groups = self.update_config, self.job.device, self.job.groups
         self._weights = {name: Weight(*share.shape, device=self._device) for name, share in self.shares.items() if share.rows}
         halves = self.communication.compression == "fp16"
         self._wire = Wire(self._device, halves=halves)
-        groups = self.job.groups
         self._neighbours = {
             side: neighbour(groups[side], self.job.links.get(side), self._device, self._wire)
             for side in ("below", "above")
@@ -82,6 +81,9 @@ class PyTorchAdapter(Adapter):
             self._reducer = GradientReducer(
                 self.shares, self._weights, self._touched, self._optimizer_split, self.job, self.communication, self._compressed
             )
+        self._late: LateUpdate | None = None
+        if update and self.communication.late_gradients:
+            self._late = LateUpdate(self._weights, self._reducer.start if self._reducer else None, self._apply)
         self._sums = torch.zeros(4, dtype=torch.float64, device=self._device)
         """Of the window: its loss, and the flags of all ranks, and of those whose activations were beyond what travels."""
         self._complete = False
@@ -255,7 +257,7 @@ class PyTorchAdapter(Adapter):
         reducer = self._reducer if last else None
         if last:
             self._touched.inputs_complete()
-        complete = reducer.start if reducer else _ignore
+        complete = reducer.start if reducer and not self._late else _ignore
         self._weights_changed()  # what the forwards derived from them leaves room for logits
         made = self._copy(number)
         loss, gradients = made.output.backward()
@@ -286,24 +288,34 @@ class PyTorchAdapter(Adapter):
         return torch.from_numpy(array).to(self._device, torch.int64)
 
     def step(self, *, learning_rate: float, clip: float | None, unscale: float) -> StepResult:
-        update = self._trained
         self._check_complete("step()")
         if self._reducer:
             self._reducer.finish_sums()
-        norm = self._global_norm() * unscale
         loss_sum, in_trouble, to_end, beyond = self._sums.tolist()
-        applied = bool(np.isfinite(norm) and np.isfinite(loss_sum) and not in_trouble and not beyond)
+        trusted = bool(np.isfinite(loss_sum) and not in_trouble and not beyond)
+        update = self._late.step if self._late else self._apply
+        outcome = update(learning_rate, clip, unscale, trusted=trusted)
+        self._begin_window()
+        sent = self._reducer.bytes_sent if self._reducer else 0
+        return StepResult(loss_sum, outcome.norm, outcome.applied, int(in_trouble), int(to_end), int(beyond), sent)
+
+    def _apply(self, learning_rate: float, clip: float | None, unscale: float, *, trusted: bool) -> Applied:
+        """The gradients of the weights, which are complete, if the window is `trusted`. Collective."""
+        norm = self._global_norm() * unscale
+        applied = bool(np.isfinite(norm) and trusted)
         if applied:
             self._weights_changed()
             self._optimizer_split.take_gradients()
             rows = {name: touched.rows() for name, touched in self._by_rows.items()}
-            update.apply(learning_rate, unscale if clip is None or norm <= clip else unscale * clip / norm, rows)
+            factor = unscale if clip is None or norm <= clip else unscale * clip / norm
+            self._trained.apply(learning_rate, factor, rows)
             self._optimizer_split.share_updated()
         if self._compressed and not np.isfinite(norm):
             self._compressed.forget()
-        self._begin_window()
-        sent = self._reducer.bytes_sent if self._reducer else 0
-        return StepResult(loss_sum, norm, applied, int(in_trouble), int(to_end), int(beyond), sent)
+        return Applied(norm, applied)
+
+    def catch_up(self, *, apply: bool = True) -> Applied | None:
+        return self._late.catch_up(apply=apply) if self._late else None
 
     def _global_norm(self) -> float:
         """Of the gradients of the window, each parameter counted once."""
@@ -342,22 +354,17 @@ class PyTorchAdapter(Adapter):
     # --- dynamic evaluation ------------------------------------------------------------------------------
 
     def begin_dynamic_evaluation(self, rates: Mapping[str, Array], decays: Mapping[str, Array]) -> None:
-        self._dynamic = [
-            (weight, weight.detach().clone(), self._tensor(rates[name]), self._tensor(decays[name]))
-            for name, weight in self._weights.items()
-        ]
+        self._dynamic_update = DynamicUpdate(
+            (weight, self._tensor(rates[name]), self._tensor(decays[name])) for name, weight in self._weights.items()
+        )
 
     def _tensor(self, array: Array) -> Tensor:
         return torch.tensor(array, device=self._device)
 
-    @torch.no_grad()
     def dynamic_step(self) -> float:
         self._check_complete("dynamic_step()")
         self._weights_changed()
-        for weight, remembered, rate, decay in self._dynamic:
-            assert weight.grad is not None
-            pull = (remembered - weight).mul_(decay)
-            weight.add_(pull.addcmul_(rate, weight.grad, value=-1))
+        self._dynamic_update.apply()
         loss_sum = float(self._sums[0])
         self._begin_window()
         return loss_sum

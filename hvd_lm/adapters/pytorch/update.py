@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +113,21 @@ def _adagrad(weight: Tensor, accumulator: Tensor, gradient: Tensor, learning_rat
 def make_update(config: OptimizerConfig, weights: Mapping[str, nn.Parameter]) -> Update:
     """What `config` asks for."""
     return (Adagrad if config.optimizer == "adagrad" else TorchUpdate)(config, weights)
+
+
+class DynamicUpdate:
+    """Of dynamic evaluation: a plain step, and a pull back to the weights as they are when it is made."""
+
+    def __init__(self, weights: Iterable[tuple[nn.Parameter, Tensor, Tensor]]) -> None:
+        """Each with its rate and its decay, of its shape or one number."""
+        self._weights = [(weight, weight.detach().clone(), rate, decay) for weight, rate, decay in weights]
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        for weight, remembered, rate, decay in self._weights:
+            assert weight.grad is not None
+            pull = (remembered - weight).mul_(decay)
+            weight.add_(pull.addcmul_(rate, weight.grad, value=-1))
 
 
 def norm_of(tensor: Tensor) -> Tensor:

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_lm.adapters.assembly import Divided
-from hvd_lm.adapters.base import INCOMPLETE, READ_ONLY, Adapter, Evaluated, OptimizerState, State, StepResult
+from hvd_lm.adapters.base import INCOMPLETE, READ_ONLY, Adapter, Applied, Evaluated, OptimizerState, State, StepResult
 from hvd_lm.adapters.tensorflow.compressed import Compressed, Summed
 from hvd_lm.adapters.tensorflow.graphs import graph_function
 from hvd_lm.adapters.tensorflow.job import TensorFlowJob
+from hvd_lm.adapters.tensorflow.late import LateUpdate
 from hvd_lm.adapters.tensorflow.model_group import ModelGroup
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.reducer import GradientReducer, Way
@@ -84,9 +85,12 @@ class TensorFlowAdapter(Adapter):
             self._weights, self.moment_shares, self.job, self.communication, self._compressed, self.selected
         )
         self._update: Update | None = None
+        self._late: LateUpdate | None = None
         if self.update_config:
             touched_rows = self._reducer.touched_rows
             self._update = Update(self.update_config, self._weights, self.moment_shares, self.job.groups, touched_rows)
+            if self.communication.late_gradients:
+                self._late = LateUpdate(self._weights, self._reducer, self._update)
         self._loss_sum = tf.Variable(tf.zeros((), tf.float64), trainable=False)
         self._deferred: list[list[Deferred]] = [[]]
         """Micro-batches whose forward is done: those of each backward."""
@@ -336,11 +340,18 @@ class TensorFlowAdapter(Adapter):
     def step(self, *, learning_rate: float, clip: float | None, unscale: float) -> StepResult:
         loss_sum, in_trouble, to_end, beyond, sent = self._complete_sums("step()")
         trusted = bool(np.isfinite(loss_sum) and not in_trouble and not beyond)
-        norm, applied = self._trained.apply(learning_rate=learning_rate, clip=clip, unscale=unscale, trusted=trusted)
-        if self._compressed and not np.isfinite(norm):
+        if self._late:
+            outcome, sent_late = self._late.step(learning_rate, clip, unscale, trusted=trusted)
+            sent += sent_late
+        else:
+            outcome = Applied(*self._trained.apply(learning_rate=learning_rate, clip=clip, unscale=unscale, trusted=trusted))
+        if self._compressed and not np.isfinite(outcome.norm):
             self._compressed.forget()
         self._begin_window()
-        return StepResult(loss_sum, norm, applied, int(in_trouble), int(to_end), int(beyond), int(sent))
+        return StepResult(loss_sum, outcome.norm, outcome.applied, int(in_trouble), int(to_end), int(beyond), int(sent))
+
+    def catch_up(self, *, apply: bool = True) -> Applied | None:
+        return self._late.catch_up(apply=apply) if self._late else None
 
     def _complete_sums(self, caller: str) -> list[float]:
         if self._window_sums is None:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
-from hvd_lm.adapters.tensorflow.weight import Weight
+from hvd_lm.adapters.tensorflow.weight import Gradient
 from hvd_lm.compression.compressors import Compressor
 from hvd_lm.compression.kept import KEPT, LAST, Firsts
 from hvd_lm.model.split import Share
@@ -50,7 +50,7 @@ class Compressed(ABC):
         return ()
 
     @abstractmethod
-    def start(self, weight: Weight, rows: tf.Tensor | None, sum_of: Send) -> Sequence[tf.Tensor]:
+    def start(self, weight: Gradient, rows: tf.Tensor | None, sum_of: Send) -> Sequence[tf.Tensor]:
         """Its gradient is complete; with `rows`, all others are zeros. Returns what is sent first. Collective."""
 
     def backward_complete(self, counts: Counts, gather: Send) -> None:  # noqa: B027 - most messages have left by then
@@ -64,7 +64,7 @@ class Summed(Compressed):
         super().__init__(firsts, remembered)
         self._compressor, self.exact_steps = compressor, compressor.exact_steps
 
-    def start(self, weight: Weight, rows: tf.Tensor | None, sum_of: Send) -> Sequence[tf.Tensor]:
+    def start(self, weight: Gradient, rows: tf.Tensor | None, sum_of: Send) -> Sequence[tf.Tensor]:
         compressor, name = self._compressor, weight.name
         kept, last = self.memory[f"{KEPT}/{name}"], self.memory[f"{LAST}/{name}"]
         if rows is None:

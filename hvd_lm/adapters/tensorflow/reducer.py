@@ -5,6 +5,7 @@ All of it becomes part of the graph of that backward, where the next stage waits
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence, Set
 from functools import partial
 from typing import Literal, TypeAlias
@@ -12,7 +13,7 @@ from typing import Literal, TypeAlias
 from hvd_lm.adapters.job import Job
 from hvd_lm.adapters.tensorflow.compressed import Compressed, Counts
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
-from hvd_lm.adapters.tensorflow.weight import Weight
+from hvd_lm.adapters.tensorflow.weight import Gradient, Weight
 from hvd_lm.config import CommunicationConfig
 from hvd_lm.model.parameters import LookedUp
 from hvd_lm.model.split import ON_THE_WAY, SUMMED_VALUES, Share, rounds
@@ -23,7 +24,7 @@ with native_stderr_closed():
 
 
 Way: TypeAlias = Counts | Literal["exact", "local"]
-"""How gradients travel. With counts: compressed. local: they stay on their rank."""
+"""How gradients travel. With counts: compressed. local: they stay on their rank, for now or altogether."""
 
 
 class GradientReducer:
@@ -113,7 +114,7 @@ class GradientReducer:
 
     def way(self, applied_steps: int) -> Way:
         """How gradients travel after so many optimizer steps."""
-        if self._communication.is_local(applied_steps):
+        if self._communication.late_gradients or self._communication.is_local(applied_steps):
             return "local"
         if self._compressed is None or applied_steps < self._compressed.exact_steps:
             return "exact"
@@ -128,8 +129,22 @@ class GradientReducer:
     def _count(self, wire: tf.Tensor) -> None:
         self._sent.append(tf.cast(tf.size(wire), tf.float64) * wire.dtype.size)
 
-    def start(self, weight: Weight, touched: Mapping[str, tf.Tensor], *, way: Way) -> Sequence[tf.Tensor]:
-        """Sum its gradient, which is complete; `touched` is what `inputs_complete` gave. Returns what is sent. Collective."""
+    def touched(self) -> dict[str, tf.Tensor]:
+        """What `inputs_complete` and `outputs_complete` have given of a window; the next one does not change it."""
+        return {name: tf.identity(self._touched[by]) for by, names in self._looked_up.items() for name in names}
+
+    @property
+    def communicates(self) -> bool:
+        """Whether any other rank has a part in a gradient."""
+        return self._everyone.communicates
+
+    def size(self, gradient: Gradient, touched: Mapping[str, tf.Tensor]) -> int:
+        """Bytes of it on the wire, as it is or as halves."""
+        rows = int(tf.math.count_nonzero(touched[gradient.name])) if gradient.name in touched else gradient.shape[0]
+        return rows * math.prod(gradient.shape[1:]) * (2 if self._communication.compression == "fp16" else 4)
+
+    def start(self, weight: Gradient, touched: Mapping[str, tf.Tensor], *, way: Way) -> Sequence[tf.Tensor]:
+        """Sum it, which is complete; `touched` is what `inputs_complete` gave. Returns what is sent. Collective."""
         if way == "local" or not self._groups[weight.name].communicates:
             return ()
         rows = tf.where(touched[weight.name] > 0)[:, 0] if weight.name in touched else None

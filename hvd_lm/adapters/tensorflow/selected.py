@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from hvd_lm.adapters.tensorflow.compressed import Compressed, Counts, Send
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
-from hvd_lm.adapters.tensorflow.weight import Weight
+from hvd_lm.adapters.tensorflow.weight import Gradient
 from hvd_lm.compression.kept import KEPT, VELOCITY, Firsts
 from hvd_lm.compression.selectors import Selector
 from hvd_lm.model.split import Share
@@ -27,13 +27,13 @@ class Selected(Compressed):
         """`clip`: the norm that the gradient of one of the `ranks` is clipped to."""
         super().__init__(firsts, remembered)
         self._selector, self._ranks, self._clip = selector, ranks, clip
-        self._weights: dict[str, Weight] = {}
+        self._weights: dict[str, Gradient] = {}
 
     def counts(self, applied_steps: int) -> Counts:
         shapes = {name: tuple(self.memory[f"{KEPT}/{name}"].shape) for name in self._firsts}
         return tuple(self._selector.count(name, shape, applied_steps) for name, shape in shapes.items())
 
-    def start(self, weight: Weight, rows: tf.Tensor | None, sum_of: Send) -> Sequence[tf.Tensor]:  # noqa: ARG002 - sent later
+    def start(self, weight: Gradient, rows: tf.Tensor | None, sum_of: Send) -> Sequence[tf.Tensor]:  # noqa: ARG002 - sent later
         self._weights[weight.name] = weight
         return ()
 
@@ -57,7 +57,7 @@ class Selected(Compressed):
                 total = tf.tensor_scatter_nd_add(total, places_RK[rank][:, None], values)
             weight.gradient.assign(tf.reshape(total, weight.shape))
 
-    def _take(self, weight: Weight, factor: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:
+    def _take(self, weight: Gradient, factor: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:
         """Add the gradient times `factor` to what is kept, and take `count` values out of it: they, and their places, as int32."""
         kept, velocity = self.memory[f"{KEPT}/{weight.name}"], self.memory.get(f"{VELOCITY}/{weight.name}")
         added = tf.ensure_shape(weight.take_gradient(), weight.shape) * factor

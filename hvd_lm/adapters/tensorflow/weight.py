@@ -15,14 +15,13 @@ with native_stderr_closed():
     import tensorflow as tf
 
 
-class Weight:
-    """What this rank holds of a parameter of the model; the stages that use it share it."""
+class Gradient:
+    """Of what this rank holds of a parameter of the model."""
 
     def __init__(self, share: Share, *, by_rows: bool = False) -> None:
-        """With `by_rows` the gradient is zeros between windows: the update clears the rows that a window touched."""
+        """With `by_rows` it is zeros between windows: the update clears the rows that a window touched."""
         self.share, self.by_rows = share, by_rows
         self.name, self.shape = share.parameter.name, share.shape
-        self.value = tf.Variable(tf.zeros(self.shape), name=self.name, trainable=False)
         # Empty but within a window: what works in the memory of a gradient takes it out.
         rest = self.shape[1:]
         begun = tf.zeros(self.shape if by_rows else (0, *rest))
@@ -41,6 +40,14 @@ class Weight:
             emptied = self.gradient.assign(tf.zeros((0, *self.shape[1:])))
         with tf.control_dependencies([emptied]):
             return tf.ensure_shape(tf.identity(gradient), (None, *self.shape[1:]))
+
+
+class Weight(Gradient):
+    """What this rank holds of a parameter, and its gradient; the stages that use it share it."""
+
+    def __init__(self, share: Share, *, by_rows: bool = False) -> None:
+        super().__init__(share, by_rows=by_rows)
+        self.value = tf.Variable(tf.zeros(self.shape), name=self.name, trainable=False)
 
 
 class Arriving:

@@ -1,10 +1,11 @@
-"""A run of steps that each rank makes by itself, in which rank 1's gradient of the third one is not finite, though its loss is.
+"""A run in which rank 1's gradient is not finite once two updates have been made, though its loss is; and how gradients travel.
 
-horovodrun -np 2 python own_overflow.py torch FOLDER
+horovodrun -np 2 python bad_gradient.py torch FOLDER 6 '{"reduce_every": 9}'
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,23 +16,23 @@ import hvd_lm
 from hvd_lm.adapters.base import Adapter
 from hvd_lm.errors import TrainingError
 
-BAD_STEP = 3
+UPDATES_BEFORE = 2
 
 
-def main(framework: str, out: str) -> str:
+def main(framework: str, out: str, steps: str, communication: str) -> str:
     kind = hvd_lm.adapters.adapter_class(framework)
     accumulate = kind.accumulate
 
     def overflowing(adapter: Adapter, *arguments: Any, weight: float, **rest: Any) -> Any:
-        is_bad = adapter.job.topology.rank == 1 and adapter.applied_steps == BAD_STEP - 1
+        is_bad = adapter.job.topology.rank == 1 and adapter.applied_steps == UPDATES_BEFORE
         return accumulate(adapter, *arguments, weight=float("inf") if is_bad else weight, **rest)
 
     config = hvd_lm.RunConfig(
         framework=framework,  # type: ignore[arg-type]
         out=Path(out),
-        steps=6,
+        steps=int(steps),
         model=hvd_lm.ModelConfig(hidden_size=16, embedding_size=8),
-        communication=hvd_lm.CommunicationConfig(reduce_every=9, backward_passes_per_step=1),
+        communication=hvd_lm.CommunicationConfig(backward_passes_per_step=1, **json.loads(communication)),
     )
     kind.accumulate = overflowing  # type: ignore[method-assign,assignment]
     try:
