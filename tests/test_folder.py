@@ -59,14 +59,8 @@ def test_a_live_process_is_named_and_a_dead_one_holds_nothing(tmp_path: Path) ->
         with pytest.raises(ConfigError, match=words.format(pid)), claimed(tmp_path):
             pass
         os.kill(pid, signal.SIGKILL)
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                with claimed(tmp_path):
-                    break
-            except ConfigError:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+        with claimed(tmp_path):  # though it may still be ending
+            pass
     assert list(tmp_path.iterdir()) == [], "nothing is left"
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm.checkpoint.files import lock
@@ -22,6 +23,8 @@ from hvd_lm.job.messages import warn
 LOCK = ".lock"
 SECONDS_BETWEEN_SIGNS = 10.0
 """So often the holder of a folder touches its lock: hosts that share the folder may share no locks, and no process numbers."""
+SECONDS_TO_END = 2.0
+"""A process that was killed has its locks for that long at most, until its memory is given back."""
 SECONDS_OF_SILENCE = 60.0
 """After so long without a sign the holder on another host is taken for dead."""
 _RUN_FILES = ("config.yaml", "metrics.jsonl", "tensorboard", "tokenizer.json", checkpoints.FOLDER)
@@ -134,8 +137,16 @@ def _take(path: Path) -> int:
         os.close(descriptor)
 
 
+def _patient_lock(descriptor: int) -> Literal["taken", "held", "unknown"]:
+    """As `lock`, once who has it has had the time to end."""
+    patient_until = time.monotonic() + SECONDS_TO_END
+    while (found := lock(descriptor)) == "held" and time.monotonic() < patient_until:
+        time.sleep(0.05)
+    return found
+
+
 def _refuse_if_held(path: Path, descriptor: int) -> None:
-    found, holder = lock(descriptor), _holder(descriptor)
+    found, holder = _patient_lock(descriptor), _holder(descriptor)
     if found == "held":
         raise ConfigError(f"--out {path.parent} is that of a run in progress ({holder or 'which just begins'}): {_ADVICE}")
     this = _this_process()
