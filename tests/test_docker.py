@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 import runpy
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,22 @@ def test_pins_fit_the_package_and_the_recipe() -> None:
     assert [str(one) for one in pinned if Version(PINS[canonicalize_name(one.name)]) not in one.specifier] == []
     for name in cuda_from_pip.NCCL:
         assert name in PINS
+
+
+@pytest.mark.ranks
+def test_settings_of_openmpi_leave_the_network_to_the_job() -> None:
+    """horovodrun --network-interfaces names one, which OpenMPI refuses where a file excludes some: nothing passed between pods."""
+    pytest.importorskip("mpi4py")
+    network = [word for kind in ("btl_tcp", "oob_tcp") for word in ("--mca", f"{kind}_if_include", "lo")]
+    program = "from mpi4py import MPI; print(MPI.COMM_WORLD.Dup().allreduce(MPI.COMM_WORLD.rank + 1))"
+    ended = subprocess.run(
+        ["mpirun", "--oversubscribe", "-n", "2", "--mca", "btl", "tcp,self", *network, sys.executable, "-c", program],
+        env=os.environ | {"OMPI_MCA_mca_base_param_files": str(DOCKER / "openmpi-mca-params.conf")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stdout.split()) == (0, ["3", "3"]), ended.stderr
 
 
 def test_nothing_is_taken_by_a_moving_name() -> None:
