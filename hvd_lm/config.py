@@ -230,6 +230,8 @@ class CommunicationConfig:
     """powersgd: columns of the two matrices. More send more, and are nearer to the gradient."""
     powersgd_start_steps: int = 100
     """powersgd: optimizer steps at the beginning of a run that send gradients as they are."""
+    powersgd_halves: bool = False
+    """powersgd: send the two matrices as halves; what is rounded off the second is kept for the next step."""
     topk_share: float = 0.001
     """topk: of the values of a matrix, the share that a rank sends. From a half on all of them travel."""
     topk_momentum: float = 0.0

@@ -34,6 +34,7 @@ _NEEDS: Mapping[str, _Needs] = {
     "final_learning_rate_fraction": _Needs("a --decay", lambda config: config.optimizer.decay != "constant"),
     "powersgd_rank": _POWERSGD,
     "powersgd_start_steps": _POWERSGD,
+    "powersgd_halves": _POWERSGD,
     "topk_share": _TOPK,
     "topk_momentum": _TOPK,
     "topk_start_steps": _TOPK,

@@ -75,8 +75,9 @@ def _gradients(
             values = rows * math.prod(parameter.shape[1:])
             name = f"gradient.{parameter.name}"
             if powersgd and powersgd.compresses(parameter.shape):
-                of_row, of_column = item * powersgd.rank, item * powersgd.rank * parameter.shape[1]
-                yield Sent(name, now, of_row * rows, number_format, compressed=values, second=of_column)
+                narrow, of_row = ("float16", 2) if communication.powersgd_halves else ("float32", 4)
+                of_row *= powersgd.rank
+                yield Sent(name, now, of_row * rows, narrow, compressed=values, second=of_row * parameter.shape[1])
             else:
                 yield Sent(name, now, item * values, number_format)
 

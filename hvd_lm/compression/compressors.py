@@ -63,11 +63,13 @@ class PowerSGD:
     """Vogels et al. 2019 (arXiv:1905.13727, algorithm 1): a gradient as the product of two matrices of `rank` columns.
 
     One step of a power iteration that begins where the last one ended: P = G Q, P is made orthonormal, Q = G^T P. P and Q are
-    linear in the gradients, so that the sum over ranks is what is approximated.
+    linear in the gradients, so that the sum over ranks is what is approximated. With `halves` both travel as float16; what that
+    rounds off Q is kept, too.
     """
 
     rank: int
     exact_steps: int = 0
+    halves: bool = False
 
     def __post_init__(self) -> None:
         require_powersgd(self.rank, self.exact_steps)
@@ -86,17 +88,24 @@ class PowerSGD:
     def compress(self, xp: Any, gradient: Any, last: Any) -> Any:
         """P, [m, r]. A column of zeros in `last` would stay one for ever: it begins anew, as ones."""
         is_zero = xp.sum(xp.abs(last), axis=0, keepdims=True) == 0
-        return gradient @ xp.where(is_zero, xp.ones_like(last), last)
+        columns = xp.where(is_zero, xp.ones_like(last), last)
+        if not self.halves:
+            return gradient @ columns
+        # As long as Q was, squared: P is then of length 1 where a gradient is as the last one, whatever its size.
+        largest = xp.amax(xp.abs(columns), axis=0, keepdims=True)
+        columns = columns / largest
+        return _half(xp, gradient @ (columns / (xp.sum(columns * columns, axis=0, keepdims=True) * largest)))
 
     def combine(self, xp: Any, gradient: Any, total: Any) -> tuple[Any, Any]:
         """P with orthonormal columns [m, r], and Q, [n, r]."""
-        basis = orthonormal(xp, total)
+        basis = orthonormal(xp, _single(xp, total))
         # What is transposed is small.
-        return basis, xp.swapaxes(xp.swapaxes(basis, 0, 1) @ gradient, 0, 1)
+        message = xp.swapaxes(xp.swapaxes(basis, 0, 1) @ gradient, 0, 1)
+        return basis, _half(xp, message) if self.halves else message
 
     def decompress(self, xp: Any, common: Any, message: Any) -> Any:
         """P Q^T, [m, n]."""
-        return common @ xp.swapaxes(message, 0, 1)
+        return common @ xp.swapaxes(_single(xp, message), 0, 1)
 
 
 def orthonormal(xp: Any, columns: Any) -> Any:
@@ -121,6 +130,14 @@ def orthonormal(xp: Any, columns: Any) -> Any:
     return found
 
 
+def _half(xp: Any, array: Any) -> Any:
+    return xp.asarray(array, dtype=xp.float16)
+
+
+def _single(xp: Any, array: Any) -> Any:
+    return xp.asarray(array, dtype=xp.float32)
+
+
 def _length(xp: Any, column: Any) -> Any:
     return xp.sqrt(xp.sum(column * column))
 
@@ -132,7 +149,7 @@ Compression: TypeAlias = Compressor | Selector
 def compression_of(communication: CommunicationConfig) -> Compression | None:
     """What the settings ask for; None where gradients travel as they are, or as halves."""
     if communication.compression == "powersgd":
-        return PowerSGD(communication.powersgd_rank, communication.powersgd_start_steps)
+        return PowerSGD(communication.powersgd_rank, communication.powersgd_start_steps, communication.powersgd_halves)
     if communication.compression == "topk":
         return TopK(communication.topk_share, communication.topk_momentum, communication.topk_start_steps)
     return None

@@ -82,5 +82,5 @@ class Summed(Compressed):
         else:
             kept.scatter_update(tf.IndexedSlices(whole - sent, rows))
             weight.gradient.scatter_update(tf.IndexedSlices(summed, rows))
-        last.assign(total)
+        last.assign(tf.cast(total, tf.float32))
         return (first,)
