@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -55,6 +55,8 @@ class StepResult:
     """How many of them had an activation that float16, as which it travelled, has no room for; then nothing was applied."""
     bytes_sent: int = 0
     """That this rank gave to sums of gradients, and to what says which rows of them there are."""
+    waits: Mapping[str, float] = field(default_factory=dict)
+    """`Waits.figures`."""
 
 
 @dataclass(frozen=True)

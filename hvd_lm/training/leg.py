@@ -245,6 +245,7 @@ class Leg:
             "seconds": self._seconds,
             "data_seconds": waited,
             "checkpoint_seconds": self._checkpoint_seconds,
+            **outcome.waits,
         }
         self._checkpoint_seconds = 0.0
         if self._config.model.softmax == "sampled":

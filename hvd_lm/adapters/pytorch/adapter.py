@@ -15,22 +15,21 @@ from torch import Tensor, nn
 
 from hvd_lm.adapters.assembly import Divided, Made
 from hvd_lm.adapters.base import INCOMPLETE, READ_ONLY, Adapter, Applied, Evaluated, OptimizerState, State, StepResult
-from hvd_lm.adapters.pytorch.compressed import Compressed, Summed
+from hvd_lm.adapters.pytorch.compressed import Compressed
 from hvd_lm.adapters.pytorch.job import PyTorchJob
 from hvd_lm.adapters.pytorch.late import LateUpdate
 from hvd_lm.adapters.pytorch.memory import Weight, clear_gradient_rows, to_numpy
 from hvd_lm.adapters.pytorch.model_group import ModelGroup
 from hvd_lm.adapters.pytorch.optimizer_split import OptimizerSplit
 from hvd_lm.adapters.pytorch.reducer import GradientReducer
-from hvd_lm.adapters.pytorch.selected import Selected
+from hvd_lm.adapters.pytorch.selected import make_compressed
 from hvd_lm.adapters.pytorch.stages import Depart, LayerState, Lookup, Output, Stage, make_stages, neighbour
 from hvd_lm.adapters.pytorch.stages.drop import Drop
 from hvd_lm.adapters.pytorch.stages.sampled_softmax import SampledWords
 from hvd_lm.adapters.pytorch.touched_rows import Touched
 from hvd_lm.adapters.pytorch.update import DynamicUpdate, Update, make_update, norm_of
 from hvd_lm.adapters.pytorch.wire import Wire
-from hvd_lm.compression.compressors import Compression
-from hvd_lm.compression.selectors import Selector
+from hvd_lm.adapters.waits import Waits
 from hvd_lm.job.topology import GroupName
 from hvd_lm.model.candidates import Candidates
 from hvd_lm.model.split import blocks
@@ -75,7 +74,8 @@ class PyTorchAdapter(Adapter):
         """Parameters of which the touched rows alone are cleared, measured and updated."""
         self._compressed: Compressed | None = None
         if self.compressor and self.remembered:
-            self._compressed = self._make_compressed(self.compressor)
+            ranks, clip = self.job.groups["all"].size, self.clip_of_a_rank
+            self._compressed = make_compressed(self.compressor, self.firsts, self.remembered, self._device, ranks, clip)
         self._reducer: GradientReducer | None = None
         if update and self.job.groups["all"].communicates:
             self._reducer = GradientReducer(
@@ -84,16 +84,11 @@ class PyTorchAdapter(Adapter):
         self._late: LateUpdate | None = None
         if update and self.communication.late_gradients:
             self._late = LateUpdate(self._weights, self._reducer.start if self._reducer else None, self._apply)
-        self._sums = torch.zeros(4, dtype=torch.float64, device=self._device)
-        """Of the window: its loss, and the flags of all ranks, and of those whose activations were beyond what travels."""
+        self._waits = Waits(self.job.topology)
+        self._sums = torch.zeros(4 + len(self._waits.told), dtype=torch.float64, device=self._device)
+        """Of the window: its loss, flags and waits of all ranks, and of those whose activations were beyond what travels."""
         self._complete = False
         """Whether the window has had its last micro-batch."""
-
-    def _make_compressed(self, compression: Compression) -> Compressed:
-        remembered = self.firsts, self.remembered, self._device
-        if isinstance(compression, Selector):
-            return Selected(compression, *remembered, self.job.groups["all"].size, self.clip_of_a_rank)
-        return Summed(compression, *remembered)
 
     # --- weights, moments, states ------------------------------------------------------------------------
 
@@ -265,7 +260,7 @@ class PyTorchAdapter(Adapter):
             self._touched.note_outputs(made.output.touched)
         self._sums[0] += loss
         if last:
-            self._sums[1:] = torch.tensor([*self.job.flags(), self._wire.take_beyond()])
+            self._sums[1:] = torch.tensor([*self.job.flags(), *self._waits.told, self._wire.take_beyond()])
             self._complete = True
             self._touched.outputs_complete()
         if reducer:
@@ -291,13 +286,16 @@ class PyTorchAdapter(Adapter):
         self._check_complete("step()")
         if self._reducer:
             self._reducer.finish_sums()
-        loss_sum, in_trouble, to_end, beyond = self._sums.tolist()
+        loss_sum, in_trouble, to_end, *waits, beyond = self._sums.tolist()
+        self._waits.hear(waits)
         trusted = bool(np.isfinite(loss_sum) and not in_trouble and not beyond)
         update = self._late.step if self._late else self._apply
         outcome = update(learning_rate, clip, unscale, trusted=trusted)
         self._begin_window()
-        sent = self._reducer.bytes_sent if self._reducer else 0
-        return StepResult(loss_sum, outcome.norm, outcome.applied, int(in_trouble), int(to_end), int(beyond), sent)
+        sent, waited = (self._reducer.bytes_sent, self._reducer.waited_seconds) if self._reducer else (0, 0.0)
+        self._waits.note(waited)
+        flags = int(in_trouble), int(to_end), int(beyond)
+        return StepResult(loss_sum, outcome.norm, outcome.applied, *flags, sent, self._waits.figures())
 
     def _apply(self, learning_rate: float, clip: float | None, unscale: float, *, trusted: bool) -> Applied:
         """The gradients of the weights, which are complete, if the window is `trusted`. Collective."""

@@ -6,6 +6,7 @@ needs no other counter, Adasum takes the same way, and clipping sits between red
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -82,6 +83,8 @@ class GradientReducer:
         self._sums_handle: int | None = None
         self._touched, self._bytes_of_rows = touched.by_name, touched.bytes_sent
         self._communication, self._applied_steps = communication, 0
+        self.waited_seconds = 0.0
+        """For gradients of the window, after its backward."""
         self.bytes_sent = 0
         """Of gradients of the window, and of what says which rows of them there are."""
         self.pending: list[_Reduction] = []
@@ -89,7 +92,7 @@ class GradientReducer:
 
     def start_sums(self, sums: Tensor, applied_steps: int) -> None:
         """Sum the loss, and what travels beside it, over all ranks, in place, after so many optimizer steps. Collective."""
-        self._applied_steps = applied_steps
+        self._applied_steps, self.waited_seconds = applied_steps, 0.0
         self.bytes_sent = self._bytes_of_rows
         process_set = self._everyone.process_set
         self._sums_handle = hvd.allreduce_async_(sums, name="loss", op=hvd.Sum, process_set=process_set)
@@ -110,7 +113,7 @@ class GradientReducer:
         if not group.communicates or self._communication.is_local(self._applied_steps):
             arrive = _nothing
         elif self._compressing and name in self._compressing.names:
-            rows = self._touched[name].rows() if name in self._touched else None
+            rows = self._rows(name) if name in self._touched else None
             compressed = self._compressing.start(name, gradient, rows, partial(self._send, group))
             arrive, poll = compressed.arrive, compressed.poll
         elif name in self._touched:
@@ -141,9 +144,16 @@ class GradientReducer:
         handle: int = hvd.allreduce_async_(wire, name=name, op=self._op, process_set=group.process_set)
         return handle
 
+    def _rows(self, name: str) -> Tensor:
+        """That were touched on any rank."""
+        began = time.perf_counter()
+        rows = self._touched[name].rows()
+        self.waited_seconds += time.perf_counter() - began
+        return rows
+
     def _start_rows(self, name: str, gradient: Tensor) -> Callable[[], None]:
         """Of the rows that were touched."""
-        rows = self._touched[name].rows()
+        rows = self._rows(name)
         wire = gradient.index_select(0, rows)
         wire = wire.half() if self._fp16 else wire
         handle = self._send(self._groups[name], wire, f"gradient.{name}")
@@ -157,15 +167,19 @@ class GradientReducer:
     def finish_sums(self) -> None:
         """They are there; nothing if they did not leave."""
         if self._sums_handle is not None:
+            began = time.perf_counter()
             hvd.synchronize(self._sums_handle)
             self._sums_handle = None
+            self.waited_seconds += time.perf_counter() - began
 
     def finish(self) -> Iterator[tuple[str, Tensor]]:
         """The gradients that are on their way, one by one as they come in; what is done with one hides what the next one takes."""
         for place, reduction in enumerate(self.pending):
             for later in self.pending[place + 1 :]:
                 later.poll()
+            began = time.perf_counter()
             reduction.arrive()
+            self.waited_seconds += time.perf_counter() - began
             yield reduction.name, reduction.gradient
         self.pending.clear()
 

@@ -11,8 +11,9 @@ import horovod.torch as hvd
 import torch
 from torch import Tensor
 
-from hvd_lm.adapters.pytorch.compressed import Compressed, OnTheWay, Send
+from hvd_lm.adapters.pytorch.compressed import Compressed, OnTheWay, Send, Summed
 from hvd_lm.adapters.pytorch.update import norm_of
+from hvd_lm.compression.compressors import Compression
 from hvd_lm.compression.kept import KEPT, VELOCITY, Firsts
 from hvd_lm.compression.selectors import Selector
 from hvd_lm.model.split import Share
@@ -89,3 +90,12 @@ class Selected(Compressed):
         for message in self._messages[:, self._parts.pop(name)]:
             values, places = message.chunk(2)
             total.index_add_(0, places.long(), values.view(torch.float32))
+
+
+def make_compressed(
+    compression: Compression, firsts: Firsts, remembered: Mapping[str, Share], device: torch.device, ranks: int, clip: float
+) -> Compressed:
+    """As messages that are summed over the ranks, or as values that each of them selects (`clip`: see `Selected`)."""
+    if isinstance(compression, Selector):
+        return Selected(compression, firsts, remembered, device, ranks, clip)
+    return Summed(compression, firsts, remembered, device)

@@ -5,6 +5,7 @@ Shapes: K micro-batches, T time, B sequences of this rank, N tokens, V vocabular
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -15,14 +16,14 @@ from numpy.typing import NDArray
 
 from hvd_lm.adapters.assembly import Divided
 from hvd_lm.adapters.base import INCOMPLETE, READ_ONLY, Adapter, Applied, Evaluated, OptimizerState, State, StepResult
-from hvd_lm.adapters.tensorflow.compressed import Compressed, Summed
+from hvd_lm.adapters.tensorflow.compressed import Compressed
 from hvd_lm.adapters.tensorflow.graphs import graph_function
 from hvd_lm.adapters.tensorflow.job import TensorFlowJob
 from hvd_lm.adapters.tensorflow.late import LateUpdate
 from hvd_lm.adapters.tensorflow.model_group import ModelGroup
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.reducer import GradientReducer, Way
-from hvd_lm.adapters.tensorflow.selected import Selected
+from hvd_lm.adapters.tensorflow.selected import make_compressed
 from hvd_lm.adapters.tensorflow.stages import make_stages, neighbour
 from hvd_lm.adapters.tensorflow.stages.base import Tape, Tensors
 from hvd_lm.adapters.tensorflow.stages.output import Judged, Output
@@ -30,8 +31,7 @@ from hvd_lm.adapters.tensorflow.stages.sampled_softmax import SAMPLED_SPECS, Sam
 from hvd_lm.adapters.tensorflow.update import DynamicUpdate, Update
 from hvd_lm.adapters.tensorflow.weight import Accumulation, Arriving, Weight, to_numpy
 from hvd_lm.adapters.tensorflow.wire import Wire
-from hvd_lm.compression.compressors import Compression
-from hvd_lm.compression.selectors import Selector
+from hvd_lm.adapters.waits import Waits
 from hvd_lm.model.candidates import Candidates
 from hvd_lm.model.split import blocks
 from hvd_lm.model.weights import Array, Weights
@@ -80,7 +80,8 @@ class TensorFlowAdapter(Adapter):
         self._lookup, self._stages, self._output = make_stages(self.model, self._weights, divided)
         self._compressed: Compressed | None = None
         if self.compressor and self.remembered:
-            self._compressed = self._make_compressed(self.compressor)
+            ranks, clip = self.job.groups["all"].size, self.clip_of_a_rank
+            self._compressed = make_compressed(self.compressor, self.firsts, self.remembered, ranks, clip)
         self._reducer = GradientReducer(
             self._weights, self.moment_shares, self.job, self.communication, self._compressed, self.selected
         )
@@ -91,18 +92,13 @@ class TensorFlowAdapter(Adapter):
             self._update = Update(self.update_config, self._weights, self.moment_shares, self.job.groups, touched_rows)
             if self.communication.late_gradients:
                 self._late = LateUpdate(self._weights, self._reducer, self._update)
+        self._waits = Waits(self.job.topology)
         self._loss_sum = tf.Variable(tf.zeros((), tf.float64), trainable=False)
         self._deferred: list[list[Deferred]] = [[]]
         """Micro-batches whose forward is done: those of each backward."""
         self._arriving: dict[str, Arriving] = {}
         self._begin_window()
         self._compile()
-
-    def _make_compressed(self, compression: Compression) -> Compressed:
-        if isinstance(compression, Selector):
-            ranks, clip = self.job.groups["all"].size, self.clip_of_a_rank
-            return Selected(compression, self.firsts, self.remembered, ranks, clip)
-        return Summed(compression, self.firsts, self.remembered)
 
     def _compile(self) -> None:
         """One trace for all lengths of a text."""
@@ -120,8 +116,7 @@ class TensorFlowAdapter(Adapter):
     def _begin_window(self) -> None:
         self._first_backward = True
         self._window_sums: tf.Tensor | None = None
-        """Of a window that is complete: its loss, the flags of all ranks, of how many activations were beyond, and the bytes of its
-        gradients."""
+        """Of a window that is complete: its loss, flags and waits of all ranks, activations that were beyond, bytes, and time."""
 
     # --- graphs ------------------------------------------------------------------------------------------
 
@@ -138,8 +133,8 @@ class TensorFlowAdapter(Adapter):
     def _backward_graph(self, deferred: list[Deferred], flags: tf.Tensor, *, first: bool, last: bool, way: Way) -> tf.Tensor:
         """Stage by stage from above: with `last`, what is complete travels while the stages below are at work.
 
-        Returns the loss of the window so far, `Job.flags` of this rank, and whether its activations were beyond what travels; with
-        `last`, their sums over all ranks; and the bytes of the gradients that were sent, [5].
+        Returns the loss of the window so far, `flags` and waits of this rank, and whether its activations were beyond what travels;
+        with `last`, their sums over all ranks; the bytes of the gradients that were sent; and when the last one was complete.
         """
         if self._lookup:
             self._reducer.note_inputs(self._lookup.touched([micro_batch.tapes[0] for micro_batch in deferred]), first=first)
@@ -163,7 +158,7 @@ class TensorFlowAdapter(Adapter):
                 gradient = stage.backward([micro_batch.tapes[index] for micro_batch in deferred], gradient, accumulation)
         if last:
             self._reducer.backward_complete(way)
-        return tf.concat([sums, [self._reducer.take_bytes_sent()]], 0)
+        return tf.concat([sums, [self._reducer.take_bytes_sent(), self._reducer.complete_at if last else 0.0]], 0)
 
     def _infer(self, inputs_TB: tf.Tensor, state: list[Tensors]) -> tuple[tf.Tensor, list[Tensors]]:
         """Outputs of the last layer [T, B, H], and the state after."""
@@ -330,25 +325,30 @@ class TensorFlowAdapter(Adapter):
             count, first, *_ = key
             graph = partial(self._backward_graph, first=first, last=last, way=way)
             specs = self._deferred_specs._replace(sampled=SAMPLED_SPECS) if sampled else self._deferred_specs
-            signature = ([specs] * count, tf.TensorSpec((2,), tf.float64))
+            signature = ([specs] * count, tf.TensorSpec((2 + len(self._waits.told),), tf.float64))
             self._backward[key] = graph_function(graph, input_signature=signature)
-        sums = self._backward[key](deferred, tf.constant(self.job.flags(), tf.float64))
+        sums = self._backward[key](deferred, tf.constant([*self.job.flags(), *self._waits.told], tf.float64))
         self._first_backward = False
         if last:
             self._window_sums = sums
+            self._waited_seconds = time.time() - float(sums[-1])
 
     def step(self, *, learning_rate: float, clip: float | None, unscale: float) -> StepResult:
-        loss_sum, in_trouble, to_end, beyond, sent = self._complete_sums("step()")
+        loss_sum, in_trouble, to_end, *waits, beyond, sent, _ = self._complete_sums("step()")
+        self._waits.hear(waits)
         trusted = bool(np.isfinite(loss_sum) and not in_trouble and not beyond)
         if self._late:
             outcome, sent_late = self._late.step(learning_rate, clip, unscale, trusted=trusted)
             sent += sent_late
+            self._waited_seconds += self._late.take_waited_seconds()
         else:
             outcome = Applied(*self._trained.apply(learning_rate=learning_rate, clip=clip, unscale=unscale, trusted=trusted))
         if self._compressed and not np.isfinite(outcome.norm):
             self._compressed.forget()
         self._begin_window()
-        return StepResult(loss_sum, outcome.norm, outcome.applied, int(in_trouble), int(to_end), int(beyond), int(sent))
+        self._waits.note(self._waited_seconds)
+        flags = int(in_trouble), int(to_end), int(beyond)
+        return StepResult(loss_sum, outcome.norm, outcome.applied, *flags, int(sent), self._waits.figures())
 
     def catch_up(self, *, apply: bool = True) -> Applied | None:
         return self._late.catch_up(apply=apply) if self._late else None

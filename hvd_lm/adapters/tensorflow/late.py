@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -28,6 +29,7 @@ class LateUpdate:
         self._how: tuple[float, float | None, float] | None = None
         """Learning rate, clip and unscale of what is on its way."""
         self._reduction: Future[None] | None = None
+        self._waited_seconds = 0.0
         # A graph returns when all of it is done, and the next window is not to wait for it.
         self._thread = ThreadPoolExecutor(1, "late gradients")
 
@@ -53,13 +55,20 @@ class LateUpdate:
         Those of the weights are on their way then, in their place.
         """
         if self._reduction:
+            began = time.perf_counter()
             self._reduction.result()
             self._reduction = None
+            self._waited_seconds += time.perf_counter() - began
         self._exchange()
         if not self._how:
             return None
         (learning_rate, clip, unscale), self._how = self._how, None
         return Applied(*self._update.apply(learning_rate=learning_rate, clip=clip, unscale=unscale, trusted=apply))
+
+    def take_waited_seconds(self) -> float:
+        """For what was on its way, since this was last asked."""
+        waited, self._waited_seconds = self._waited_seconds, 0.0
+        return waited
 
     def _exchange_graph(self) -> None:
         """Without a copy."""

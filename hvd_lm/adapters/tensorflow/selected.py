@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from hvd_lm.adapters.tensorflow.compressed import Compressed, Counts, Send
+from hvd_lm.adapters.tensorflow.compressed import Compressed, Counts, Send, Summed
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.weight import Gradient
+from hvd_lm.compression.compressors import Compression
 from hvd_lm.compression.kept import KEPT, VELOCITY, Firsts
 from hvd_lm.compression.selectors import Selector
 from hvd_lm.model.split import Share
@@ -80,3 +81,12 @@ def _without(tensor: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
 
 def _halves(parts: Sequence[tf.Tensor]) -> tuple[Sequence[tf.Tensor], Sequence[tf.Tensor]]:
     return parts[::2], parts[1::2]
+
+
+def make_compressed(
+    compression: Compression, firsts: Firsts, remembered: Mapping[str, Share], ranks: int, clip: float
+) -> Compressed:
+    """As messages that are summed over the ranks, or as values that each of them selects (`clip`: see `Selected`)."""
+    if isinstance(compression, Selector):
+        return Selected(compression, firsts, remembered, ranks, clip)
+    return Summed(compression, firsts, remembered)
