@@ -304,7 +304,8 @@ def test_png_files_hold_the_curves(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("undrawn")
 def test_summary_and_differing_settings(tmp_path: Path) -> None:
-    fp16 = [{**one, "skipped": False, "skipped_steps": 2, "loss_scale": 1.0} for one in ROWS[:7]]
+    waits = {"communication_seconds_least": 0.5, "communication_seconds_most": 2.0}
+    fp16 = [{**one, **waits, "skipped": False, "skipped_steps": 2, "loss_scale": 1.0} for one in ROWS[:7]]
     first = write(tmp_path / "first", steps=9)
     second = write(
         tmp_path / "second", fp16, steps=4000, framework="tensorflow", optimizer=OptimizerConfig(learning_rate=0.004),
@@ -325,6 +326,8 @@ def test_summary_and_differing_settings(tmp_path: Path) -> None:
         "perplexity there": ["54.60", "76.20"],
         "reached at step": ["9", "6"],
         "tokens per second, median": ["1,005", "1,004"],
+        "waits for gradients, least of all ranks": [report_tables.NOTHING, "10% of a step"],
+        "waits for gradients, most of all ranks": [report_tables.NOTHING, "40% of a step"],
         "skipped steps": [report_tables.NOTHING, "2"],
         "training time": ["45.0 s", "35.0 s"],
     }

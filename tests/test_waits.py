@@ -21,9 +21,10 @@ SLOW = 0.4
 def test_ranks_tell_each_other() -> None:
     of_ranks = [Waits(Topology(rank, data_size=3, model_size=1)) for rank in range(3)]
     for own, waits in zip((0.5, 0.0, 2.0), of_ranks, strict=True):
-        assert waits.figures() == {}, "nobody has told anything yet"
+        waits.hear([0.0] * 3)
         waits.note(own)
     told = [sum(column) for column in zip(*(waits.told for waits in of_ranks), strict=True)]
+    assert of_ranks[2].figures() == {"communication_seconds": 2.0}, "of no step before"
     of_ranks[1].hear(told)
     of_ranks[1].note(0.25)
     assert of_ranks[1].figures() == {

@@ -108,6 +108,14 @@ PLOTS = (
     ),
     Plot("throughput", "Throughput", "tokens per second", "All ranks together.", "tokens_per_second", scale="from zero"),
     Plot(
+        "communication",
+        "Waits for gradients",
+        "seconds per step",
+        "After its backward, of the rank that waited longest: for the link, or, where another rank hardly waits, for that one.",
+        "communication_seconds_most",
+        scale="from zero",
+    ),
+    Plot(
         "gradient_norm",
         "Gradient norm",
         "global norm",

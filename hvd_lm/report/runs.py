@@ -26,7 +26,7 @@ DRAWN_MAGNITUDE = 1e30
 
 COLUMNS = (
     "step", "tokens", "seconds", "loss", "validation_loss", "perplexity", "tokens_per_second", "gradient_norm", "learning_rate",
-    "loss_scale", "skipped", "skipped_steps", "bytes_sent",
+    "loss_scale", "skipped", "skipped_steps", "bytes_sent", "communication_seconds_least", "communication_seconds_most",
 )  # fmt: skip
 SENT = "sent"
 """A column that is made of another: bytes that a rank has sent since the first step."""

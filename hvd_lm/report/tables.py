@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 
@@ -61,6 +62,8 @@ def summary(runs: Sequence[Run]) -> list[Line]:
         line("perplexity there", lambda run: _best(run, "perplexity"), "{:,.2f}".format, lowest),
         line("reached at step", lambda run: _best(run, "step"), _count),
         line("tokens per second, median", _median_throughput, _count, max),
+        line("waits for gradients, least of all ranks", partial(_share_waited, "least"), "{:.0%} of a step".format),
+        line("waits for gradients, most of all ranks", partial(_share_waited, "most"), "{:.0%} of a step".format),
         line("skipped steps", lambda run: run.last("skipped_steps"), _count),
         line("training time", lambda run: run.last("seconds"), duration),
     ]
@@ -152,6 +155,14 @@ def _best(run: Run, name: str) -> float | None:
 def _median_throughput(run: Run) -> float | None:
     values = run.columns["tokens_per_second"]
     return statistics.median(values[np.isfinite(values)].tolist()) if run.has("tokens_per_second") else None
+
+
+def _share_waited(which: Literal["least", "most"], run: Run) -> float | None:
+    """Median over the steps of the time that this rank waited in one."""
+    # A row has the waits of the step before.
+    waits, steps = run.columns[f"communication_seconds_{which}"][1:], np.diff(run.columns["seconds"], prepend=0.0)[:-1]
+    shares = waits[np.isfinite(waits) & (steps > 0)] / steps[np.isfinite(waits) & (steps > 0)]
+    return statistics.median(shares.tolist()) if len(shares) else None
 
 
 def incomparable(runs: Sequence[Run]) -> list[str]:
