@@ -30,6 +30,7 @@ from hvd_lm.evaluation.cache import CacheConfig
 from hvd_lm.evaluation.dynamic import DynamicConfig
 from hvd_lm.evaluation.figures import Evaluation
 from hvd_lm.evaluation.perplexity import evaluate
+from hvd_lm.evaluation.score import LineScore, WordScore, score
 from hvd_lm.generation.sampling import SamplingConfig
 from hvd_lm.generation.text import TextGenerator, generate
 from hvd_lm.training.loop import TrainingResult, train
@@ -46,6 +47,7 @@ __all__ = [
     "Evaluation",
     "FrameworkError",
     "HvdLmError",
+    "LineScore",
     "LostWorkerError",
     "ModelConfig",
     "OptimizerConfig",
@@ -61,9 +63,11 @@ __all__ = [
     "TopologyConfig",
     "TrainingError",
     "TrainingResult",
+    "WordScore",
     "adapter",
     "evaluate",
     "generate",
     "prepare",
+    "score",
     "train",
 ]

@@ -29,6 +29,7 @@ from hvd_lm.communication.queueing import QueueingConfig
 from hvd_lm.config import RunConfig
 from hvd_lm.data.prepare import PrepareConfig
 from hvd_lm.evaluation.perplexity import EvaluateConfig
+from hvd_lm.evaluation.score import ScoreConfig
 from hvd_lm.export import ExportConfig
 from hvd_lm.generation.text import GenerateConfig
 from hvd_lm.report.page import ReportConfig
@@ -297,7 +298,10 @@ def flags_of(config_type: type[Any]) -> Iterator[str]:
         if is_dataclass(hints[field.name]):
             yield from flags_of(hints[field.name])
         else:
-            yield f"--{field.name.replace('_', '-')}"
+            flag = field.name.replace("_", "-")
+            yield f"--{flag}"
+            if hints[field.name] is bool:
+                yield f"--no-{flag}"
 
 
 @cache
@@ -307,6 +311,7 @@ def known_flags() -> frozenset[str]:
         RunConfig,
         PrepareConfig,
         EvaluateConfig,
+        ScoreConfig,
         GenerateConfig,
         ExportConfig,
         ReportConfig,

@@ -92,6 +92,7 @@ def test_anything_else_is_a_bug(error: Exception, monkeypatch: pytest.MonkeyPatc
 
 TAKES_A_PATH = [
     ["evaluate", "--checkpoint"],
+    ["score", "--checkpoint"],
     ["generate", "--checkpoint"],
     ["export", "--format", "torch", "--out", "x", "--checkpoint"],
     ["train", "--resume"],

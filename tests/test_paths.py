@@ -17,6 +17,7 @@ from hvd_lm.config import (
 from hvd_lm.data.prepare import PrepareConfig
 from hvd_lm.errors import ConfigError
 from hvd_lm.evaluation.perplexity import EvaluateConfig
+from hvd_lm.evaluation.score import ScoreConfig
 from hvd_lm.export import ExportConfig
 from hvd_lm.generation.text import GenerateConfig
 from hvd_lm.report.page import ReportConfig
@@ -35,6 +36,7 @@ ONE_FOR_SEVERAL: list[tuple[type[Any], str, dict[str, Any]]] = [
     (PrepareConfig, "validation_data", {"text": "x"}),
     (PrepareConfig, "test_data", {"text": "x"}),
     (EvaluateConfig, "data", {"checkpoint": "x"}),
+    (ScoreConfig, "data", {"checkpoint": "x"}),
     (ReportConfig, "runs", {}),
 ]
 
@@ -46,7 +48,7 @@ def test_one_path_counts_as_several(config_type: type[Any], name: str, others: d
 
 
 def test_every_setting_of_several_paths_is_tried_above() -> None:
-    configs = (RunConfig, PrepareConfig, EvaluateConfig, GenerateConfig, ExportConfig, ReportConfig)
+    configs = (RunConfig, PrepareConfig, EvaluateConfig, ScoreConfig, GenerateConfig, ExportConfig, ReportConfig)
     several = {name for config in configs for name, hint in setting_types(config).items() if hint == tuple[Path, ...]}
     assert several == {name for _, name, _ in ONE_FOR_SEVERAL}
 

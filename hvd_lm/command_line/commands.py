@@ -30,8 +30,9 @@ from hvd_lm.communication.queueing import QueueingConfig
 from hvd_lm.config import RunConfig
 from hvd_lm.data.prepare import PrepareConfig, prepare
 from hvd_lm.errors import BugError, ConfigError, RemovedError, StoppedError, in_family, require
-from hvd_lm.evaluation import perplexity
+from hvd_lm.evaluation import perplexity, score
 from hvd_lm.evaluation.perplexity import EvaluateConfig
+from hvd_lm.evaluation.score import ScoreConfig
 from hvd_lm.export import ExportConfig, export
 from hvd_lm.generation.text import GenerateConfig, TextGenerator
 from hvd_lm.job import launcher
@@ -174,6 +175,12 @@ def run_evaluate(argv: list[str]) -> int:
     return 0
 
 
+def run_score(argv: list[str]) -> int:
+    """Write the log-probabilities of lines or words as TSV."""
+    score.run(parse(ScoreConfig, "score", argv))
+    return 0
+
+
 def run_generate(argv: list[str]) -> int:
     """Print the prompt and what the model goes on with: one text as it comes, several one after the other."""
     config = parse(GenerateConfig, "generate", argv)
@@ -288,6 +295,7 @@ COMMANDS: Mapping[str, Command] = {
     "prepare": Command("turn texts, or a public corpus, into token shards to train on", run_prepare),
     "train": Command("train a language model, alone or under horovodrun", run_train),
     "evaluate": Command("perplexity of a checkpoint on a text", run_evaluate),
+    "score": Command("log-probability of every line, or every word, of texts", run_score),
     "generate": Command("write text with a checkpoint", run_generate),
     "export": Command("give the weights to plain PyTorch, Keras, ONNX or NumPy", run_export),
     "report": Command("learning curves of runs, as pictures and one page", run_report),

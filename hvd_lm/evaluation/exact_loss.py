@@ -6,7 +6,8 @@ where its states are those of the reading before: an LSTM forgets, so that is mo
 its end, the next one is read once more, and so on; at worst there are as many readings as streams, one after the other. (A
 fixed-point iteration over time, as parallel evaluations of recurrent models use: Lim et al. 2024, arXiv:2309.12252.)
 
-Shapes: T time, B streams of this rank, S all streams, C micro-batches of a stream, U units of all layers; 2: h and c.
+Shapes: T time, B streams of this rank, S all streams, N tokens of a stream, C micro-batches of it, U units of all layers;
+2: h and c.
 """
 
 from __future__ import annotations
@@ -49,6 +50,23 @@ def exact_loss(adapter: Adapter, streams: Streams) -> float:
     A rank that cannot read its streams notes it (`job.trouble`) and makes the sum NaN: the caller lets the ranks agree.
     """
     reading = _Reading(adapter, streams)
+    _read_exactly(reading, adapter, streams)
+    return float(adapter.job.sum(np.array([np.nan if reading.failed else reading.losses_CB.sum()]))[0])
+
+
+def exact_losses(adapter: Adapter, streams: Streams) -> Array:
+    """Cross-entropy (nats) of every token of `evaluation_streams`, ``float32 [n]`` on every rank, as `exact_loss`. Collective.
+
+    A rank that cannot read its streams notes it (`job.trouble`): the caller lets the ranks agree.
+    """
+    reading = _TokenReading(adapter, streams)
+    _read_exactly(reading, adapter, streams)
+    losses_BN = reading.losses_CTB.reshape(-1, streams.batch_size).T
+    losses_SN = np.concatenate(adapter.job.gather(np.ascontiguousarray(losses_BN)))
+    return np.concatenate([losses_N[:length] for losses_N, length in zip(losses_SN, streams.lengths_S, strict=True)])
+
+
+def _read_exactly(reading: _Reading, adapter: Adapter, streams: Streams) -> None:
     stream_count, mine = len(streams.lengths_S), slice(streams.stream_ids.start, streams.stream_ids.stop)
     starts_2BU = np.zeros_like(reading.ends_2BU)
     reading.read(starts_2BU, range(streams.batch_size))
@@ -64,7 +82,6 @@ def exact_loss(adapter: Adapter, streams: Streams) -> float:
         # Where the difference means nothing, what was read stays what it was read from.
         starts_2BU = np.where(wrong_B[:, None], starts_2BU, before_2BU)
         reading.read(starts_2BU, np.flatnonzero(wrong_B))
-    return float(adapter.job.sum(np.array([np.nan if reading.failed else reading.losses_CB.sum()]))[0])
 
 
 class _Reading:
@@ -120,8 +137,12 @@ class _Reading:
         before_2BU[:, : len(columns)] = state_2BU
         outcome = self._adapter.evaluate(inputs_TB, targets_TB, self._adapter.state_from_numpy(before_2BU))
         state_2BU = self._adapter.state_to_numpy(outcome.state)[:, : len(columns)]
-        self.losses_CB[index, columns] = outcome.losses_TB[:, : len(columns)].sum(axis=0, dtype=np.float64)
+        self._keep(index, columns, outcome.losses_TB[:, : len(columns)])
         return self._note(index, columns, state_2BU)
+
+    def _keep(self, index: int, columns: NDArray[np.intp], losses_TB: Array) -> None:
+        """The losses of micro-batch `index`, in place of those of the reading before."""
+        self.losses_CB[index, columns] = losses_TB.sum(axis=0, dtype=np.float64)
 
     def _widest(self, columns: int) -> int:
         """The most that a rank of the model group, which makes every call alike, has left to read."""
@@ -162,3 +183,15 @@ class _Reading:
         hidden_BU = (lowest_BU > _SATURATED + self._streams.sequence_length) & (np.sign(before_BU) == np.sign(after_BU))
         settled_B: NDArray[np.bool_] = (same_2BU[0] & (same_2BU[1] | hidden_BU)).all(axis=1)
         return settled_B
+
+
+class _TokenReading(_Reading):
+    """Keeps the loss of every token too."""
+
+    def __init__(self, adapter: Adapter, streams: Streams) -> None:
+        super().__init__(adapter, streams)
+        self.losses_CTB: Array = np.zeros((streams.micro_batches, streams.sequence_length, streams.batch_size), np.float32)
+
+    def _keep(self, index: int, columns: NDArray[np.intp], losses_TB: Array) -> None:
+        super()._keep(index, columns, losses_TB)
+        self.losses_CTB[index][:, columns] = losses_TB

@@ -123,9 +123,14 @@ def run(config: EvaluateConfig) -> Evaluation:
 
 def _shared(checkpoint: Checkpoint, tokens: Tokens) -> dict[str, str]:
     """What all ranks must have read alike."""
-    weights = hashlib.sha256(checkpoint.tokenizer.to_json().encode())
-    for array in checkpoint.weights.values():
-        weights.update(array.ravel().data)
     text = hashlib.sha256()
     identify(tokens, text)
-    return {"read another text": f"{len(tokens)} tokens: {text.hexdigest()}", "have another model": weights.hexdigest()}
+    return {"read another text": f"{len(tokens)} tokens: {text.hexdigest()}", "have another model": model_digest(checkpoint)}
+
+
+def model_digest(checkpoint: Checkpoint) -> str:
+    """Tells weights and tokenizer from others."""
+    hashed = hashlib.sha256(checkpoint.tokenizer.to_json().encode())
+    for array in checkpoint.weights.values():
+        hashed.update(array.ravel().data)
+    return hashed.hexdigest()
