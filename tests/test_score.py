@@ -18,6 +18,7 @@ from hvd_lm import checkpoint as checkpoints
 from hvd_lm.command_line.commands import main
 from hvd_lm.data.tokenizer import TokenizerKind, train_tokenizer
 from hvd_lm.errors import ConfigError, DataError
+from hvd_lm.evaluation import line_losses as line_losses_module
 from hvd_lm.evaluation.score import ScoreConfig
 from hvd_lm.model.weights import initial_weights
 
@@ -77,6 +78,18 @@ def test_adaptive_softmax(framework: str, tmp_path: Path) -> None:
     judged = hvd_lm.evaluate(tmp_path / "run", tmp_path / "text.txt", framework=framework, threads=1)  # type: ignore[arg-type]
     scores = hvd_lm.score(tmp_path / "run", TEXT.splitlines(), state="carried", framework=framework, threads=1)  # type: ignore[arg-type]
     assert sum(sums(scores)) == pytest.approx(-judged.loss * judged.tokens, rel=1e-6)
+
+
+def test_a_long_line_is_read_with_few_beside_it(framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, checkpoint = saved(tmp_path / "run")
+    widths = []
+    read = line_losses_module._losses
+    monkeypatch.setattr(line_losses_module, "MOST_TOKENS", 40)
+    monkeypatch.setattr(line_losses_module, "_losses", lambda *given: widths.append(given[1].shape) or read(*given))
+    lines = [*LINES, "the cat " * 18]
+    scores = hvd_lm.score(folder, lines, framework=framework, threads=1)  # type: ignore[arg-type]
+    np.testing.assert_allclose(sums(scores), [-in_one_pass(checkpoint, f"{line}\n") for line in lines], rtol=1e-6)
+    assert widths == [(37, 1), (14, 2), (4, 3)], "tokens of the longest, and lines beside each other"
 
 
 @pytest.mark.ranks

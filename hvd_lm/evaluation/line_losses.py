@@ -14,6 +14,9 @@ from hvd_lm.adapters.base import Adapter
 from hvd_lm.data.sources import IGNORED
 from hvd_lm.model.weights import Array
 
+MOST_TOKENS = 1 << 18
+"""Of a batch on a rank: a line that is far longer than others is read with fewer beside it."""
+
 
 def line_losses(
     adapter: Adapter, lines: Sequence[NDArray[np.int32]], first_input: int, batch_size: int, sequence_length: int
@@ -30,8 +33,9 @@ def line_losses(
     losses_N = np.zeros(int(lengths.sum()), np.float32)
     order = np.argsort(-lengths, kind="stable")
     with job.trouble.noted():
-        for first in range(0, len(order), batch_size * readers):
-            of_all = order[first : first + batch_size * readers]
+        while len(order):
+            side_by_side = max(1, min(batch_size, MOST_TOKENS // int(lengths[order[0]])))
+            of_all, order = np.split(order, [side_by_side * readers])
             mine = of_all[job.topology.reader :: readers]
             width = -(-len(of_all) // readers)
             shape = (int(lengths[of_all[0]]), width)
