@@ -29,6 +29,7 @@ def main(framework: str, out: str, seconds: str) -> None:
         framework=framework,  # type: ignore[arg-type]
         out=Path(out),
         steps=5,
+        deterministic=True,
         model=hvd_lm.ModelConfig(hidden_size=16, embedding_size=8),
         communication=hvd_lm.CommunicationConfig(backward_passes_per_step=1),
     )

@@ -158,7 +158,7 @@ class TensorFlowAdapter(Adapter):
                 gradient = stage.backward([micro_batch.tapes[index] for micro_batch in deferred], gradient, accumulation)
         if last:
             self._reducer.backward_complete(way)
-        return tf.concat([sums, [self._reducer.take_bytes_sent(), self._reducer.complete_at if last else 0.0]], 0)
+        return tf.concat([sums, [self._reducer.take_bytes_sent(), accumulation.complete_at if last else 0.0]], 0)
 
     def _infer(self, inputs_TB: tf.Tensor, state: list[Tensors]) -> tuple[tf.Tensor, list[Tensors]]:
         """Outputs of the last layer [T, B, H], and the state after."""

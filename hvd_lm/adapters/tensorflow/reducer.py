@@ -45,8 +45,6 @@ class GradientReducer:
         """Of a parameter whose moments alone are divided, a rank gets the sum of the rows that it updates. Of those that are
         `selected` from, it does not count which rows were touched."""
         self._communication, self._compressed = communication, compressed
-        self.complete_at: tf.Tensor | None = None
-        """When the last gradient was, in the graph that is being made: seconds since 1970, float64."""
         self._sent: list[tf.Tensor] = []
         """Bytes of what the graph that is being made sends."""
         self._scattered = {name: share for name, share in moment_shares.items() if name in weights and share != weights[name].share}
@@ -147,8 +145,6 @@ class GradientReducer:
 
     def start(self, weight: Gradient, touched: Mapping[str, tf.Tensor], *, way: Way) -> Sequence[tf.Tensor]:
         """Sum it, which is complete; `touched` is what `inputs_complete` gave. Returns what is sent. Collective."""
-        with tf.control_dependencies([tf.gather(weight.gradient, [0])]):
-            self.complete_at = tf.timestamp()
         if way == "local" or not self._groups[weight.name].communicates:
             return ()
         rows = tf.where(touched[weight.name] > 0)[:, 0] if weight.name in touched else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
@@ -81,6 +82,8 @@ class Accumulation:
         self._send = send
         self.sent: list[tf.Tensor] = []
         """What has left for the other ranks."""
+        self.complete_at: tf.Tensor | None = None
+        """When the last gradient was: seconds since 1970, float64."""
         self.touched: dict[str, list[tf.Tensor]] = {}
         """Rows to which stages added, of weights of which they know."""
 
@@ -106,7 +109,15 @@ class Accumulation:
         for weight in weights:
             self._uses[weight.name] -= 1
             if not self._uses[weight.name]:
+                if not any(self._uses.values()):
+                    self.complete_at = _time_after(weight)
                 self.sent.extend(self._send(weight))
+
+
+def _time_after(weight: Weight) -> tf.Tensor:
+    """When all that has been added to its gradient is there. TensorFlow's own clock is refused where sums are deterministic."""
+    with tf.control_dependencies([tf.gather(weight.gradient, [0])]):
+        return tf.ensure_shape(tf.numpy_function(time.time, [], tf.float64), ())
 
 
 def to_numpy(variables: Mapping[str, tf.Variable], *, copy: bool = True) -> dict[str, Array]:
