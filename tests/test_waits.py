@@ -36,7 +36,7 @@ def test_ranks_tell_each_other() -> None:
 
 @pytest.mark.ranks
 def test_a_slow_rank_is_told_from_a_slow_link(framework: str, tmp_path: Path) -> None:
-    pools.body("waiting", 2, framework, tmp_path, str(SLOW))
+    pools.body("slow_rank", 2, framework, tmp_path, str(SLOW))
     rows = launcher.metrics(tmp_path)
     # The first steps build graphs, and the first one knows of none before it.
     for row in rows[2:]:
