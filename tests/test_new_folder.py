@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import pytest
 
-from hvd_lm.checkpoint.files import new_folder
+from hvd_lm.checkpoint.files import new_file, new_folder
 from hvd_lm.errors import ConfigError, DataError, HvdLmError
 
 
@@ -80,7 +80,7 @@ def test_a_real_mount(tmp_path: Path) -> None:
     volume.mkdir()
     code = f"""if True:
         from pathlib import Path
-        from hvd_lm.checkpoint.files import new_folder
+        from hvd_lm.checkpoint.files import new_file, new_folder
         with new_folder(Path({str(out)!r}), "header") as staging:
             (staging / "header").touch()"""
     script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
@@ -153,7 +153,7 @@ def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) 
     code = f"""if True:
         import time
         from pathlib import Path
-        from hvd_lm.checkpoint.files import new_folder
+        from hvd_lm.checkpoint.files import new_file, new_folder
         with new_folder(Path({str(tmp_path / "out")!r}), "header") as staging:
             (staging / "half").touch()
             time.sleep(60)"""
@@ -163,3 +163,63 @@ def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) 
         process.send_signal(number)
         assert process.wait(20) == 128 + number
     assert names(tmp_path) == []
+
+
+# --- files -----------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_replaced_when_its_block_ends(tmp_path: Path) -> None:
+    """Through a link, with the permissions that it had; nothing else is left."""
+    (tmp_path / "old").write_text("old")
+    (tmp_path / "old").chmod(0o640)
+    (tmp_path / "link").symlink_to("old")
+    with new_file(tmp_path / "link") as file:
+        file.write("new")
+        assert (tmp_path / "old").read_text() == "old"
+    assert (tmp_path / "old").read_text() == "new"
+    assert (tmp_path / "old").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path) == ["link", "old"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_a_file_stays_as_it_was_if_its_block_raises(tmp_path: Path, error: type[BaseException]) -> None:
+    def half(path: Path) -> None:
+        with new_file(path) as file:
+            file.write("half")
+            raise error
+
+    (tmp_path / "old").write_text("old")
+    for name in ("old", "new"):
+        with pytest.raises(error):
+            half(tmp_path / name)
+    assert names(tmp_path) == ["old"]
+    assert (tmp_path / "old").read_text() == "old"
+
+
+def test_a_pipe_is_written_to_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with new_file(tmp_path / "pipe") as file:
+            file.write("row")
+            file.flush()
+            assert os.read(reader, 10) == b"row"
+    finally:
+        os.close(reader)
+    assert names(tmp_path) == ["pipe"]
+
+
+def test_a_full_device_is_told_once() -> None:
+    """Closing a file tries once more to write what it could not: that error would hide the first."""
+
+    def fill() -> None:
+        with new_file(Path("/dev/full")) as file:
+            file.write("row")
+            try:
+                file.flush()
+            except OSError as error:
+                raise ValueError("told") from error
+
+    with pytest.raises(ValueError, match="told"):
+        fill()

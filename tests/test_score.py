@@ -144,11 +144,40 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--data", str(tmp_path / "none")], "cannot read"),
         ([*of_good, "--columns", "-1"], "--columns must not be negative"),
         ([*of_good, "--batch-size", "0"], "--batch-size must be at least 1"),
-        ([*of_good, "--out", str(tmp_path / "no" / "out.tsv")], "cannot write"),
+        ([*of_good, "--out", str(tmp_path / "no" / "out.tsv")], "out.tsv: No such file or directory; check the name"),
     ):
         assert main(["score", "--checkpoint", str(folder), "--framework", INSTALLED[0], *flags]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert said in line
+
+
+@pytest.mark.parametrize(
+    ("data", "out", "said"),
+    [
+        ("text.txt", "text.txt", "is one of the texts to score"),
+        ("link.txt", "text.txt", "is one of the texts to score"),
+        ("texts", "texts/a.txt", "is one of the texts to score"),
+        ("none.txt", "old.tsv", "cannot read"),
+        ("bad.txt", "old.tsv", "UTF-8"),
+    ],
+)
+def test_a_file_stays_until_all_is_scored(
+    data: str, out: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = saved(tmp_path / "run")
+    monkeypatch.setattr("hvd_lm.evaluation.score._MOST_LINES", 1)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    for name in ("text.txt", "old.tsv", "texts/a.txt"):
+        (tmp_path / name).write_text("the cat\n")
+    (tmp_path / "link.txt").symlink_to("text.txt")
+    (tmp_path / "bad.txt").write_bytes(b"the cat\n" * 20_000 + b"\xff\n")
+    before = sorted(tmp_path.iterdir())
+    assert main(["score", "--checkpoint", str(folder), "--framework", INSTALLED[0], "--data", data, "--out", out]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert (tmp_path / out).read_text() == "the cat\n"
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_lines_from_python_are_checked(tmp_path: Path) -> None:

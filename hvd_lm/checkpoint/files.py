@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from errno import EINVAL, ENOSYS, ENOTSUP
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from safetensors import SafetensorError
 
@@ -55,6 +55,46 @@ def replace_file(path: Path, text: str) -> None:
     sync(partial)
     partial.replace(path)
     sync(path.parent)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[TextIO]:
+    """A file to write text to, in place of the one at `path` once the block ends: that one stays as it is if the block raises, or
+    a signal ends the process. What is no plain file (a pipe, a device) is written to at once.
+
+    Raises OSError, before the block if nothing can be written there.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        with _text(target) as file:
+            yield file
+        return
+    if target.exists():
+        os.close(os.open(target, os.O_WRONLY))  # who may not write it may not replace it either
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    with _ended_by_exception():
+        try:
+            with _text(partial) as file:
+                yield file
+            if target.exists():
+                shutil.copymode(target, partial)
+            sync(partial)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _text(path: Path) -> Iterator[TextIO]:
+    """A file to write to. What it cannot take is not told a second time, when it is closed. Raises OSError."""
+    file = path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
+    try:
+        yield file
+    except BaseException:
+        with contextlib.suppress(OSError):
+            file.close()
+        raise
+    file.close()
 
 
 def lock(descriptor: int) -> Literal["taken", "held", "unknown"]:

@@ -6,6 +6,7 @@ Rank 0 reads and writes; all ranks compute.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,12 +21,13 @@ from hvd_lm import checkpoint as checkpoints
 from hvd_lm.adapters.base import Adapter
 from hvd_lm.adapters.ending import ending_together
 from hvd_lm.adapters.job import Job
+from hvd_lm.checkpoint.files import new_file
 from hvd_lm.config import Framework, TopologyConfig
 from hvd_lm.data.blanks import words
 from hvd_lm.data.corpus import chunks_of
 from hvd_lm.data.texts import open_prepared
 from hvd_lm.data.tokenizer import END_OF_LINE, Tokenizer
-from hvd_lm.data.walk import STANDARD_INPUT
+from hvd_lm.data.walk import STANDARD_INPUT, find_files
 from hvd_lm.errors import ConfigError, DataError, require, why
 from hvd_lm.evaluation.exact_loss import evaluation_streams, exact_losses
 from hvd_lm.evaluation.line_losses import line_losses
@@ -50,7 +52,7 @@ class ScoreConfig:
     data: tuple[Path, ...] = (STANDARD_INPUT,)
     """UTF-8 texts, one after the other; - is standard input. Only rank 0 reads them."""
     out: Path | None = None
-    """File to write; standard output unless given."""
+    """File to write, once all is scored; standard output unless given."""
     words: bool = False
     """A row for every word, with the number of its line; else one for every line."""
     columns: int = 0
@@ -147,6 +149,7 @@ def run(config: ScoreConfig) -> None:
         for _ in scores:
             pass
         return
+    _refuse_text_as_output(config)
     with _output(config.out) as output:
         for number, line in enumerate(scores, start=1):
             with _told(config.out):
@@ -162,18 +165,26 @@ def _rows(line: LineScore, number: int) -> str:
     return "".join("\t".join(row) + "\n" for row in rows)
 
 
+def _refuse_text_as_output(config: ScoreConfig) -> None:
+    """Raises ConfigError if the scores would take the place of a text that they are of, DataError if there is none."""
+    if config.out is None or not os.path.isfile(config.out):
+        return
+    texts = [file for file in find_files(config.data) if file.path != STANDARD_INPUT]
+    if any(os.path.exists(file.path) and os.path.samefile(file.path, config.out) for file in texts):
+        raise ConfigError(f"--out {config.out} is one of the texts to score: name another file")
+
+
 @contextlib.contextmanager
 def _output(path: Path | None) -> Iterator[TextIO]:
     if path is None:
         yield sys.stdout
         return
-    with _told(path):
-        file = path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
-    try:
-        yield file
-    finally:
+    with contextlib.ExitStack() as stack:
         with _told(path):
-            file.close()
+            file = stack.enter_context(new_file(path))
+        yield file
+        with _told(path):
+            stack.close()
 
 
 @contextlib.contextmanager
@@ -182,7 +193,8 @@ def _told(path: Path | None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"cannot write {path}: {why(error, path)}") from error
+        place = Path(error.filename) if error.filename else path  # beside `path`, perhaps, where nobody looks
+        raise DataError(f"cannot write {path}: {why(error, place)}") from error
 
 
 # --- lines -----------------------------------------------------------------------------------------------
