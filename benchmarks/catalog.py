@@ -91,7 +91,8 @@ def _ours(
             flags |= {"late-gradients": True}
         if split:
             flags |= {"split": split, "model-parallel": 1 if split == "optimizer" else workload.ranks}
-        return ("hvd-lm", "train", *(word for name, value in flags.items() for word in (f"--{name}", str(value))))
+        words = (word for name, value in flags.items() for word in (f"--{name}", *([] if value is True else [str(value)])))
+        return ("hvd-lm", "train", *words)
 
     maths: Maths = "exact"
     number_format = compressed = ""
