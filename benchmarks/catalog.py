@@ -13,7 +13,7 @@ from hvd_lm.config import Split
 
 Maths = Literal["exact", "keras", "fp16", "powersgd", "topk", "local", "late"]
 """exact: float32 sums, the loss curve of ours. keras: the same but for Adam's epsilon, which Keras adds before the bias
-correction. fp16: gradients are rounded on the wire. powersgd, topk, local: other algorithms, near the same curve."""
+correction. fp16: gradients are rounded on the wire. powersgd, topk, local, late: other algorithms, near the same curve."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def _ours(
     split: Split | None = None,
 ) -> Peer:
     """`powersgd`: the rank of the approximation. `topk`: the share that is sent. `reduce_every`: steps between two means of the
-    weights. The beginning, before the clock counts, is exact where it can be, as in torch's hooks."""
+    weights. `late`: gradients one step late. The beginning, before the clock counts, is exact where it can be."""
 
     def command(work: Path, results: Path, workload: Workload) -> tuple[str, ...]:
         out = results / ("run-{rank}" if launcher == "copies" else "run-0")

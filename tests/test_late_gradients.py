@@ -6,12 +6,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-import launcher
 import numpy as np
 import pools
 import pytest
 from conftest import INSTALLED
 from grids import alone, assert_same_figures, on_grid
+from test_local_steps import arrays, assert_close, train
 
 import hvd_lm
 from hvd_lm import PowerSGD, RunConfig, TopologyConfig
@@ -23,18 +23,8 @@ CLIP, MOMENTUM = 0.2, 0.9
 """Of the body late_steps."""
 
 
-def arrays(values: dict[str, Any]) -> dict[str, np.ndarray]:
-    return {name: np.array(value, np.float64) for name, value in values.items()}
-
-
 def norm_of(gradient: dict[str, np.ndarray]) -> float:
     return math.sqrt(sum(float((value**2).sum()) for value in gradient.values()))
-
-
-def assert_close(found: dict[str, Any], expected: dict[str, np.ndarray]) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in arrays(found).items():
-        np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.ranks
@@ -77,13 +67,7 @@ def test_ranks_and_batches_make_the_same_steps(framework: str, case: str) -> Non
     assert np.abs(np.array(one[0]["figures"])[2:, 0] / alone(framework, case)[2:, 0] - 1).max() > 1e-3, "late"
 
 
-FLAGS = [*launcher.SMALL, "--hidden-size", "64", "--batch-size", "4", "--backward-passes-per-step", "2", "--threads", "1"]
 LATE = ["--deterministic", "--late-gradients"]
-
-
-def train(framework: str, out: Path, *flags: str) -> list[dict[str, Any]]:
-    pools.hvd_lm(2, "train", "--framework", framework, "--out", out, *FLAGS, "--learning-rate", "0.005", *flags)
-    return launcher.metrics(out)
 
 
 @pytest.mark.ranks

@@ -35,6 +35,11 @@ def build(adapter: Adapter, model: ModelConfig = MODEL, update: OptimizerConfig 
     return adapter
 
 
+def as_lists(arrays: Weights) -> dict[str, Any]:
+    """What JSON can hold of them."""
+    return {name: array.tolist() for name, array in arrays.items()}
+
+
 def checksum(weights: Weights) -> float:
     """A figure that two sets of weights share only if they are the same to the bit."""
     return float(sum(np.abs(w.astype(np.float64)).sum() * (k + 1) for k, w in enumerate(weights.values())))

@@ -9,11 +9,10 @@ import sys
 from typing import Any
 
 import numpy as np
-from common import MODEL, build, report
+from common import MODEL, as_lists, build, report
 
 import hvd_lm
 from hvd_lm.config import CommunicationConfig, OptimizerConfig
-from hvd_lm.model.weights import Weights
 
 CAUGHT_UP = (3, 5)
 """Steps after which nothing is left on its way."""
@@ -41,11 +40,11 @@ def main(framework: str) -> dict[str, Any]:
         before.append(late.weights())
         late.accumulate(inputs, targets, late.zero_state(BATCH), weight=weight, last=True)
         outcome = late.step(learning_rate=rate(step), clip=CLIP, unscale=1.0)
-        made: dict[str, Any] = {"norm": outcome.gradient_norm, "bytes": outcome.bytes_sent, "weights": plain_lists(late.weights())}
+        made: dict[str, Any] = {"norm": outcome.gradient_norm, "bytes": outcome.bytes_sent, "weights": as_lists(late.weights())}
         if step in CAUGHT_UP:
             caught_up = late.catch_up()
             assert caught_up is not None
-            made |= {"caught_up_norm": caught_up.norm, "caught_up": plain_lists(late.weights())}
+            made |= {"caught_up_norm": caught_up.norm, "caught_up": as_lists(late.weights())}
             assert late.catch_up() is None
         steps.append(made)
     late.catch_up()  # its reductions have the names of the other model's
@@ -53,13 +52,9 @@ def main(framework: str) -> dict[str, Any]:
     for made, weights, (inputs, targets) in zip(steps, before, windows, strict=True):
         plain.load_weights(weights)
         plain.accumulate(inputs, targets, plain.zero_state(BATCH), weight=weight, last=True)
-        made["gradients"] = plain_lists(plain.gradients())
+        made["gradients"] = as_lists(plain.gradients())
         made["plain_bytes"] = plain.step(learning_rate=0.0, clip=None, unscale=1.0).bytes_sent
-    return {"before": plain_lists(before[0]), "steps": steps}
-
-
-def plain_lists(arrays: Weights) -> dict[str, Any]:
-    return {name: array.tolist() for name, array in arrays.items()}
+    return {"before": as_lists(before[0]), "steps": steps}
 
 
 if __name__ == "__main__":

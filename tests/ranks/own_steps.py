@@ -9,11 +9,11 @@ import sys
 from typing import Any
 
 import numpy as np
-from common import MODEL, report
+from common import MODEL, as_lists, report
 
 import hvd_lm
 from hvd_lm.config import OptimizerConfig
-from hvd_lm.model.weights import Weights, initial_weights
+from hvd_lm.model.weights import initial_weights
 from hvd_lm.training.local_steps import LocalSteps
 
 STEPS, TOGETHER, EVERY, LENGTH, BATCH = 7, 2, 2, 6, 3
@@ -39,21 +39,17 @@ def main(framework: str) -> list[dict[str, Any]]:
         steps.append(
             {
                 "is_own": is_own,
-                "gradients": plain(gradients),
+                "gradients": as_lists(gradients),
                 "norm": outcome.gradient_norm,
                 "gradient_bytes": outcome.bytes_sent,
-                "made": plain(made),
-                "averaged": plain(adapter.weights()),
+                "made": as_lists(made),
+                "averaged": as_lists(adapter.weights()),
                 "weight_bytes": sent,
             }
         )
     local.average_all(STEPS)
-    steps[-1]["moments"] = plain(dict(adapter.optimizer_state().moments))
+    steps[-1]["moments"] = as_lists(dict(adapter.optimizer_state().moments))
     return steps
-
-
-def plain(arrays: Weights) -> dict[str, Any]:
-    return {name: array.tolist() for name, array in arrays.items()}
 
 
 if __name__ == "__main__":

@@ -115,8 +115,8 @@ class TensorFlowAdapter(Adapter):
 
     def _begin_window(self) -> None:
         self._first_backward = True
-        self._window_sums: tf.Tensor | None = None
-        """Of a window that is complete: its loss, flags and waits of all ranks, activations that were beyond, bytes, and time."""
+        self._window_sums: list[float] | None = None
+        """Of a window that is complete: its loss, flags and waits of all ranks, activations that were beyond, and bytes."""
 
     # --- graphs ------------------------------------------------------------------------------------------
 
@@ -330,11 +330,11 @@ class TensorFlowAdapter(Adapter):
         sums = self._backward[key](deferred, tf.constant([*self.job.flags(), *self._waits.told], tf.float64))
         self._first_backward = False
         if last:
-            self._window_sums = sums
-            self._waited_seconds = time.time() - float(sums[-1])
+            *self._window_sums, complete_at = sums.numpy().tolist()
+            self._waited_seconds = time.time() - complete_at
 
     def step(self, *, learning_rate: float, clip: float | None, unscale: float) -> StepResult:
-        loss_sum, in_trouble, to_end, *waits, beyond, sent, _ = self._complete_sums("step()")
+        loss_sum, in_trouble, to_end, *waits, beyond, sent = self._complete_sums("step()")
         self._waits.hear(waits)
         trusted = bool(np.isfinite(loss_sum) and not in_trouble and not beyond)
         if self._late:
@@ -342,7 +342,7 @@ class TensorFlowAdapter(Adapter):
             sent += sent_late
             self._waited_seconds += self._late.take_waited_seconds()
         else:
-            outcome = Applied(*self._trained.apply(learning_rate=learning_rate, clip=clip, unscale=unscale, trusted=trusted))
+            outcome = self._trained.apply(learning_rate, clip, unscale, trusted=trusted)
         if self._compressed and not np.isfinite(outcome.norm):
             self._compressed.forget()
         self._begin_window()
@@ -356,8 +356,7 @@ class TensorFlowAdapter(Adapter):
     def _complete_sums(self, caller: str) -> list[float]:
         if self._window_sums is None:
             raise RuntimeError(INCOMPLETE.format(caller))
-        sums: list[float] = self._window_sums.numpy().tolist()
-        return sums
+        return self._window_sums
 
     def gradients(self) -> Weights:
         if self._deferred[-1]:

@@ -62,8 +62,8 @@ class LateUpdate:
         self._exchange()
         if not self._how:
             return None
-        (learning_rate, clip, unscale), self._how = self._how, None
-        return Applied(*self._update.apply(learning_rate=learning_rate, clip=clip, unscale=unscale, trusted=apply))
+        how, self._how = self._how, None
+        return self._update.apply(*how, trusted=apply)
 
     def take_waited_seconds(self) -> float:
         """For what was on its way, since this was last asked."""

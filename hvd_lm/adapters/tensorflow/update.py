@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from hvd_lm.adapters.base import OptimizerState
+from hvd_lm.adapters.base import Applied, OptimizerState
 from hvd_lm.adapters.job import Group
 from hvd_lm.adapters.tensorflow.graphs import graph_function
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
@@ -64,10 +64,10 @@ class Update:
     def state(self, *, copy: bool) -> OptimizerState:
         return OptimizerState(self.applied_steps, to_numpy(self.moments, copy=copy))
 
-    def apply(self, *, learning_rate: float, clip: float | None, unscale: float, trusted: bool) -> tuple[float, bool]:
-        """Of the gradients times `unscale`, clipped; their norm before that, and whether it was made.
+    def apply(self, learning_rate: float, clip: float | None, unscale: float, *, trusted: bool) -> Applied:
+        """Of the gradients times `unscale`, clipped.
 
-        It is not, and nothing changes, if the norm is not finite or the window not `trusted`.
+        It is not made, and nothing changes, if the norm is not finite or the window not `trusted`.
         """
         epsilon = self._config.epsilon
         if self._config.optimizer == "adam":
@@ -78,7 +78,7 @@ class Update:
         norm, made = self.function(learning_rate, epsilon, math.inf if clip is None else clip, unscale, trusted)
         applied = bool(made)
         self.applied_steps += applied
-        return float(norm), applied
+        return Applied(float(norm), applied)
 
     def _graph(
         self, learning_rate: tf.Tensor, epsilon: tf.Tensor, clip: tf.Tensor, unscale: tf.Tensor, trusted: tf.Tensor
