@@ -31,7 +31,11 @@ _NEEDS: Mapping[str, _Needs] = {
     "momentum": _SGD,
     "initial_accumulator": _ADAGRAD,
     "base_batch_size": _Needs("--learning-rate-scaling", lambda config: config.optimizer.learning_rate_scaling != "none"),
-    "final_learning_rate_fraction": _Needs("a --decay", lambda config: config.optimizer.decay != "constant"),
+    "final_learning_rate_fraction": _Needs(
+        "--decay linear, cosine or exponential", lambda config: config.optimizer.decay in ("linear", "cosine", "exponential")
+    ),
+    "decay_factor": _Needs("--decay step or plateau", lambda config: config.optimizer.decay in ("step", "plateau")),
+    "decay_start_epochs": _Needs("--decay step", lambda config: config.optimizer.decay == "step"),
     "powersgd_rank": _POWERSGD,
     "powersgd_start_steps": _POWERSGD,
     "powersgd_halves": _POWERSGD,
@@ -44,9 +48,14 @@ _NEEDS: Mapping[str, _Needs] = {
 }
 
 
-def idle_settings(config: RunConfig) -> list[str]:
-    """One sentence for each setting that is not at its default and has no effect beside the others."""
+def idle_settings(config: RunConfig, *, validates: bool = True) -> list[str]:
+    """One sentence for each setting that is not at its default and has no effect beside the others, or without validations."""
     found = []
+    if config.sample_prompt and config.sample_every is None:
+        found.append("--sample-prompt has no effect without --sample-every")
+    if not validates:
+        wants = {"--patience": config.patience is not None, "--decay plateau": config.optimizer.decay == "plateau"}
+        found += [f"{flag} has no effect without a text to validate on" for flag, is_given in wants.items() if is_given]
     sections = (
         (config.model, ModelConfig()),
         (config.optimizer, OptimizerConfig()),

@@ -167,7 +167,7 @@ def test_few_are_given_the_whole_config() -> None:
         "training/leg.py": ["__init__"],
         "training/loop.py": ["train", "_leg"],
     }
-    others = {"config.py", "idle_settings.py", "settings_file.py", "communication/measure.py", "communication/plan_files.py"}
+    others = {"config/run.py", "idle_settings.py", "settings_file.py", "communication/measure.py", "communication/plan_files.py"}
     assert takers["communication/measure.py"] == ["of"]
     assert set(takers) <= {*others, "training/leg.py", "training/loop.py"}
 

@@ -262,6 +262,8 @@ def test_beams_end_at_a_stop_string(tmp_path: Path) -> None:
         ({"beams": -1}, "--beams must not be negative"),
         ({"beams": 2, "samples": 3}, "--samples 3 needs as many --beams, not 2"),
         ({"stop": ("",)}, "--stop needs a string"),
+        ({"interactive": True, "samples": 2}, "use it without --samples and --beams"),
+        ({"interactive": True, "beams": 2}, "use it without --samples and --beams"),
     ],
 )
 def test_settings_that_cannot_work(settings: dict[str, object], words: str) -> None:

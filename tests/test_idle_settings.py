@@ -19,6 +19,9 @@ from hvd_lm.idle_settings import idle_settings
         ({"base_batch_size": 8, "learning_rate_scaling": "linear"}, {}, []),
         ({"final_learning_rate_fraction": 0.5}, {}, ["--final-learning-rate-fraction"]),
         ({"final_learning_rate_fraction": 0.5, "decay": "cosine"}, {}, []),
+        ({"decay_factor": 0.5, "decay_start_epochs": 4}, {}, ["--decay-factor", "--decay-start-epochs"]),
+        ({"decay_factor": 0.5, "decay_start_epochs": 4, "decay": "plateau"}, {}, ["--decay-start-epochs"]),
+        ({"decay_factor": 0.5, "decay_start_epochs": 4, "decay": "step"}, {}, []),
         ({}, {"loss_scale": 4.0}, ["--loss-scale"]),
         ({}, {"loss_scale": 4.0, "compression": "fp16"}, []),
         ({}, {"powersgd_rank": 2, "powersgd_start_steps": 0, "compression": "fp16"}, ["--powersgd-rank", "--powersgd-start-steps"]),
@@ -32,6 +35,13 @@ def test_what_has_no_effect(optimizer: dict[str, object], communication: dict[st
     found = idle_settings(config)
     assert [said.split()[0] for said in found] == flags
     assert all(" has no effect without " in said for said in found)
+
+
+def test_what_waits_for_validations_has_no_effect_without() -> None:
+    config = RunConfig(patience=3, optimizer=OptimizerConfig(decay="plateau"))
+    assert idle_settings(config) == []
+    assert [said.split(" has no effect")[0] for said in idle_settings(config, validates=False)] == ["--patience", "--decay plateau"]
+    assert idle_settings(RunConfig(), validates=False) == []
 
 
 def test_clusters_have_no_effect_without_their_softmax() -> None:

@@ -33,3 +33,17 @@ def test_lstm_2048_512() -> None:
     optimizer = OptimizerConfig(**vars(config.optimizer))
     assert optimizer.initial_accumulator * config.data.sequence_length**2 == pytest.approx(1.0)
     assert (optimizer.clip or 0) * config.data.sequence_length == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize("name", ["zaremba-small", "word-language-model"])
+def test_a_recipe_trains(name: str, tmp_path: Path) -> None:
+    """A few steps of it, with the other settings as they are."""
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"the w{number % 97} of w{number % 89}\n" for number in range(9000)))
+    prepared = tmp_path / "prepared"
+    launcher.hvd_lm(1, "prepare", text, "--out", prepared).expect_success()
+    flags = ["--vocabulary-size", "101", "--steps", "3", "--threads", "1"]
+    ended = launcher.hvd_lm(1, "train", "--config", FOLDER / f"{name}.yaml", "--data", prepared, "--out", tmp_path / "run", *flags)
+    ended.expect_success()
+    assert "has no effect" not in ended.output
+    assert "test loss" in ended.output

@@ -11,17 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvd_lm.config import OptimizerConfig
-from hvd_lm.training.schedule import learning_rate, peak_learning_rate
+from hvd_lm.training.schedule import Schedule, begun, learning_rate, peak_learning_rate
 
-Decay = Literal["constant", "linear", "cosine", "exponential"]
+Decay = Literal["constant", "linear", "cosine", "exponential", "step", "plateau"]
 Scaling = Literal["none", "linear", "sqrt"]
 DECAYS: tuple[Decay, ...] = get_args(Decay)
 SCALINGS: tuple[Scaling, ...] = get_args(Scaling)
 
 
-def curve(config: OptimizerConfig, total: int, sequences: int = 80) -> list[float]:
+def curve(config: OptimizerConfig, total: int, sequences: int = 80, epoch: int = 0, factor: float = 1.0) -> list[float]:
     """The rates of the steps 1 ... total."""
-    return [learning_rate(config, step=step, total_steps=total, sequences_per_step=sequences) for step in range(1, total + 1)]
+    schedule = Schedule(0, total, factor)
+    steps = range(1, total + 1)
+    return [learning_rate(config, schedule, step=step, epoch=epoch, sequences_per_step=sequences) for step in steps]
 
 
 def test_defaults_give_the_learning_rate_throughout() -> None:
@@ -116,6 +118,27 @@ def test_course_of_the_decay(decay: Decay, quarter: float, half: float) -> None:
     rates = curve(config, 41)
     assert rates[10] == pytest.approx(quarter)
     assert rates[20] == pytest.approx(half)
+
+
+@pytest.mark.parametrize(
+    ("start", "factor", "rates"),
+    [(4, 0.5, [1, 1, 1, 1, 0.5, 0.25, 0.125]), (0, 0.5, [0.5, 0.25, 0.125, 0.0625]), (6, 1 / 1.2, [1] * 6 + [1 / 1.2, 1 / 1.44])],
+)
+def test_a_factor_an_epoch(start: int, factor: float, rates: list[float]) -> None:
+    """Zaremba's: the small model has 4 epochs at the peak and then halves, the medium one 6 and 1 / 1.2."""
+    config = OptimizerConfig(learning_rate=1.0, decay="step", decay_start_epochs=start, decay_factor=factor)
+    found = [curve(config, 3, epoch=epoch) for epoch in range(len(rates))]
+    assert found == [pytest.approx([rate] * 3) for rate in rates]
+
+
+def test_a_plateau_divides_the_rate() -> None:
+    config = OptimizerConfig(learning_rate=20.0, decay="plateau", warmup_steps=2)
+    assert curve(config, 4, factor=0.25) == [2.5, 5.0, 5.0, 5.0]
+    schedule = Schedule(3, 10)
+    schedule.plateau(config)
+    schedule.plateau(OptimizerConfig())
+    assert schedule == Schedule(3, 10, 0.25)
+    assert begun(schedule, 5, 20, is_of_same_length=False) == Schedule(3, 18, 0.25)
 
 
 @pytest.mark.parametrize("decay", DECAYS)

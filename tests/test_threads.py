@@ -6,13 +6,20 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import INSTALLED
+from test_generation import save_random_model
 
+from hvd_lm.config import ModelConfig
+from hvd_lm.generation.text import TextGenerator
 from hvd_lm.job import threads
-from hvd_lm.job.threads import cpu_quota, default_threads
+from hvd_lm.job.threads import cpu_quota, default_threads, worth_waking
+from hvd_lm.model.cost import multiply_adds
 
 SPIN = """
 import os
@@ -115,6 +122,49 @@ def test_control_groups_of_version_1(tmp_path: Path) -> None:
     limits = {"cpu__job__cpu_cfs_quota_us": "250000", "cpu__job__cpu_cfs_period_us": "100000"}
     own = "4:memory:/elsewhere\n3:cpu,cpuacct:/job\n0::/\n"
     assert groups(tmp_path, own, **limits, cpu__cpu_cfs_quota_us="-1", cpu__cpu_cfs_period_us="100000") == 2.5
+
+
+@pytest.mark.parametrize(
+    ("multiply_adds", "threads", "worth"),
+    [(0, 8, 1), (2_640_000, 2, 1), (7_900_000, 2, 1), (9_000_000, 2, 2), (27_000_000, 16, 6), (10**9, 4, 4)],
+)
+def test_a_short_call_wakes_few_threads(multiply_adds: int, threads: int, worth: int) -> None:
+    assert worth_waking(multiply_adds, threads) == worth
+
+
+def test_multiply_adds_of_a_token() -> None:
+    """Gates of two layers, and the logits; biases are added."""
+    model = ModelConfig(vocabulary_size=10000, embedding_size=300, hidden_size=1024)
+    layers = 4 * 1024 * (300 + 1024) + 4 * 1024 * 2048 + 2 * 4 * 1024
+    assert multiply_adds(model) == layers + 10000 * 1025
+    assert multiply_adds(replace(model, embedding_size=1024, tie_embedding=True)) == layers + 4 * 1024 * 724 + 10000 * 1025
+
+
+@pytest.mark.skipif("torch" not in INSTALLED, reason="TensorFlow's threads are given once")
+def test_a_text_of_a_small_model_is_written_by_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless --threads says otherwise; afterwards all are there again."""
+    import torch
+
+    before = torch.get_num_threads()
+    seen: list[int] = []
+
+    def noting(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            seen.append(torch.get_num_threads())
+            return forward(*given)
+
+        return call
+
+    try:
+        for chosen in (True, False):
+            writer = TextGenerator(save_random_model(tmp_path), threads=2)
+            writer._adapter.job.chooses_threads = chosen
+            monkeypatch.setattr(writer._adapter, "_forward", noting(writer._adapter._forward))  # type: ignore[attr-defined]
+            assert len(writer.samples("the", length=3)) == 1
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 1, 1, 2, 2, 2]
 
 
 def test_no_limit(tmp_path: Path) -> None:

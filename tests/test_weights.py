@@ -13,7 +13,7 @@ import pytest
 from hvd_lm.config import ModelConfig
 from hvd_lm.errors import CheckpointError, ConfigError
 from hvd_lm.model.stages import parameters
-from hvd_lm.model.weights import check_weights, initial_weights, stage_weights
+from hvd_lm.model.weights import check_weights, initial_rows, initial_weights, stage_weights
 
 MODEL = ModelConfig(vocabulary_size=11, embedding_size=3, hidden_size=5, layers=2)
 TIED = ModelConfig(vocabulary_size=11, embedding_size=5, hidden_size=5, layers=1, tie_embedding=True)
@@ -180,6 +180,27 @@ def test_initial_values_fill_their_range() -> None:
         assert array.min() < -0.95 * bound
         assert array.max() > 0.95 * bound
         assert abs(float(array.mean())) < 0.1 * bound
+
+
+def test_a_range_for_all_kernels_and_a_bias_of_the_forget_gates() -> None:
+    model = replace(MULTIPLICATIVE, initial_range=0.05, forget_bias=1.0)
+    usual = initial_weights(MULTIPLICATIVE, seed=3)
+    for name, array in initial_weights(model, seed=3).items():
+        if name.startswith("lstm") and name.endswith("bias"):
+            gates = array.reshape(4, -1)
+            np.testing.assert_array_equal(gates, np.repeat([[0.0], [1.0], [0.0], [0.0]], gates.shape[1], axis=1))
+        elif name.endswith("bias"):
+            assert not array.any()
+        else:
+            assert 0.03 < np.abs(array).max() <= 0.05
+            scaled = usual[name] * (np.abs(array).max() / np.abs(usual[name]).max())
+            np.testing.assert_allclose(array, scaled, rtol=1e-4, atol=1e-9)
+
+
+def test_rows_of_a_bias_are_those_of_the_whole() -> None:
+    (rows,) = (rows for name, rows in initial_rows(replace(MODEL, forget_bias=2.0), 3).items() if name == "lstm.0.bias")
+    for start in range(0, rows.shape[0], 3):
+        np.testing.assert_array_equal(rows[start : start + 3], rows[:][start : start + 3])
 
 
 def test_range_of_the_lstm_follows_its_units() -> None:

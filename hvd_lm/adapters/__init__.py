@@ -53,14 +53,17 @@ def adapter(
     deterministic: bool = False,
     comm: Any = None,
     compressor: Compression | None = None,
+    multiply_adds: int | None = None,
 ) -> Adapter:
     """The adapter of `framework` ("torch" or "tensorflow"), in a job that this process joins (or alone), or the ranks of `comm`,
-    a communicator of mpi4py, with each other. Gradients travel as a `compressor` of yours says. Collective.
+    a communicator of mpi4py, with each other. Gradients travel as a `compressor` of yours says. Where all that it will be asked for
+    are calls of so many `multiply_adds`, a framework that cannot change its threads later takes as many as these are worth.
+    Collective.
 
     Raises ConfigError for an unknown name or an impossible topology; FrameworkError if the framework is absent or broken.
     """
     chosen = adapter_class(framework)
-    job = chosen.job_class(communication, topology, threads, deterministic=deterministic, comm=comm)
+    job = chosen.job_class(communication, topology, threads, deterministic=deterministic, comm=comm, multiply_adds=multiply_adds)
     return chosen(job, communication, compressor)
 
 

@@ -84,6 +84,7 @@ class Job(ABC):
         *,
         deterministic: bool = False,
         comm: Any = None,
+        multiply_adds: int | None = None,
     ) -> None:
         """Initialise framework and Horovod for this rank. Collective over all ranks, or over those of `comm`, of mpi4py.
 
@@ -102,7 +103,8 @@ class Job(ABC):
             raise ConfigError("comm= needs Horovod built with MPI: install OpenMPI, then python -m hvd_lm.job.build_horovod")
         # The launcher's word first: a bad topology must not cost an initialisation of Horovod.
         expected = arrange(topology, launcher.launched_rank(), launcher.launched_size())
-        self.threads = self._set_threads(threads or default_threads())
+        self.threads = self._set_threads(threads or self._default_threads(multiply_adds))
+        self.chooses_threads = threads is None  # and a call may take fewer of them
         keep_freed_memory()
         if deterministic:
             self._make_deterministic()
@@ -221,6 +223,10 @@ class Job(ABC):
         if self.topology.data_size & (self.topology.data_size - 1):
             raise ConfigError(f"--reduction adasum needs 2, 4, 8, ... data ranks, not {self.topology.data_size}")
 
+    def _default_threads(self, _: int | None) -> int:
+        """For calls of so many multiply-adds, if no others will come."""
+        return default_threads()
+
     @abstractmethod
     def _set_threads(self, threads: int) -> int:
         """Limit the framework's compute threads, before Horovod starts; how many there are."""
@@ -256,10 +262,8 @@ class Job(ABC):
 
     def headline(self) -> str:
         """The summary, and how many ranks and threads there are."""
-        by = ""
-        if self.links:
-            by = "; activations point to point by mpi4py"
-        elif "above" in self.groups and self.horovod.mpi_enabled():
+        by = "; activations point to point by mpi4py" if self.links else ""
+        if not by and "above" in self.groups and self.horovod.mpi_enabled():
             by = f"; activations by Horovod's all-to-all, as {self._obstacle}"
         return f"{self.summary()}; {self.topology.size} rank(s) x {self.threads} thread(s){by}"
 

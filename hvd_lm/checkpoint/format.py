@@ -91,6 +91,8 @@ class Progress:
     """Nats per token after this very step, if there was a validation."""
     best_validation_loss: float | None = None
     """The lowest so far."""
+    validations_since_best: int = 0
+    """None of which was lower."""
     schedule: Schedule | None = None
     """Of the learning rate; None from versions that counted it by steps alone."""
     settings: Mapping[str, Any] | None = None
@@ -283,14 +285,15 @@ def _progress(description: dict[str, Any], lstm_state_2SU: Array, model: ModelCo
     schedule = from_dict(Schedule, description["schedule"]) if description.get("schedule") else None
     made = {"position": position, "loss_scale": loss_scale, "schedule": schedule, "lstm_state_2SU": lstm_state_2SU}
     progress = from_dict(Progress, description | made)
-    for number in (progress.epoch, progress.micro_batches, progress.tokens, position.micro_batches, *sum(position.segments, ())):
+    counts = (progress.epoch, progress.micro_batches, progress.tokens, progress.validations_since_best)
+    for number in (*counts, position.micro_batches, *sum(position.segments, ())):
         count(number)
     if min(position.streams, position.sequence_length) < 1 or any(start > stop for start, stop in position.segments):
         raise CheckpointError("its position is none in a text")
     if loss_scale and not (0 < loss_scale.scale < math.inf and loss_scale.growth_steps >= 1):
         raise CheckpointError(f"its loss scale is {loss_scale.scale}")
-    if schedule and not 0 <= schedule.step <= schedule.steps < math.inf:
-        raise CheckpointError(f"its schedule is at {schedule.step} of {schedule.steps}")
+    if schedule and not (0 <= schedule.step <= schedule.steps < math.inf and 0 <= schedule.factor <= 1):
+        raise CheckpointError(f"its schedule is at {schedule.step} of {schedule.steps}, with a factor of {schedule.factor}")
     shape = (2, position.streams, state_size(model))
     if lstm_state_2SU.shape != shape or lstm_state_2SU.dtype != np.float32:
         raise CheckpointError(f"the state is {lstm_state_2SU.dtype} {list(lstm_state_2SU.shape)}, not float32 {list(shape)}")

@@ -34,6 +34,7 @@ from hvd_lm.evaluation import perplexity, score
 from hvd_lm.evaluation.perplexity import EvaluateConfig
 from hvd_lm.evaluation.score import ScoreConfig
 from hvd_lm.export import ExportConfig, export
+from hvd_lm.generation.conversation import converse
 from hvd_lm.generation.text import GenerateConfig, TextGenerator
 from hvd_lm.job import launcher
 from hvd_lm.job.agreement import settings
@@ -189,7 +190,9 @@ def run_generate(argv: list[str]) -> int:
     # The other ranks have gone.
     with launcher.alone():
         writer = TextGenerator(config.checkpoint, framework=config.framework, threads=config.threads)
-        if config.beams:
+        if config.interactive:
+            converse(writer, config)
+        elif config.beams:
             found = writer.beam_search(
                 config.prompt, config.beams, length=config.length, length_penalty=config.length_penalty, stop=config.stop
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,15 +55,26 @@ class Texts:
     tokenizer: Tokenizer
     training: Tokens
     validation: Tokens
+    test: Tokens = field(default_factory=lambda: np.empty(0, np.int32))
+    """Of a prepared folder that has one: judged when the run is done, so no part of what it goes on with."""
 
     @cached_property
     def fingerprint(self) -> str:
         """Equal on all ranks, or they would train on different texts."""
-        hashed = hashlib.sha256(self.tokenizer.to_json().encode())
-        for tokens in (self.training, self.validation):
-            hashed.update(len(tokens).to_bytes(8, "little"))
-            identify(tokens, hashed)
-        return hashed.hexdigest()
+        return _fingerprint(self.training, self.validation, begun_with=self.tokenizer.to_json())
+
+    @property
+    def test_fingerprint(self) -> str:
+        """Of the test split alone."""
+        return _fingerprint(self.test)
+
+
+def _fingerprint(*texts: Tokens, begun_with: str = "") -> str:
+    hashed = hashlib.sha256(begun_with.encode())
+    for tokens in texts:
+        hashed.update(len(tokens).to_bytes(8, "little"))
+        identify(tokens, hashed)
+    return hashed.hexdigest()
 
 
 def read_texts(data: DataConfig, vocabulary_size: int | None, data_ranks: int = 1) -> Texts:
@@ -73,7 +84,7 @@ def read_texts(data: DataConfig, vocabulary_size: int | None, data_ranks: int = 
     """
     if prepared := open_prepared(data.data):
         _check_vocabulary(prepared, vocabulary_size)
-        texts = Texts(prepared.tokenizer, prepared.split("training"), _NONE)
+        texts = Texts(prepared.tokenizer, prepared.split("training"), _NONE, prepared.tokens.get("test", _NONE))
         if data.validation_share != 0:
             texts = replace(texts, validation=prepared.tokens.get("validation", _NONE))
         elsewhere = f"{prepared.folder} has its own validation split, or none"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hvd_lm import adapters
 from hvd_lm import checkpoint as checkpoints
+from hvd_lm.adapters.base import Adapter
 from hvd_lm.config import Framework
 from hvd_lm.data.tokenizer import Tokenizer
 from hvd_lm.errors import require
@@ -18,6 +19,7 @@ from hvd_lm.generation.beam_search import Hypothesis, beam_search, select
 from hvd_lm.generation.prompt import read_prompt
 from hvd_lm.generation.sampling import SamplingConfig, draw, predict
 from hvd_lm.job.messages import warn
+from hvd_lm.model.cost import multiply_adds
 from hvd_lm.paths import make_paths, one_path
 
 
@@ -33,6 +35,8 @@ class GenerateConfig:
     """Tokens to write."""
     samples: int = 1
     """Texts to write; one is shown as it comes. With --beams: how many of the best to show."""
+    interactive: bool = False
+    """Ask for one prompt after the other, until the end of the input (Ctrl-D); an empty one goes on with the text so far."""
     stop: tuple[str, ...] = ()
     r"""Strings before which a text ends; \n stands for a line break."""
     beams: int = 0
@@ -52,25 +56,18 @@ class GenerateConfig:
             require(value is None or value >= 1, f"--{name} must be at least 1, not {value}")
         require(self.beams >= 0, f"--beams must not be negative, not {self.beams}")
         require(not self.beams or self.samples <= self.beams, f"--samples {self.samples} needs as many --beams, not {self.beams}")
+        require(
+            not self.interactive or (self.samples == 1 and not self.beams),
+            "--interactive writes one text for each prompt: use it without --samples and --beams",
+        )
         object.__setattr__(self, "stop", tuple(stop.replace("\\n", "\n") for stop in stops(self.stop)))
 
 
-class TextGenerator:
-    """A model that writes.
+class Writer:
+    """A model that writes, whoever built it."""
 
-    writer = TextGenerator("runs/two")
-    print("".join(writer.stream("The value of", length=40)))
-    for text in writer.samples("The value of", count=3, sampling=SamplingConfig(temperature=0.8)):
-        ...
-    """
-
-    def __init__(self, checkpoint: Path | str, *, framework: Framework = "torch", threads: int | None = None) -> None:
-        """Raises CheckpointError or FrameworkError, each with what to do."""
-        loaded = checkpoints.load_model(one_path(checkpoint, "--checkpoint"))
-        self.tokenizer: Tokenizer = loaded.tokenizer
-        self._adapter = adapters.adapter(framework, threads=threads)
-        self._adapter.build(loaded.model)
-        self._adapter.load_weights(loaded.weights)
+    def __init__(self, adapter: Adapter, tokenizer: Tokenizer) -> None:
+        self._adapter, self.tokenizer = adapter, tokenizer
 
     def stream(
         self, prompt: str = "", *, length: int = 100, sampling: SamplingConfig | None = None, stop: str | Sequence[str] = ()
@@ -128,6 +125,24 @@ class TextGenerator:
             if last or all(text.ended for text in texts):
                 return
             logits_BV, state = predict(self._adapter, self.tokenizer, np.array([tokens], np.int32), state)
+
+
+class TextGenerator(Writer):
+    """A model of a checkpoint that writes.
+
+    writer = TextGenerator("runs/two")
+    print("".join(writer.stream("The value of", length=40)))
+    for text in writer.samples("The value of", count=3, sampling=SamplingConfig(temperature=0.8)):
+        ...
+    """
+
+    def __init__(self, checkpoint: Path | str, *, framework: Framework = "torch", threads: int | None = None) -> None:
+        """Raises CheckpointError or FrameworkError, each with what to do."""
+        loaded = checkpoints.load_model(one_path(checkpoint, "--checkpoint"))
+        adapter = adapters.adapter(framework, threads=threads, multiply_adds=multiply_adds(loaded.model))
+        adapter.build(loaded.model)
+        adapter.load_weights(loaded.weights)
+        super().__init__(adapter, loaded.tokenizer)
 
 
 def stops(given: str | Sequence[str]) -> tuple[str, ...]:

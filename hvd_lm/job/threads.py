@@ -21,6 +21,15 @@ def default_threads() -> int:
     return max(1, int(threads))
 
 
+WORTH_A_THREAD = 4_000_000
+"""Multiply-adds of a call that occupy a thread for longer than it takes to wake it (`python -m benchmarks busy`, generate)."""
+
+
+def worth_waking(multiply_adds: int, threads: int) -> int:
+    """How many of `threads` a call of so many multiply-adds is done in the shortest time by."""
+    return max(1, min(threads, multiply_adds // WORTH_A_THREAD))
+
+
 def cores() -> int:
     """That this process may run on."""
     return len(os.sched_getaffinity(0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 from hvd_lm.config import ModelConfig
 from hvd_lm.model.stages import parameters
@@ -14,6 +15,13 @@ LOGITS_TOGETHER = 1 << 26
 def tokens_together(words: int, ranks: int) -> int:
     """Tokens of a rank that it judges with the others at a time, where each of `ranks` holds up to `words` words."""
     return max(1, LOGITS_TOGETHER // (words * ranks))
+
+
+@cache
+def multiply_adds(model: ModelConfig) -> int:
+    """Of one token on its way to the logits of all words."""
+    table = "" if model.tie_embedding else "embedding"  # which is looked up
+    return sum(math.prod(parameter.shape) for name, parameter in parameters(model).items() if name != table)
 
 
 def vocabulary_split_bytes(

@@ -43,6 +43,8 @@ class Parameter:
     looked_up: LookedUp = None
     """What names the rows that alone have a gradient in a window: its inputs, or what the output judges by a sampled softmax.
     None if all rows have one."""
+    forget_bias: float = 0.0
+    """Added to the initial values of the second quarter of the rows: of a bias, the forget gates."""
 
 
 def key_of_name(name: str) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from hvd_lm.config import Cell, ModelConfig
@@ -41,12 +41,23 @@ class Stage:
 
 def stages(config: ModelConfig) -> tuple[Stage, ...]:
     """The stages of the model, from below. Raises ConfigError if the vocabulary size is still open."""
-    return tuple(_stages(config))
+    return tuple(replace(stage, parameters=_begun(config, stage.parameters)) for stage in _stages(config))
 
 
 def parameters(config: ModelConfig) -> dict[str, Parameter]:
     """Name -> parameter, each once, in the order of the forward pass. Raises ConfigError if the vocabulary size is still open."""
-    return {parameter.name: parameter for stage in _stages(config) for parameter in stage.parameters.values()}
+    return {parameter.name: parameter for stage in stages(config) for parameter in stage.parameters.values()}
+
+
+def _begun(config: ModelConfig, declared: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """The same, beginning with the values that the config asks for."""
+    found = dict(declared)
+    for role, parameter in declared.items():
+        if config.initial_range is not None:
+            found[role] = replace(parameter, initial_range=0.0 if role == "bias" else config.initial_range)
+        if role == "bias" and parameter.split == "layer":
+            found[role] = replace(found[role], forget_bias=config.forget_bias)
+    return found
 
 
 def state_size(config: ModelConfig) -> int:

@@ -58,6 +58,9 @@ class InitialRows:
         values *= 2
         values -= 1
         values *= np.float32(self.parameter.initial_range)
+        if self.parameter.forget_bias:
+            quarter = self.shape[0] // 4
+            values[max(0, quarter - start) : max(0, 2 * quarter - start)] += np.float32(self.parameter.forget_bias)
         return values
 
 

@@ -15,3 +15,10 @@ def described(model: ModelConfig) -> str:
         f"vocabulary {model.vocabulary_size}, embedding {model.embedding_size}, {len(model.units)} "
         f"{_CELL_NAMES[model.cell]} layer(s) of {units}{projected}"
     )
+
+
+def nothing_left(step: int, total_steps: int, ended_early: bool) -> str:
+    """A line more for a run that has ended already, and how it goes on; empty for the others."""
+    if step >= total_steps:
+        return f"\nthe run has its {total_steps} steps already: raise --steps or --epochs to go on"
+    return "\nthe run has ended, for want of a lower validation loss: raise --patience to go on" if ended_early else ""

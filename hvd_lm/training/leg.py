@@ -21,10 +21,8 @@ from hvd_lm.adapters.job import Job
 from hvd_lm.checkpoint import FOLDER, Progress
 from hvd_lm.config import RunConfig
 from hvd_lm.data.sources import Window
-from hvd_lm.data.streams import Streams
 from hvd_lm.data.texts import Texts
 from hvd_lm.errors import CheckpointError, HvdLmError, MembersChangedError, StoppedError, TrainingError
-from hvd_lm.evaluation.exact_loss import evaluation_streams, exact_loss
 from hvd_lm.evaluation.figures import Evaluation
 from hvd_lm.job.agreement import Trouble
 from hvd_lm.job.stop import SIGNALS
@@ -33,15 +31,17 @@ from hvd_lm.plain_values import to_dict
 from hvd_lm.training import parts, replicas
 from hvd_lm.training.accumulation import Accumulation
 from hvd_lm.training.cursor import go_on, text_cursor
-from hvd_lm.training.headline import described
+from hvd_lm.training.headline import described, nothing_left
 from hvd_lm.training.judgement import refused
 from hvd_lm.training.late_gradients import LateGradients
 from hvd_lm.training.local_steps import LocalSteps
 from hvd_lm.training.loss_scale import INITIAL, LossScale
 from hvd_lm.training.metrics import Row
 from hvd_lm.training.outlets import Outlets
+from hvd_lm.training.samples import Samples
 from hvd_lm.training.schedule import begun, learning_rate
 from hvd_lm.training.snapshot import Snapshot, owned
+from hvd_lm.training.validations import Validations
 
 
 class Leg:
@@ -55,10 +55,8 @@ class Leg:
         self._passes = communication.backward_passes_per_step
         self._accumulation = Accumulation(adapter, config.model, data, communication.backward_tokens, config.seed)
         self._local = LocalSteps(adapter)
-        self._validation: Streams | None = None
-        if len(texts.validation):
-            first_input = texts.tokenizer.end_of_line_id
-            self._validation = evaluation_streams(adapter, texts.validation, first_input, data.batch_size, data.sequence_length)
+        self._samples = Samples(adapter, texts.tokenizer, config.sample_every, config.sample_prompt)
+        self._validations = Validations(adapter, texts, data, config.patience)
         self._loss_scale: LossScale | None = None
         if communication.compression == "fp16" and adapter.job.groups["all"].communicates:
             self._loss_scale = LossScale(communication.loss_scale or INITIAL, communication.loss_scale_growth_steps)
@@ -77,7 +75,6 @@ class Leg:
         self.tokens = 0
         """Targets so far, all ranks."""
         self._seconds = 0.0
-        self._best_validation_loss: float | None = None
         self._to_end = False
         """Whether a rank is asked to stop, or workers come or go."""
         self._states_2SU: NDArray[np.float32] | None = None
@@ -106,7 +103,8 @@ class Leg:
 
     def _go_on(self, progress: Progress) -> None:
         self.tokens, self._seconds = progress.tokens, progress.seconds
-        self._best_validation_loss = progress.best_validation_loss
+        self._validations.best_loss = progress.best_validation_loss
+        self._validations.since_best = progress.validations_since_best
         self._saved_step = self.step
         if self._loss_scale and progress.loss_scale:
             self._loss_scale.skipped_steps = progress.loss_scale.skipped_steps
@@ -117,6 +115,11 @@ class Leg:
     def job(self) -> Job:
         """That it is a leg in."""
         return self._adapter.job
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether validations have stopped getting better."""
+        return self._validations.is_over
 
     @property
     def skipped_steps(self) -> int:
@@ -131,7 +134,7 @@ class Leg:
             f"model: {described(self._config.model)}; text: {len(texts.training):,} tokens to train on, "
             f"{len(texts.validation):,} to validate\n"
             f"{self.total_steps} optimizer steps of {self._passes} x {data.batch_size} x {data.sequence_length} tokens per rank; "
-            f"{goes_on}writing to {self._config.out}"
+            f"{goes_on}writing to {self._config.out}{nothing_left(self.step, self.total_steps, self.ended_early)}"
         )
 
     # --- the loop ----------------------------------------------------------------------------------------
@@ -148,11 +151,11 @@ class Leg:
             try:
                 if not self.is_finished:
                     last = self._finish()
-                while self.step < end and not self._to_end:
+                while self.step < end and not (self._to_end or self.ended_early):
                     last = self._step()
-                stopped = self._stopped() if self.step < end else None
-                if isinstance(stopped, StoppedError):
-                    self._checkpoint(None)
+                stopped = self._stopped() if self.step < end and not self.ended_early else None
+                if isinstance(stopped, StoppedError) or self.ended_early:
+                    self._checkpoint(last[1])
             finally:
                 self._cursor.rest()
             with self._trouble.noted():
@@ -161,6 +164,8 @@ class Leg:
             self._agree()
             if stopped:
                 raise stopped
+            if self.ended_early and last[1]:
+                self.outlets.metrics.say(f"the run ends after step {self.step}: {self._validations.why_over}")
         return last
 
     def _step(self) -> tuple[float, Evaluation | None]:
@@ -183,7 +188,7 @@ class Leg:
             self._late.catch_up(self.step)
         if to_validate:
             try:
-                validation = self._validate()
+                validation = self._validations.run()
                 self._agree()
                 self._mend_replicas()
             except HvdLmError:
@@ -191,11 +196,16 @@ class Leg:
                 with self._trouble.noted():
                     self.outlets.metrics.write(row)
                 raise
+        with self._trouble.noted():
+            if (sample := self._samples.after(self.step)) is not None:
+                row["sample"] = sample
         if validation:
             row |= {"validation_loss": validation.loss, "perplexity": validation.perplexity}
         with self._trouble.noted():
             self.outlets.metrics.write(row)
-        improved = self._note_best(validation)
+        improved = validation is not None and self._validations.note(validation)
+        if validation and not improved:
+            self._schedule.plateau(self._config.optimizer)
         if improved or to_write:
             self._checkpoint(validation)
         self.is_finished = True
@@ -265,8 +275,9 @@ class Leg:
         sequences = self._adapter.job.topology.readers * self._config.data.batch_size * self._passes
         return learning_rate(
             self._config.optimizer,
+            self._schedule,
             step=self._schedule.coming(self.total_steps - self.step),
-            total_steps=self._schedule.steps,
+            epoch=self._cursor.epoch,
             sequences_per_step=sequences,
         )
 
@@ -327,21 +338,7 @@ class Leg:
         self._checkpoint(None)
         return f"; the weights of step {self.step} are in {self._config.out / FOLDER}"
 
-    # --- validation and checkpoints ----------------------------------------------------------------------
-
-    def _validate(self) -> Evaluation | None:
-        if self._validation is None:
-            return None
-        tokens = len(self._texts.validation)
-        return Evaluation(exact_loss(self._adapter, self._validation) / tokens, tokens)
-
-    def _note_best(self, validation: Evaluation | None) -> bool:
-        """Whether this validation is the best so far."""
-        best = self._best_validation_loss
-        if validation is None or not math.isfinite(validation.loss) or (best is not None and validation.loss >= best):
-            return False
-        self._best_validation_loss = validation.loss
-        return True
+    # --- checkpoints -------------------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
         """The run after this step, in arrays of its own: this rank's rows, and the states of all ranks. Collective."""
@@ -370,7 +367,8 @@ class Leg:
             loss_scale=self._loss_scale and replace(self._loss_scale),
             schedule=replace(self._schedule),
             validation_loss=validation.loss if validation else None,
-            best_validation_loss=self._best_validation_loss,
+            best_validation_loss=self._validations.best_loss,
+            validations_since_best=self._validations.since_best,
             settings=to_dict(self._config),
         )
         return self._with_weights(progress)

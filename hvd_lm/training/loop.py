@@ -28,6 +28,7 @@ from hvd_lm.job.topology import arrange
 from hvd_lm.model.split import shares
 from hvd_lm.settings_file import write_yaml
 from hvd_lm.training.elastic import NOBODY, Elastic
+from hvd_lm.training.final_test import tested
 from hvd_lm.training.folder import claimed, prepare_folder, writing
 from hvd_lm.training.leg import Leg
 from hvd_lm.training.metrics import MetricsWriter
@@ -46,6 +47,8 @@ class TrainingResult:
     validation: Evaluation | None
     skipped_steps: int
     out: Path
+    test: Evaluation | None = None
+    """Of the best weights, on the test split of a prepared folder."""
 
 
 OF_A_RANK = ("out", "resume", "threads", "data", "validation_data", "timeline_filename")
@@ -71,9 +74,9 @@ def train(config: RunConfig, *, comm: Any = None, compressor: Compression | None
         if config.elastic and compressor:
             raise ConfigError("with a compressor every rank keeps a part of the gradients: train without elastic")
         elastic = Elastic(config.framework, stop, config.out, config.keep_checkpoints) if config.elastic else None
-        for said in idle_settings(config):
-            warn(said)
         texts = read_texts(config.data, config.model.vocabulary_size, topology.readers)
+        for said in idle_settings(config, validates=len(texts.validation) > 0):
+            warn(said)
         config = with_vocabulary_size(config, texts.tokenizer.vocabulary_size)
         join = partial(
             make_adapter,
@@ -100,7 +103,8 @@ def _leg(
     with ExitStack() as held:
         topology = arrange(config.topology, launcher.launched_rank(), launcher.launched_size())
         shares(config.model, topology)  # refuses a split that cannot be
-        common = {"read another text": texts.fingerprint, **settings(config, without=OF_A_RANK)}
+        common = {"read another text": texts.fingerprint, "have another test split": texts.test_fingerprint}
+        common |= settings(config, without=OF_A_RANK)
         newest = elastic.newest({"run another hvd_lm": source_digest(), **common}) if elastic else NOBODY
         earlier = None
         with elastic.told() if elastic else nullcontext():
@@ -135,10 +139,9 @@ def _leg(
         leg.outlets.metrics.say(f"{job.headline()}\n{leg.headline()}")
         if config.resume and not leg.step:
             leg.outlets.metrics.say(f"--resume {config.resume}: no checkpoint in {config.out.resolve()} yet, so the run begins")
-        if leg.step >= leg.total_steps:
-            leg.outlets.metrics.say(f"the run has its {leg.total_steps} steps already: raise --steps or --epochs to go on")
         loss, validation = leg.run()
         if leg.skipped_steps:
             say = f"{leg.skipped_steps} of {leg.step} steps were skipped because a gradient overflowed in fp16"
             leg.outlets.metrics.say(say)
-    return TrainingResult(leg.step, loss, validation, leg.skipped_steps, config.out)
+        test = tested(adapter, texts, config.data, config.out, leg.step, leg.outlets.metrics) if config.test else None
+    return TrainingResult(leg.step, loss, validation, leg.skipped_steps, config.out, test)

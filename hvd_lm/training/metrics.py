@@ -58,7 +58,7 @@ class MetricsWriter:
             # Unbuffered: what could not be written does not come again when the file is closed.
             self._file = path.open("ab", buffering=0)
             self._board = TensorBoard(out / "tensorboard", goes_on_after)
-        self._total = total_steps
+        self._total, self._begun_after, self._began = total_steps, goes_on_after, time.monotonic()
         interactive = sys.stderr.isatty()
         self._bar = tqdm(total=total_steps, initial=goes_on_after, unit="step", dynamic_ncols=True) if interactive else None
         self._last_line = -math.inf
@@ -82,6 +82,8 @@ class MetricsWriter:
             _write_whole(self._file, (json.dumps(plain) + "\n").encode())
             self._board.write(row["step"], plain)
         self._show(row)
+        if "sample" in row:
+            self.say(f"step {row['step']} writes: {row['sample']}")
 
     def say(self, message: str) -> None:
         if self._bar is not None:
@@ -104,7 +106,12 @@ class MetricsWriter:
                 self.say(f"step {row['step']}: {text}")
         elif notable or time.monotonic() - self._last_line >= self._SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            self.say(f"step {row['step']}/{self._total}  {text}")
+            self.say(f"step {row['step']}/{self._total}  {text}{self._left(row['step'])}")
+
+    def _left(self, step: int) -> str:
+        """How long the rest takes if its steps, validations and checkpoints go as those so far."""
+        seconds = (time.monotonic() - self._began) / (step - self._begun_after) * (self._total - step)
+        return f"  {tqdm.format_interval(seconds)} left" if seconds else ""
 
 
 def finite(row: Row) -> Row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hvd_lm.config import OptimizerConfig
 
@@ -17,17 +17,24 @@ class Schedule:
     """How much of it is done, in steps of the workers that began."""
     steps: float
     """The whole of it."""
+    factor: float = 1.0
+    """On the rate of --decay plateau, for the validations that were no better than the best before them."""
 
     def coming(self, steps_left: int) -> float:
         """Which step of it the next one is, of so many that the run will make."""
         return self.step + (self.steps - self.step) / steps_left
+
+    def plateau(self, config: OptimizerConfig) -> None:
+        """A validation was no better."""
+        if config.decay == "plateau":
+            self.factor *= config.decay_factor
 
 
 def begun(earlier: Schedule | None, step: int, total_steps: int, *, is_of_same_length: bool) -> Schedule:
     """That of a run after `step` of `total_steps`: where the run that it goes on with was in its own, of the same length or not."""
     if earlier is None:
         return Schedule(step, total_steps)
-    return Schedule(earlier.step, earlier.steps if is_of_same_length else earlier.step + total_steps - step)
+    return replace(earlier, steps=earlier.steps if is_of_same_length else earlier.step + total_steps - step)
 
 
 def peak_learning_rate(config: OptimizerConfig, sequences_per_step: int) -> float:
@@ -37,19 +44,21 @@ def peak_learning_rate(config: OptimizerConfig, sequences_per_step: int) -> floa
     return config.learning_rate * factor
 
 
-def learning_rate(config: OptimizerConfig, *, step: float, total_steps: float, sequences_per_step: int) -> float:
-    """Rate of optimizer step `step` (the first is 1) of `total_steps`: linear warm-up, then the decay."""
+def learning_rate(config: OptimizerConfig, schedule: Schedule, *, step: float, epoch: int, sequences_per_step: int) -> float:
+    """Rate of step `step` (the first is 1) of the `schedule`, in `epoch` (the first is 0): linear warm-up, times the decay."""
     peak = peak_learning_rate(config, sequences_per_step)
     if step <= config.warmup_steps:
-        return peak * step / config.warmup_steps
+        peak = peak * step / config.warmup_steps
     # The first step after the warm-up runs at the peak, the last step at the final rate.
-    progress = (step - config.warmup_steps - 1) / max(1, total_steps - config.warmup_steps - 1)
-    progress = min(progress, 1.0)
+    progress = (step - config.warmup_steps - 1) / max(1, schedule.steps - config.warmup_steps - 1)
+    progress = max(0.0, min(progress, 1.0))
     final = config.final_learning_rate_fraction
     fraction = {
         "constant": 1.0,
         "linear": 1.0 - (1.0 - final) * progress,
         "cosine": final + (1.0 - final) * (1.0 + math.cos(math.pi * progress)) / 2.0,
         "exponential": math.pow(final, progress),
+        "step": math.pow(config.decay_factor, max(0, epoch + 1 - config.decay_start_epochs)),
+        "plateau": schedule.factor,
     }[config.decay]
     return peak * fraction

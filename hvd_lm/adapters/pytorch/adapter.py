@@ -32,6 +32,7 @@ from hvd_lm.adapters.pytorch.wire import Wire
 from hvd_lm.adapters.waits import Waits
 from hvd_lm.job.topology import GroupName
 from hvd_lm.model.candidates import Candidates
+from hvd_lm.model.cost import multiply_adds
 from hvd_lm.model.split import blocks
 from hvd_lm.model.weights import Array, Weights
 
@@ -384,8 +385,9 @@ class PyTorchAdapter(Adapter):
 
     @torch.no_grad()
     def next_logits(self, inputs_TB: NDArray[np.int32], state: State) -> tuple[NDArray[np.float32], State]:
-        outputs_TBH, state = self._forward(self._copy(0), self._indices(inputs_TB), state)
-        return to_numpy(self._whole_output.logits(outputs_TBH[-1])), state
+        with self.job.threads_for(inputs_TB.size * multiply_adds(self.model)):
+            outputs_TBH, state = self._forward(self._copy(0), self._indices(inputs_TB), state)
+            return to_numpy(self._whole_output.logits(outputs_TBH[-1])), state
 
     @property
     def _whole_output(self) -> Output:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import horovod.torch as hvd
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 
 from hvd_lm.adapters.job import Job, device_of
 from hvd_lm.adapters.pytorch.probe import PyTorchProbe
+from hvd_lm.job.threads import worth_waking
 
 
 class PyTorchJob(Job):
@@ -24,6 +27,19 @@ class PyTorchJob(Job):
     def _set_threads(self, threads: int) -> int:
         torch.set_num_threads(threads)
         return threads
+
+    @contextmanager
+    def threads_for(self, multiply_adds: int) -> Iterator[None]:
+        """Within, so few threads as so short a call is done soonest by; all of them where --threads said how many."""
+        fewer = worth_waking(multiply_adds, self.threads) if self.chooses_threads else self.threads
+        if fewer == self.threads:
+            yield
+            return
+        torch.set_num_threads(fewer)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(self.threads)
 
     def _make_deterministic(self) -> None:
         torch.use_deterministic_algorithms(True)

@@ -13,6 +13,7 @@ from hvd_lm.adapters.job import Job, device_of
 from hvd_lm.adapters.tensorflow.graphs import graph_function
 from hvd_lm.adapters.tensorflow.probe import TensorFlowProbe
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
+from hvd_lm.job.threads import default_threads, worth_waking
 
 with native_stderr_closed():
     import horovod.tensorflow as hvd
@@ -25,6 +26,10 @@ class TensorFlowJob(Job):
     horovod = hvd
     probe_class = TensorFlowProbe
     communication_errors = (HorovodInternalError, tf.errors.UnknownError, tf.errors.AbortedError, tf.errors.FailedPreconditionError)
+
+    def _default_threads(self, multiply_adds: int | None) -> int:
+        threads = default_threads()
+        return threads if multiply_adds is None else worth_waking(multiply_adds, threads)
 
     def _set_threads(self, threads: int) -> int:
         try:

@@ -1,0 +1,81 @@
+"""The update of an optimizer step, and the course of its rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hvd_lm.errors import require, require_positive
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The update of an optimizer step."""
+
+    optimizer: Literal["adam", "sgd", "adagrad"] = "adam"
+    """Adam (Kingma & Ba 2015, arXiv:1412.6980, with bias correction and epsilon outside of it as in Algorithm 1),
+    SGD with --momentum, or Adagrad (Duchi et al. 2011) with --initial-accumulator and no epsilon."""
+    learning_rate: float = 1e-3
+    """Peak learning rate, before --learning-rate-scaling."""
+    learning_rate_scaling: Literal["none", "linear", "sqrt"] = "none"
+    """How the rate grows with the sequences in an optimizer step (ranks x batch size x backward passes), relative to
+    --base-batch-size: linear is the rule of Goyal et al. 2017 (arXiv:1706.02677)."""
+    base_batch_size: int = 80
+    """Sequences in an optimizer step for which --learning-rate holds."""
+    warmup_steps: int = 0
+    """Optimizer steps over which the rate rises linearly to its peak."""
+    decay: Literal["constant", "linear", "cosine", "exponential", "step", "plateau"] = "constant"
+    """Course of the rate after the warm-up. linear, cosine, exponential: down to --final-learning-rate-fraction at the last step.
+    step: by --decay-factor with every epoch after --decay-start-epochs (Zaremba et al. 2014, arXiv:1409.2329). plateau: by
+    --decay-factor at every validation whose loss is not below the lowest before it."""
+    final_learning_rate_fraction: float = 0.1
+    """linear, cosine, exponential: rate at the last step, relative to the peak."""
+    decay_factor: float = 0.25
+    """step, plateau: what the rate is multiplied by."""
+    decay_start_epochs: int = 1
+    """step: epochs at the beginning of a run at the peak."""
+    clip: float | None = 1.0
+    """Largest global norm of the gradient; applied after the reduction. None: no clipping."""
+    beta1: float = 0.9
+    """Adam: decay of the first moment."""
+    beta2: float = 0.999
+    """Adam: decay of the second moment."""
+    epsilon: float = 1e-8
+    """Adam: added to the square root of the bias-corrected second moment."""
+    momentum: float = 0.0
+    """SGD: momentum."""
+    initial_accumulator: float = 0.1
+    """Adagrad: what the sum of squared gradients begins with, as TensorFlow's does (PyTorch's with 0, and an epsilon)."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "learning_rate", "epsilon", "initial_accumulator")
+        require(self.base_batch_size >= 1, f"--base-batch-size must be at least 1, not {self.base_batch_size}")
+        require(self.warmup_steps >= 0, f"--warmup-steps must not be negative, not {self.warmup_steps}")
+        require(self.clip is None or self.clip > 0, f"--clip must be above 0 (or None), not {self.clip}")
+        require(
+            0 < self.final_learning_rate_fraction <= 1,
+            f"--final-learning-rate-fraction must be in (0, 1], not {self.final_learning_rate_fraction}",
+        )
+        require(0 < self.decay_factor < 1, f"--decay-factor must be in (0, 1), not {self.decay_factor}")
+        require(self.decay_start_epochs >= 0, f"--decay-start-epochs must not be negative, not {self.decay_start_epochs}")
+        for name in ("beta1", "beta2", "momentum"):
+            require(0 <= getattr(self, name) < 1, f"--{name} must be in [0, 1), not {getattr(self, name)}")
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """What the update remembers of each weight, beside it."""
+        if self.optimizer == "adam":
+            return ("first", "second")
+        if self.optimizer == "adagrad":
+            return ("accumulator",)
+        return ("momentum",) if self.momentum else ()
+
+    @property
+    def initial_moment(self) -> float:
+        """What every value of the moments is before the first step."""
+        return self.initial_accumulator if self.optimizer == "adagrad" else 0.0
+
+    @property
+    def keeps_absent_rows(self) -> bool:
+        """Whether a row without a gradient stays as it is, moments too: then the rows that a window touched are all to update."""
+        return self.optimizer == "adagrad"

@@ -1,0 +1,39 @@
+"""The test split, read once, when a run is done: by the best weights that it has had."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hvd_lm import checkpoint as checkpoints
+from hvd_lm.adapters.base import Adapter
+from hvd_lm.checkpoint.format import best_of, step_of
+from hvd_lm.config import DataConfig
+from hvd_lm.data.texts import Texts
+from hvd_lm.evaluation.exact_loss import exact_loss
+from hvd_lm.evaluation.figures import Evaluation
+from hvd_lm.training.metrics import Metrics
+from hvd_lm.training.snapshot import enter
+from hvd_lm.training.validations import streams_of
+
+
+def tested(adapter: Adapter, texts: Texts, data: DataConfig, out: Path, step: int, metrics: Metrics) -> Evaluation | None:
+    """What the best checkpoint in `out` makes of the test split; without validations, the weights after `step`. Collective.
+
+    None where there is no test split. Afterwards the adapter holds those weights. Raises CheckpointError or DataError, on all ranks
+    alike.
+    """
+    if not len(texts.test):
+        return None
+    job, best = adapter.job, None
+    with job.trouble.noted():
+        if job.topology.is_writer and (folder := best_of(out)) and step_of(folder) != step:
+            best = checkpoints.mapped(folder)
+    job.agree()
+    judged = job.broadcast(best.step if best else step)
+    if judged != step:
+        enter(adapter, best, seed=0)
+    tokens = len(texts.test)
+    test = Evaluation(exact_loss(adapter, streams_of(adapter, texts, texts.test, data)) / tokens, tokens)
+    job.agree()
+    metrics.say(f"test loss {test.loss:.4f}  perplexity {test.perplexity:.2f}, of the weights after step {judged}")
+    return test
