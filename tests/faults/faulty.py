@@ -28,7 +28,7 @@ from hvd_lm.command_line import commands
 from hvd_lm.data import prepare
 from hvd_lm.evaluation.exact_loss import _Reading
 from hvd_lm.job import launcher
-from hvd_lm.training import leg, loop, metrics
+from hvd_lm.training import leg, loop, metrics, validations
 
 FOLDER = Path(os.environ.get("HVD_LM_FAULT", ""))
 FILLER = "filler"
@@ -125,7 +125,7 @@ def place_of(moment: str, framework: str, what: str) -> tuple[Any, str]:
         case "validation":
             return _Reading, "_read"
         case "validated weights":
-            return leg.Leg, "_validate"
+            return validations.Validations, "run"
         case "metrics":
             return metrics, "_write_whole"
         case "checkpoint" if what == "fill":

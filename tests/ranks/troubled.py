@@ -27,7 +27,7 @@ from hvd_lm.errors import ConfigError, HvdLmError
 from hvd_lm.evaluation.exact_loss import _Reading
 from hvd_lm.job import launcher
 from hvd_lm.training import metrics, replicas, snapshot
-from hvd_lm.training.leg import Leg
+from hvd_lm.training.validations import Validations
 
 TEXT = Path(__file__).parent.parent / "assets" / "format1" / "text.txt"
 
@@ -64,14 +64,15 @@ def full_disk() -> OSError:
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def drift(relative: float) -> Callable[[Leg], Any]:
+def drift(relative: float) -> Callable[[Validations], Any]:
     """A validation that comes upon weights which are not those of the other ranks."""
-    validate = Leg._validate
+    validate = Validations.run
 
-    def call(leg: Leg) -> Any:
-        weights = leg._adapter.weights()
-        leg._adapter.load_weights({**weights, "output_kernel": weights["output_kernel"] * np.float32(1 + relative)})
-        return validate(leg)
+    def call(validations: Validations) -> Any:
+        adapter = validations._adapter
+        weights = adapter.weights()
+        adapter.load_weights({**weights, "output_kernel": weights["output_kernel"] * np.float32(1 + relative)})
+        return validate(validations)
 
     return call
 
@@ -102,9 +103,9 @@ def broken(framework: str, case: str) -> Any:
         case "last checkpoint":
             return patch.object(writer, "publish", fails(2, full_disk(), writer.publish))
         case "rounding":
-            return patch.object(Leg, "_validate", drift(1e-6))
+            return patch.object(Validations, "run", drift(1e-6))
         case "drift":
-            return patch.object(Leg, "_validate", drift(0.5))
+            return patch.object(Validations, "run", drift(0.5))
     raise AssertionError(case)
 
 
