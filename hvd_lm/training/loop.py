@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +31,7 @@ from hvd_lm.training.elastic import NOBODY, Elastic
 from hvd_lm.training.final_test import tested
 from hvd_lm.training.folder import claimed, prepare_folder, writing
 from hvd_lm.training.leg import Leg
-from hvd_lm.training.metrics import MetricsWriter
+from hvd_lm.training.metrics import Callback, MetricsWriter
 from hvd_lm.training.outlets import Outlets
 from hvd_lm.training.resume import begin
 from hvd_lm.training.snapshot import enter
@@ -55,11 +55,14 @@ OF_A_RANK = ("out", "resume", "threads", "data", "validation_data", "timeline_fi
 """Settings that may differ between ranks; their texts may not."""
 
 
-def train(config: RunConfig, *, comm: Any = None, compressor: Compression | None = None) -> TrainingResult:
+def train(
+    config: RunConfig, *, comm: Any = None, compressor: Compression | None = None, callbacks: Sequence[Callback] = ()
+) -> TrainingResult:
     """Train as `config` says, alone or as one rank of a job; rank 0 writes into `config.out`. Collective.
 
     `comm`, a communicator of mpi4py, makes a job of its ranks alone: several runs share one mpirun. Gradients travel as a
-    `compressor` of yours says (docs/communication.md).
+    `compressor` of yours says (docs/communication.md). Rank 0 gives each of the `callbacks` the row of every step, as metrics.jsonl
+    has it; one that raises ends the run.
 
     Raises a HvdLmError (ConfigError, DataError, CheckpointError, FrameworkError, TrainingError, StoppedError, OutOfMemoryError,
     LostWorkerError, RemovedError) that says what to do; once Horovod has started, on all ranks alike but for the last three.
@@ -88,7 +91,7 @@ def train(config: RunConfig, *, comm: Any = None, compressor: Compression | None
             comm=comm,
             compressor=compressor,
         )
-        leg = partial(_leg, config, texts, stop, join)
+        leg = partial(_leg, config, texts, stop, join, callbacks)
         return elastic.legs(leg) if elastic else leg()
 
 
@@ -97,6 +100,7 @@ def _leg(
     texts: Texts,
     stop: Stop,
     join: Callable[[], Adapter],
+    callbacks: Sequence[Callback],
     elastic: Elastic | None = None,
 ) -> TrainingResult:
     """Join a job, and train until the run is done; an elastic one, until workers come or go."""
@@ -131,7 +135,7 @@ def _leg(
                 with writing(config.out):
                     write_yaml(config, config.out / "config.yaml")
                     texts.tokenizer.save(config.out / "tokenizer.json")
-                metrics = held.enter_context(MetricsWriter(config.out, leg.total_steps, goes_on_after=step))
+                metrics = held.enter_context(MetricsWriter(config.out, leg.total_steps, step, callbacks))
                 leg.outlets = Outlets(metrics, held.enter_context(CheckpointWriter(config.out, config.keep_checkpoints)))
         job.agree()
         if elastic:

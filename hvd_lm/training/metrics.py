@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -20,6 +20,8 @@ from hvd_lm.errors import ConfigError
 from hvd_lm.training.folder import writing
 
 Row = dict[str, Any]
+Callback = Callable[[Row], object]
+"""Is given the row of each step, once it is in ``metrics.jsonl``; what it returns counts for nothing."""
 
 
 class Metrics(Protocol):
@@ -45,12 +47,12 @@ class MetricsWriter:
 
     _SECONDS_BETWEEN_LINES = 1.0
 
-    def __init__(self, out: Path, total_steps: int, goes_on_after: int = 0) -> None:
-        """A run that goes on keeps its rows up to step `goes_on_after`; later ones will come again.
+    def __init__(self, out: Path, total_steps: int, goes_on_after: int = 0, callbacks: Sequence[Callback] = ()) -> None:
+        """A run that goes on keeps its rows up to step `goes_on_after`; later ones will come again, to the `callbacks`, too.
 
         Raises ConfigError, as `write` does, if something cannot be written.
         """
-        self._out = out
+        self._out, self._callbacks = out, callbacks
         path = out / "metrics.jsonl"
         with writing(out):
             self.last_step = _cut_rows(path, goes_on_after)
@@ -81,6 +83,8 @@ class MetricsWriter:
         with writing(self._out):
             _write_whole(self._file, (json.dumps(plain) + "\n").encode())
             self._board.write(row["step"], plain)
+        for callback in self._callbacks:
+            _call(callback, plain)
         self._show(row)
         if "sample" in row:
             self.say(f"step {row['step']} writes: {row['sample']}")
@@ -112,6 +116,15 @@ class MetricsWriter:
         """How long the rest takes if its steps, validations and checkpoints go as those so far."""
         seconds = (time.monotonic() - self._began) / (step - self._begun_after) * (self._total - step)
         return f"  {tqdm.format_interval(seconds)} left" if seconds else ""
+
+
+def _call(callback: Callback, row: Row) -> None:
+    """Raises ConfigError from whatever it raises: ranks tell each other what went wrong in words."""
+    try:
+        callback(dict(row))
+    except Exception as error:
+        name = getattr(callback, "__qualname__", type(callback).__qualname__)
+        raise ConfigError(f"the callback {name} raised {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def finite(row: Row) -> Row:
