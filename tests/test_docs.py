@@ -235,6 +235,7 @@ def test_there_are_examples() -> None:
         "docs/communication.md",
         "docs/python.md",
         "docs/python.md",
+        "docs/python.md",
     ]
 
 
