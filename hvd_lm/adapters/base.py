@@ -148,7 +148,7 @@ class Adapter(ABC):
         """Make what this rank holds of the model (`shares`), on this rank alone; the weights are undefined until loaded.
 
         Without `update` it can only be read: there are no moments, and no `step`. Raises ConfigError if the model cannot be split
-        as the job is arranged, gradients of what is split cannot be compressed, or a parameter is larger than Horovod can count.
+        as the job is arranged, gradients of what is split cannot be compressed, or one is larger than Horovod can count.
         """
         self.model, self.update_config = model, update
         topology = self.job.topology
@@ -162,8 +162,8 @@ class Adapter(ABC):
         self.firsts = kept.firsts(self.compressor if update else None, self.shares, topology)
         self.remembered = kept.remembered(self.compressor, self.firsts, self.shares, topology)
         self.held = {**self.shares, **self.moments_held, **self.remembered}
-        for share in self.shares.values():
-            self.job.holders(share)  # refuses what Horovod cannot count, before any memory is taken
+        for share in self.shares.values() if update else ():
+            self.job.holders(share)  # refuses gradients that Horovod cannot count, before any memory is taken
         self._make()
 
     @abstractmethod

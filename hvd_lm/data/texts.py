@@ -48,6 +48,9 @@ class Hash(Protocol):
     def update(self, data: Any, /) -> None: ...
 
 
+_NONE = np.empty(0, np.int32)
+
+
 @dataclass(frozen=True)
 class Texts:
     """The tokens of a run."""
@@ -55,7 +58,7 @@ class Texts:
     tokenizer: Tokenizer
     training: Tokens
     validation: Tokens
-    test: Tokens = field(default_factory=lambda: np.empty(0, np.int32))
+    test: Tokens = field(default_factory=lambda: _NONE)
     """Of a prepared folder that has one: judged when the run is done, so no part of what it goes on with."""
 
     @cached_property
@@ -171,9 +174,6 @@ def _train_tokenizer(training: Sequence[str], whole: Sequence[str], vocabulary_s
             hint = "runs of older versions counted the validation part too: --validation-cut tokens goes on with them"
             error = ConfigError(f"{error}; {hint}")
         raise error from None
-
-
-_NONE = np.empty(0, np.int32)
 
 
 def read_tokens(paths: Sequence[Path], tokenizer: Tokenizer, split: Split | None = None) -> tuple[Tokens, TextCounts]:

@@ -9,11 +9,10 @@ from hvd_lm.adapters.base import Adapter
 from hvd_lm.checkpoint.format import best_of, step_of
 from hvd_lm.config import DataConfig
 from hvd_lm.data.texts import Texts
-from hvd_lm.evaluation.exact_loss import exact_loss
 from hvd_lm.evaluation.figures import Evaluation
 from hvd_lm.training.metrics import Metrics
 from hvd_lm.training.snapshot import enter
-from hvd_lm.training.validations import streams_of
+from hvd_lm.training.validations import evaluated, streams_of
 
 
 def tested(adapter: Adapter, texts: Texts, data: DataConfig, out: Path, step: int, metrics: Metrics) -> Evaluation | None:
@@ -32,8 +31,7 @@ def tested(adapter: Adapter, texts: Texts, data: DataConfig, out: Path, step: in
     judged = job.broadcast(best.step if best else step)
     if judged != step:
         enter(adapter, best, seed=0)
-    tokens = len(texts.test)
-    test = Evaluation(exact_loss(adapter, streams_of(adapter, texts, texts.test, data)) / tokens, tokens)
+    test = evaluated(adapter, texts.test, streams_of(adapter, texts, texts.test, data))
     job.agree()
     metrics.say(f"test loss {test.loss:.4f}  perplexity {test.perplexity:.2f}, of the weights after step {judged}")
     return test

@@ -16,11 +16,11 @@ class Samples:
 
     def __init__(self, adapter: Adapter, tokenizer: Tokenizer, every: int | None, prompt: str) -> None:
         self._writer = Writer(adapter, tokenizer) if every and adapter.job.topology.is_writer else None
-        self._every, self._prompt = every, prompt
+        self._every, self._prompt = every or 1, prompt
 
     def after(self, step: int) -> str | None:
         """The one that is due after `step`, which alone decides what is drawn: `--sample-prompt`, and what follows."""
-        if not (self._writer and self._every) or step % self._every:
+        if self._writer is None or step % self._every:
             return None
         (text,) = self._writer.samples(self._prompt, length=LENGTH, sampling=SamplingConfig(seed=step))
         return self._prompt + text

@@ -26,10 +26,7 @@ class Validations:
 
     def run(self) -> Evaluation | None:
         """What the weights are worth now; None where there is no held-out text. Collective."""
-        if self._streams is None:
-            return None
-        tokens = len(self._tokens)
-        return Evaluation(exact_loss(self._adapter, self._streams) / tokens, tokens)
+        return None if self._streams is None else evaluated(self._adapter, self._tokens, self._streams)
 
     def note(self, validation: Evaluation) -> bool:
         """Whether it is the best so far."""
@@ -53,3 +50,8 @@ class Validations:
 def streams_of(adapter: Adapter, texts: Texts, tokens: Tokens, data: DataConfig) -> Streams:
     """Held-out `tokens`, cut for this rank as the text of training is."""
     return evaluation_streams(adapter, tokens, texts.tokenizer.end_of_line_id, data.batch_size, data.sequence_length)
+
+
+def evaluated(adapter: Adapter, tokens: Tokens, streams: Streams) -> Evaluation:
+    """What the weights make of `tokens`, of which `streams` are this rank's. Collective."""
+    return Evaluation(exact_loss(adapter, streams) / len(tokens), len(tokens))
