@@ -11,7 +11,7 @@ from conftest import INSTALLED
 
 from hvd_lm.adapters import adapter_class
 from hvd_lm.adapters.job import Group, device_of
-from hvd_lm.config import ModelConfig
+from hvd_lm.config import ModelConfig, OptimizerConfig
 from hvd_lm.errors import ConfigError
 from hvd_lm.model.split import whole
 from hvd_lm.model.stages import parameters
@@ -84,6 +84,21 @@ def test_a_tensor_that_horovod_cannot_count_is_refused(framework: str) -> None:
     job.groups = {**job.groups, "readers": Group((0, 1), 0, None)}
     with pytest.raises(ConfigError, match=r"2,147,483,648 values.*--vocabulary-size"):
         job.holders(large)
+
+
+def test_a_model_with_such_a_tensor_is_refused_before_its_memory_is_taken(framework: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its gradients would travel: who only reads shares nothing."""
+    kind = adapter_class(framework)
+    made: list[str] = []
+    monkeypatch.setattr(kind, "_make", lambda adapter: made.append(adapter.framework))
+    job = kind.job_class(threads=1)
+    job.groups = {**job.groups, "readers": Group((0, 1), 0, None)}
+    model = ModelConfig(vocabulary_size=2**22, embedding_size=2**9, hidden_size=8)
+    with pytest.raises(ConfigError, match="embedding has 2,147,483,648 values"):
+        kind(job).build(model, OptimizerConfig())
+    assert made == []
+    kind(job).build(model)
+    assert made == [framework]
 
 
 def test_alone_nothing_travels(framework: str) -> None:
