@@ -19,6 +19,7 @@ from hvd_lm.config import (
     OptimizerConfig,
     RunConfig,
     TopologyConfig,
+    with_passes,
 )
 from hvd_lm.errors import ConfigError
 from hvd_lm.plain_values import from_dict, to_dict
@@ -220,3 +221,11 @@ def test_defaults_are_the_reference_recipe() -> None:
     assert (config.data.batch_size, config.data.sequence_length) == (8, 32)
     assert (config.optimizer.optimizer, config.optimizer.learning_rate, config.optimizer.clip) == ("adam", 1e-3, 1.0)
     assert config.communication.backward_passes_per_step == 10
+
+
+def test_a_target_batch_decides_the_passes() -> None:
+    config = flags("--target-batch", "5120", "--batch-size", "16", "--sequence-length", "32", "--backward-passes-per-step", "3")
+    assert [with_passes(config, readers).communication.backward_passes_per_step for readers in (1, 2, 3, 100)] == [10, 5, 3, 1]
+    assert with_passes(RunConfig(), 3) == RunConfig()
+    with pytest.raises(ConfigError, match="--target-batch 511 is below one micro-batch of 16 x 32 = 512 tokens"):
+        flags("--target-batch", "511", "--batch-size", "16", "--sequence-length", "32")

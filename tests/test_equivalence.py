@@ -69,3 +69,16 @@ def test_ranks_times_micro_batches_is_what_counts(framework: str) -> None:
     for ranks in (2, 4):
         np.testing.assert_allclose(results[ranks][:, 0], losses, rtol=1e-5)
         np.testing.assert_allclose(results[ranks][:, 1], norms, rtol=1e-4)
+
+
+def test_ranks_share_a_target_batch(text: Path, tmp_path: Path) -> None:
+    """N follows the ranks, the run says what it misses, and its settings tell N."""
+    for ranks, passes in ((1, 4), (2, 2)):
+        ended = pools.hvd_lm(
+            ranks, "train", "--framework", INSTALLED[0], "--data", text, "--out", tmp_path / str(ranks), "--steps", "3",
+            "--vocabulary-size", "200", "--embedding-size", "24", "--hidden-size", "32", "--sequence-length", "16",
+            "--validation-share", "0", "--batch-size", "4", "--target-batch", "250",
+        )  # fmt: skip
+        assert "tokens per rank, 256 of all where --target-batch asks for 250; " in ended.output
+        assert [row["tokens"] for row in launcher.metrics(tmp_path / str(ranks))] == [256, 512, 768]
+        assert f"backward_passes_per_step: {passes}\n" in (tmp_path / str(ranks) / "config.yaml").read_text()

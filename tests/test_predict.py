@@ -459,6 +459,16 @@ def test_command_prints_words_or_json(files: tuple[Path, Path], capsys: pytest.C
     assert "extrapolated by the closed forms" in capsys.readouterr().out
 
 
+def test_a_target_batch_is_shared_by_the_ranks(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = WORK.data.batch_size * WORK.data.sequence_length
+    (tmp_path / "run.yaml").write_text(f"{files[1].read_text()}\ntarget_batch: {8 * 6 * tokens}\n")
+    assert main(["predict", "--link", str(files[0]), "--config", str(tmp_path / "run.yaml"), "--ranks", "8", "--json"]) == 0
+    work = replace(WORK, communication=replace(WORK.communication, backward_passes_per_step=6))
+    assert json.loads(capsys.readouterr().out)["step_seconds"] == of(a_link(), work, ranks=8).step_seconds
+
+
 # --- PowerSGD --------------------------------------------------------------------------------------------
 
 POWERSGD = replace(WORK, communication=CommunicationConfig(backward_passes_per_step=4, compression="powersgd", powersgd_rank=2))

@@ -27,7 +27,7 @@ from hvd_lm.communication.measure import MeasureConfig, Work
 from hvd_lm.communication.plan import PlanConfig
 from hvd_lm.communication.predict import PredictConfig
 from hvd_lm.communication.queueing import QueueingConfig
-from hvd_lm.config import RunConfig
+from hvd_lm.config import RunConfig, with_passes
 from hvd_lm.data.prepare import PrepareConfig, prepare
 from hvd_lm.errors import BugError, ConfigError, RemovedError, StoppedError, in_family, require
 from hvd_lm.evaluation import perplexity, score
@@ -239,7 +239,7 @@ def run_measure(argv: list[str]) -> int:
     framework, work = config.framework or "torch", None
     if config.config:
         run = parse_with_yaml(RunConfig, "measure", ["--config", str(config.config)])
-        framework, work = config.framework or run.framework, Work.of(run)
+        framework, work = config.framework or run.framework, Work.of(with_passes(run, launcher.launched_size()))
         config = replace(config, threads=config.threads or run.threads)
     link = measuring.measure(config, framework, work)
     if launcher.launched_rank() == 0:
@@ -253,7 +253,7 @@ def run_predict(argv: list[str]) -> int:
     if launcher.launched_rank() == 0:
         run = parse_with_yaml(RunConfig, "predict", ["--config", str(config.config)])
         link = read_link(config.link)
-        found = predicting.predict(link, run.framework, Work.of(run), run.topology, config.ranks)
+        found = predicting.predict(link, run.framework, Work.of(with_passes(run, config.ranks)), run.topology, config.ranks)
         predicting.warn_of_other_hardware(link)
         print(json.dumps(found.to_dict()) if config.json else predicting.words(found))
     return 0

@@ -13,7 +13,7 @@ from hvd_lm.communication.link import Link
 from hvd_lm.communication.measure import Work
 from hvd_lm.communication.memory import memory_of_machine, memory_of_rank
 from hvd_lm.communication.predict import Prediction, predict
-from hvd_lm.config import DataConfig, Framework, TopologyConfig
+from hvd_lm.config import DataConfig, Framework, TopologyConfig, passes_for
 from hvd_lm.errors import ConfigError, require
 from hvd_lm.job.messages import warn
 from hvd_lm.paths import make_paths
@@ -171,11 +171,6 @@ def _with_compressions(work: Work) -> tuple[dict[Compression, Work], tuple[str, 
     return found, tuple(left_out)
 
 
-def passes_for(target_batch: int, ranks: int, data: DataConfig) -> int:
-    """Micro-batches a step, at least one, that bring the tokens of `ranks` ranks nearest to `target_batch`."""
-    return max(1, round(target_batch / (ranks * data.batch_size * data.sequence_length)))
-
-
 def _preferred(settings: Sequence[Setting]) -> list[Setting]:
     """In order: again and again, of those that are as fast as the fastest left, the one that changes least, on fewest ranks."""
     left, ordered = list(settings), list[Setting]()
@@ -238,7 +233,7 @@ class _Planner:
 
     def _accumulated(self, work: Work, ranks: int) -> Work:
         count = passes_for(self._target_batch, ranks, work.data)
-        return replace(work, communication=replace(work.communication, backward_passes_per_step=count))
+        return replace(work, communication=replace(work.communication, backward_passes_per_step=count, target_batch=None))
 
     def _predict(self, link: Link, work: Work, ranks: int) -> Prediction:
         return predict(link, self._framework, work, self._topology, ranks)

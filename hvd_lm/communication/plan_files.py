@@ -56,7 +56,8 @@ def write_plan(found: Plan, run: RunConfig, link: Link, out: Path) -> None:
     if (out / CONFIG).exists() and not (out / JOB).exists():
         raise ConfigError(f"--out {out} holds a {CONFIG} that is no plan's: name another folder")
     pick = found.pick
-    communication = replace(run.communication, compression=pick.compression, backward_passes_per_step=pick.backward_passes_per_step)
+    passes = pick.backward_passes_per_step
+    communication = replace(run.communication, compression=pick.compression, backward_passes_per_step=passes, target_batch=None)
     data = replace(run.data, data=_absolute(run.data.data), validation_data=_absolute(run.data.validation_data))
     topology = replace(run.topology, data_parallel=None)
     try:

@@ -18,6 +18,9 @@ class CommunicationConfig:
 
     backward_passes_per_step: int = 10
     """Micro-batches accumulated on a rank before one reduction and one optimizer step (N)."""
+    target_batch: int | None = None
+    """Tokens of an optimizer step of all ranks, however many they are, as near as whole micro-batches come: in place of
+    --backward-passes-per-step."""
     compression: Literal["none", "fp16", "powersgd", "topk"] = "none"
     """What travels of gradients. none: they, as float32. fp16: as halves. powersgd: matrices as products of two narrow ones
     (Vogels et al. 2019, arXiv:1905.13727). topk: of matrices the largest values of each rank (Lin et al. 2018, arXiv:1712.01887).

@@ -94,9 +94,29 @@ class RunConfig:
             self.sample_every is None or self.topology.split in (None, "optimizer"),
             f"--sample-every needs a whole model on rank 0: use it without --split {self.topology.split}",
         )
+        target, micro_batch = self.communication.target_batch, self.data.batch_size * self.data.sequence_length
+        require(
+            target is None or target >= micro_batch,
+            f"--target-batch {target} is below one micro-batch of {self.data.batch_size} x {self.data.sequence_length} = "
+            f"{micro_batch} tokens: ask for more, or for a smaller --batch-size or --sequence-length",
+        )
         require(self.seed >= 0, f"--seed must not be negative, not {self.seed}")
 
 
 def with_vocabulary_size(config: RunConfig, size: int) -> RunConfig:
     """`config` with the vocabulary size that the text has decided."""
     return replace(config, model=replace(config.model, vocabulary_size=size))
+
+
+def with_passes(config: RunConfig, readers: int) -> RunConfig:
+    """`config` with the passes per step that bring `readers` data ranks nearest to its target batch, if it has one."""
+    target = config.communication.target_batch
+    if target is None:
+        return config
+    passes = passes_for(target, readers, config.data)
+    return replace(config, communication=replace(config.communication, backward_passes_per_step=passes))
+
+
+def passes_for(target_batch: int, readers: int, data: DataConfig) -> int:
+    """Micro-batches a step, at least one, that bring the tokens of `readers` data ranks nearest to `target_batch`."""
+    return max(1, round(target_batch / (readers * data.batch_size * data.sequence_length)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hvd_lm.config import ModelConfig
+import math
+
+from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig
 
 _CELL_NAMES = {"lstm": "LSTM", "mlstm": "multiplicative LSTM"}
 
@@ -15,6 +17,14 @@ def described(model: ModelConfig) -> str:
         f"vocabulary {model.vocabulary_size}, embedding {model.embedding_size}, {len(model.units)} "
         f"{_CELL_NAMES[model.cell]} layer(s) of {units}{projected}"
     )
+
+
+def a_step(communication: CommunicationConfig, data: DataConfig, readers: int) -> str:
+    """What an optimizer step of `readers` data ranks has."""
+    sizes = (communication.backward_passes_per_step, data.batch_size, data.sequence_length)
+    tokens, target = readers * math.prod(sizes), communication.target_batch
+    missed = "" if target in (None, tokens) else f", {tokens:,} of all where --target-batch asks for {target:,}"
+    return f"{' x '.join(map(str, sizes))} tokens per rank{missed}"
 
 
 def nothing_left(step: int, total_steps: int, ended_early: bool) -> str:

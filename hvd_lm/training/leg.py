@@ -28,10 +28,9 @@ from hvd_lm.job.agreement import Trouble
 from hvd_lm.job.stop import SIGNALS
 from hvd_lm.model.noise import dropout_masks, dropout_widths
 from hvd_lm.plain_values import to_dict
-from hvd_lm.training import parts, replicas
+from hvd_lm.training import headline, parts, replicas
 from hvd_lm.training.accumulation import Accumulation
 from hvd_lm.training.cursor import go_on, text_cursor
-from hvd_lm.training.headline import described, nothing_left
 from hvd_lm.training.judgement import refused
 from hvd_lm.training.late_gradients import LateGradients
 from hvd_lm.training.local_steps import LocalSteps
@@ -128,13 +127,13 @@ class Leg:
 
     def headline(self) -> str:
         """What is trained on what, for how long."""
-        data, texts = self._config.data, self._texts
+        texts, a_step = self._texts, headline.a_step(self._config.communication, self._config.data, self.job.topology.readers)
         goes_on = f"going on after step {self.step}, {self.tokens:,} tokens; " if self.step else ""
         return (
-            f"model: {described(self._config.model)}; text: {len(texts.training):,} tokens to train on, "
+            f"model: {headline.described(self._config.model)}; text: {len(texts.training):,} tokens to train on, "
             f"{len(texts.validation):,} to validate\n"
-            f"{self.total_steps} optimizer steps of {self._passes} x {data.batch_size} x {data.sequence_length} tokens per rank; "
-            f"{goes_on}writing to {self._config.out}{nothing_left(self.step, self.total_steps, self.ended_early)}"
+            f"{self.total_steps} optimizer steps of {a_step}; "
+            f"{goes_on}writing to {self._config.out}{headline.nothing_left(self.step, self.total_steps, self.ended_early)}"
         )
 
     # --- the loop ----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from hvd_lm.adapters.base import Adapter
 from hvd_lm.adapters.ending import ending_together
 from hvd_lm.checkpoint import CheckpointWriter
 from hvd_lm.compression.compressors import Compression
-from hvd_lm.config import RunConfig, with_vocabulary_size
+from hvd_lm.config import RunConfig, with_passes, with_vocabulary_size
 from hvd_lm.data.texts import Texts, read_texts
 from hvd_lm.errors import ConfigError
 from hvd_lm.evaluation.figures import Evaluation
@@ -109,6 +109,7 @@ def _leg(
         shares(config.model, topology)  # refuses a split that cannot be
         common = {"read another text": texts.fingerprint, "have another test split": texts.test_fingerprint}
         common |= settings(config, without=OF_A_RANK)
+        config = with_passes(config, topology.readers)
         newest = elastic.newest({"run another hvd_lm": source_digest(), **common}) if elastic else NOBODY
         earlier = None
         with elastic.told() if elastic else nullcontext():
