@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +36,20 @@ def layer_weights() -> dict[str, Weight]:
     for weight in weights.values():
         weight.value.assign(initial[weight.name])
     return weights
+
+
+@pytest.mark.parametrize("units", [4, 16, 64, 1000])
+def test_no_weight_stays_in_the_memory_it_came_in(units: int) -> None:
+    """TensorFlow takes an array over where it may, by its address: weights would be here or there by chance."""
+    from hvd_lm.adapters.tensorflow.weight import Arriving, Weight
+
+    share = whole(stages(replace(LAYER, hidden_size=units))[1].parameters["recurrent_kernel"])
+    for _ in range(8):
+        arriving, weight = Arriving(share), Weight(share)
+        assert arriving.add(0, draw(*share.shape, seed=1))
+        weight.value.assign(arriving.values)
+        arriving.values[:] = 0
+        np.testing.assert_array_equal(weight.value.numpy(), draw(*share.shape, seed=1))
 
 
 def draw(*shape: int, seed: int) -> NDArray[np.float32]:

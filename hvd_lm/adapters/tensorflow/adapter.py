@@ -20,6 +20,7 @@ from hvd_lm.adapters.tensorflow.compressed import Compressed
 from hvd_lm.adapters.tensorflow.graphs import graph_function
 from hvd_lm.adapters.tensorflow.job import TensorFlowJob
 from hvd_lm.adapters.tensorflow.late import LateUpdate
+from hvd_lm.adapters.tensorflow.memory import reserve
 from hvd_lm.adapters.tensorflow.model_group import ModelGroup
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.reducer import GradientReducer, Way
@@ -67,6 +68,7 @@ class TensorFlowAdapter(Adapter):
             and name not in self.selected
             for name, share in self.shares.items()
         }
+        reserve(self.shares.values())
         self._weights = {name: Weight(share, by_rows=by_rows[name]) for name, share in self.shares.items() if share.rows}
         self._values = {name: weight.value for name, weight in self._weights.items()}
         groups, self._wire = self.job.groups, Wire(halves=self.communication.compression == "fp16")
@@ -194,14 +196,11 @@ class TensorFlowAdapter(Adapter):
     # --- weights, moments, state -------------------------------------------------------------------------
 
     def set_rows(self, name: str, start: int, values: Array) -> None:
-        share, variable = self.held[name], self._variables[name]
-        if len(values) == len(share.rows):
-            variable.assign(values)
-            return
         # A variable that was ever assigned to in part is copied by every dense read from then on.
-        arriving = self._arriving.setdefault(name, Arriving(share))
-        if arriving.add(start, values):
-            variable.assign(self._arriving.pop(name).values)
+        if name not in self._arriving:
+            self._arriving[name] = Arriving(self.held[name])
+        if self._arriving[name].add(start, values):
+            self._variables[name].assign(self._arriving.pop(name).values)
 
     @property
     def _memory(self) -> dict[str, tf.Variable]:

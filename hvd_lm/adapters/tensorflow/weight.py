@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -48,7 +49,9 @@ class Weight(Gradient):
 
     def __init__(self, share: Share, *, by_rows: bool = False) -> None:
         super().__init__(share, by_rows=by_rows)
-        self.value = tf.Variable(tf.zeros(self.shape), name=self.name, trainable=False)
+        # No page is touched before the values come.
+        empty = tf.raw_ops.Empty(shape=self.shape, dtype=tf.float32)
+        self.value = tf.Variable(empty, name=self.name, trainable=False)
 
 
 class Arriving:
@@ -56,7 +59,10 @@ class Arriving:
 
     def __init__(self, share: Share) -> None:
         self._rows, self._left = share.rows, len(share.rows)
-        self.values: Array = np.empty(share.shape, np.float32)
+        # TensorFlow copies what is not aligned to 64 bytes. The rest it takes over, and the heap keeps what is free below it.
+        room = np.empty(math.prod(share.shape) + 1, np.float32)
+        first = int(room.ctypes.data % 64 == 0)
+        self.values: Array = room[first : first + math.prod(share.shape)].reshape(share.shape)
 
     def add(self, start: int, values: Array) -> bool:
         """Row `start` of the canonical weight, and following; whether all are there now."""
