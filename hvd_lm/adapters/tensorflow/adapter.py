@@ -68,7 +68,7 @@ class TensorFlowAdapter(Adapter):
             and name not in self.selected
             for name, share in self.shares.items()
         }
-        reserve(self.shares.values())
+        reserve(self.shares.values(), copies=2 + len(self.update_config.moments) if self.update_config else 1)
         self._weights = {name: Weight(share, by_rows=by_rows[name]) for name, share in self.shares.items() if share.rows}
         self._values = {name: weight.value for name, weight in self._weights.items()}
         groups, self._wire = self.job.groups, Wire(halves=self.communication.compression == "fp16")

@@ -12,15 +12,16 @@ from hvd_lm.model.split import Share
 with native_stderr_closed():
     import tensorflow as tf
 
-_COPIES = 8
-"""Weights, gradients and two moments are four; activations and temporaries find room in the rest."""
+_ROW = 1 << 20
+"""Values; TensorFlow counts in 32 bits along an axis."""
 
 
-def reserve(shares: Iterable[Share]) -> None:
-    """Let all that training with `shares` needs lie in one region; pages that nothing is written to take no memory.
+def reserve(shares: Iterable[Share], copies: int) -> None:
+    """Let `copies` of what this rank holds lie in one region; pages that nothing is written to take no memory.
 
     By itself the allocator (BFC) begins with small regions and doubles them, and what is free across two of them serves nobody.
+    It makes a region as large as the next power of two, and notes 8 bytes for every 256 of it: no more is reserved than is used.
     """
-    values = _COPIES * sum(math.prod(share.shape) for share in shares)
+    values = copies * sum(math.prod(share.shape) for share in shares)
     with contextlib.suppress(tf.errors.ResourceExhaustedError), tf.device("CPU:0"):
-        tf.raw_ops.Empty(shape=(values,), dtype=tf.float32)
+        tf.raw_ops.Empty(shape=(-(-values // _ROW), _ROW), dtype=tf.float32)
