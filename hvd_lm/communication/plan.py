@@ -13,7 +13,7 @@ from hvd_lm.communication.link import Link
 from hvd_lm.communication.measure import Work
 from hvd_lm.communication.memory import memory_of_machine, memory_of_rank
 from hvd_lm.communication.predict import Prediction, predict
-from hvd_lm.config import DataConfig, Framework, TopologyConfig, passes_for
+from hvd_lm.config import DataConfig, Framework, TopologyConfig, passes_for, require_target_batch
 from hvd_lm.errors import ConfigError, require
 from hvd_lm.job.messages import warn
 from hvd_lm.paths import make_paths
@@ -151,12 +151,7 @@ def plan(link: Link, framework: Framework, work: Work, topology: TopologyConfig,
 
 def _check(data: DataConfig, ranks: Sequence[int], target_batch: int) -> None:
     require(bool(ranks) and min(ranks) >= 1, f"ranks must be numbers of at least 1, not {list(ranks)}")
-    micro_batch = data.batch_size * data.sequence_length
-    if target_batch < micro_batch:
-        raise ConfigError(
-            f"--target-batch {target_batch} is below one micro-batch of {data.batch_size} x {data.sequence_length} = "
-            f"{micro_batch} tokens: ask for more, or for a smaller --batch-size or --sequence-length"
-        )
+    require_target_batch(target_batch, data)
 
 
 def _with_compressions(work: Work) -> tuple[dict[Compression, Work], tuple[str, ...]]:
@@ -233,7 +228,7 @@ class _Planner:
 
     def _accumulated(self, work: Work, ranks: int) -> Work:
         count = passes_for(self._target_batch, ranks, work.data)
-        return replace(work, communication=replace(work.communication, backward_passes_per_step=count, target_batch=None))
+        return replace(work, communication=replace(work.communication, backward_passes_per_step=count))
 
     def _predict(self, link: Link, work: Work, ranks: int) -> Prediction:
         return predict(link, self._framework, work, self._topology, ranks)

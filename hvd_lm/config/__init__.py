@@ -7,7 +7,8 @@ from hvd_lm.config.communication import CommunicationConfig
 from hvd_lm.config.data import VALIDATION_SHARE, DataConfig
 from hvd_lm.config.model import CELLS, MOST_LAYERS, REFERENCE_VOCABULARY_SIZE, Cell, ModelConfig
 from hvd_lm.config.optimizer import OptimizerConfig
-from hvd_lm.config.run import FRAMEWORKS, Framework, RunConfig, passes_for, with_passes, with_vocabulary_size
+from hvd_lm.config.run import FRAMEWORKS, Framework, RunConfig, with_passes, with_vocabulary_size
+from hvd_lm.config.target_batch import passes_for, require_target_batch
 from hvd_lm.config.topology import Split, TopologyConfig
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Split",
     "TopologyConfig",
     "passes_for",
+    "require_target_batch",
     "with_passes",
     "with_vocabulary_size",
 ]

@@ -11,6 +11,7 @@ from hvd_lm.config.communication import CommunicationConfig
 from hvd_lm.config.data import DataConfig
 from hvd_lm.config.model import ModelConfig
 from hvd_lm.config.optimizer import OptimizerConfig
+from hvd_lm.config.target_batch import passes_for, require_target_batch
 from hvd_lm.config.topology import TopologyConfig
 from hvd_lm.errors import require, require_positive
 from hvd_lm.paths import at_home, make_paths
@@ -94,12 +95,8 @@ class RunConfig:
             self.sample_every is None or self.topology.split in (None, "optimizer"),
             f"--sample-every needs a whole model on rank 0: use it without --split {self.topology.split}",
         )
-        target, micro_batch = self.communication.target_batch, self.data.batch_size * self.data.sequence_length
-        require(
-            target is None or target >= micro_batch,
-            f"--target-batch {target} is below one micro-batch of {self.data.batch_size} x {self.data.sequence_length} = "
-            f"{micro_batch} tokens: ask for more, or for a smaller --batch-size or --sequence-length",
-        )
+        if self.communication.target_batch is not None:
+            require_target_batch(self.communication.target_batch, self.data)
         require(self.seed >= 0, f"--seed must not be negative, not {self.seed}")
 
 
@@ -115,8 +112,3 @@ def with_passes(config: RunConfig, readers: int) -> RunConfig:
         return config
     passes = passes_for(target, readers, config.data)
     return replace(config, communication=replace(config.communication, backward_passes_per_step=passes))
-
-
-def passes_for(target_batch: int, readers: int, data: DataConfig) -> int:
-    """Micro-batches a step, at least one, that bring the tokens of `readers` data ranks nearest to `target_batch`."""
-    return max(1, round(target_batch / (readers * data.batch_size * data.sequence_length)))

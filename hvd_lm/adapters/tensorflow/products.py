@@ -24,7 +24,7 @@ _BLOCK = 256
 
 def by_transposed(rows_ND: tf.Tensor, kernel_KD: tf.Tensor) -> tf.Tensor:
     """``rows @ kernel.T``, [N, K]."""
-    if kernel_KD.shape[1] < _WIDE or _on_gpu():
+    if kernel_KD.shape[1] < _WIDE or on_gpu():
         return tf.matmul(rows_ND, kernel_KD, transpose_b=True)
     return tf.transpose(tf.matmul(kernel_KD, tf.transpose(rows_ND)))
 
@@ -32,7 +32,7 @@ def by_transposed(rows_ND: tf.Tensor, kernel_KD: tf.Tensor) -> tf.Tensor:
 def by(rows_NK: tf.Tensor, kernel_KD: tf.Tensor) -> tf.Tensor:
     """``rows @ kernel``, [N, D]."""
     width = kernel_KD.shape[1]
-    if width % _ALIASED or tf.config.threading.get_intra_op_parallelism_threads() != 1 or _on_gpu():
+    if width % _ALIASED or tf.config.threading.get_intra_op_parallelism_threads() != 1 or on_gpu():
         return tf.matmul(rows_NK, kernel_KD)
     parts: list[tf.Tensor] = []
     for start in range(0, width, _BLOCK):
@@ -42,5 +42,6 @@ def by(rows_NK: tf.Tensor, kernel_KD: tf.Tensor) -> tf.Tensor:
     return tf.concat(parts, 1)
 
 
-def _on_gpu() -> bool:
+def on_gpu() -> bool:
+    """Whether TensorFlow computes on one."""
     return bool(tf.config.get_visible_devices("GPU"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from hvd_lm.adapters.assembly import Divided, Kit, Made, assemble
-from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
+from hvd_lm.adapters.tensorflow.products import on_gpu
 from hvd_lm.adapters.tensorflow.stages.adaptive_softmax import AdaptiveOutput
 from hvd_lm.adapters.tensorflow.stages.base import Stage
 from hvd_lm.adapters.tensorflow.stages.cudnn_lstm import CudnnLstm
@@ -23,9 +23,6 @@ from hvd_lm.config import ModelConfig
 from hvd_lm.model import stages as declared
 from hvd_lm.model.noise import keep_probability
 
-with native_stderr_closed():
-    import tensorflow as tf
-
 __all__ = ["make_stages", "neighbour"]
 
 Weights = Mapping[str, Weight]
@@ -37,7 +34,7 @@ def make_stages(config: ModelConfig, weights: Weights, divided: Divided) -> Made
 
 
 def _make_lstm(_: ModelConfig, __: declared.Stage, weights: Weights) -> Stage:
-    return CudnnLstm(weights) if tf.config.get_visible_devices("GPU") else Lstm(weights)
+    return CudnnLstm(weights) if on_gpu() else Lstm(weights)
 
 
 _MAKERS: dict[declared.Kind, Callable[[ModelConfig, declared.Stage, Weights], Stage]] = {
