@@ -49,7 +49,9 @@ def test_settings_of_openmpi_leave_the_network_to_the_job() -> None:
     """horovodrun --network-interfaces names one, which OpenMPI refuses where a file excludes some: nothing passed between pods."""
     pytest.importorskip("mpi4py")
     network = [word for kind in ("btl_tcp", "oob_tcp") for word in ("--mca", f"{kind}_if_include", "lo")]
-    program = "from mpi4py import MPI; print(MPI.COMM_WORLD.Dup().allreduce(MPI.COMM_WORLD.rank + 1))"
+    # Rank 0 tells both sums: lines of two ranks may run into each other.
+    sums = "world.gather(world.Dup().allreduce(world.rank + 1))"
+    program = f"from mpi4py import MPI; world = MPI.COMM_WORLD; sums = {sums}; world.rank or print(*sums)"
     ended = subprocess.run(
         ["mpirun", "--oversubscribe", "-n", "2", "--mca", "btl", "tcp,self", *network, sys.executable, "-c", program],
         env=os.environ | {"OMPI_MCA_mca_base_param_files": str(DOCKER / "openmpi-mca-params.conf")},
