@@ -24,6 +24,7 @@ from hvd_lm.data.streams import Streams
 from hvd_lm.data.texts import Texts, read_texts
 from hvd_lm.errors import DataError, TrainingError
 from hvd_lm.training.cursor import Cursor
+from hvd_lm.training.dataset import TextDataset
 from hvd_lm.training.leg import Leg
 from hvd_lm.training.loss_scale import SMALLEST, LossScale
 from hvd_lm.training.metrics import Row
@@ -61,7 +62,7 @@ def leg_of(config: RunConfig, texts: Texts, snapshot: Snapshot | None = None) ->
     """In an adapter of its own."""
     adapter = hvd_lm.adapter(config.framework, config.communication, threads=1)
     adapter.build(config.model, config.optimizer)
-    leg, noted = Leg(config, texts, adapter, *enter(adapter, snapshot, config.seed)), Noted()
+    leg, noted = Leg(config, TextDataset(texts), adapter, *enter(adapter, snapshot, config.seed)), Noted()
     leg.outlets.metrics = noted
     return leg, adapter, noted
 
@@ -212,17 +213,17 @@ def test_sequences_that_stand_alone_begin_with_a_zero_state(framework: str, tmp_
     config = with_vocabulary_size(config, texts.tokenizer.vocabulary_size)
     leg, adapter, noted = leg_of(config, texts)
 
-    def no_noise(*, stream_ids: range, micro_batch: int) -> list[NDArray[np.bool_]]:
-        noted_ids.append((stream_ids, micro_batch))
+    def no_noise(*, stream_ids: range, micro_batch: int, sequence_length: int) -> list[NDArray[np.bool_]]:
+        noted_ids.append((stream_ids, micro_batch, sequence_length))
         return []
 
-    noted_ids: list[tuple[range, int]] = []
+    noted_ids: list[tuple[range, int, int]] = []
 
-    leg._cursor = Cursor(Examples, no_noise)
+    leg._cursor = Cursor(lambda _: Examples(), no_noise)
     expected = 0.0
     for index in range(3):
         batch = Examples().micro_batch(index)
         expected += float(adapter.evaluate(batch.inputs_TB, batch.targets_TB, adapter.zero_state(4)).losses_TB.sum())
     leg.run(until=1)
     assert losses(noted)[0] == pytest.approx(expected / 96, rel=1e-5)
-    assert noted_ids == [(range(4), index) for index in range(3)]
+    assert noted_ids == [(range(4), index, 8) for index in range(3)]

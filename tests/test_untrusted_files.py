@@ -31,7 +31,8 @@ from hvd_lm.errors import CheckpointError, ConfigError, DataError, HvdLmError
 from hvd_lm.job.topology import Topology
 from hvd_lm.report import page as report_page
 from hvd_lm.report.runs import read_runs
-from hvd_lm.training.cursor import go_on, text_cursor
+from hvd_lm.training.cursor import dataset_cursor, go_on
+from hvd_lm.training.dataset import TextDataset
 
 NUMBERS = st.sampled_from(
     [-1, 0, 1, 2, 3, 7, 10**6, 2**31, 2**63, 10**19, 10**400, -0.5, 1e-300, 1e300, float("nan"), float("inf")]
@@ -165,10 +166,12 @@ def test_position_in_a_text(segments: Any, streams: int, sequence_length: int, m
     """A run goes on within its text, or not at all."""
     position = Position(segments, streams, sequence_length, micro_batches)
     progress = replace(example().progress, position=position, lstm_state_2SU=np.zeros((2, streams, 9), np.float32))
-    texts: Any = SimpleNamespace(training=np.arange(40, dtype=np.int32), tokenizer=SimpleNamespace(end_of_line_id=1))
+    tokens = np.arange(40, dtype=np.int32)
+    texts: Any = SimpleNamespace(training=tokens, validation=(), test=(), tokenizer=SimpleNamespace(end_of_line_id=1))
+    dataset = TextDataset(texts)
     data, topology = DataConfig(batch_size=2, sequence_length=4), Topology(0, 1, 1)
-    cursor = text_cursor(texts, data, topology, lambda **_: [])
-    state, refusal = outcome(go_on, cursor, progress, texts, data, topology)
+    cursor = dataset_cursor(dataset, data, topology, lambda **_: [])
+    state, refusal = outcome(go_on, cursor, progress, dataset, data, topology)
     in_epoch = -(-sum(stop - start for start, stop in segments) // (2 * 4))
     same_streams = (streams, sequence_length) == (2, 4)
     if any(stop > 40 for _, stop in segments) or (same_streams and micro_batches > in_epoch):

@@ -57,6 +57,9 @@ class ModelConfig:
     adaptive_division: float = 4.0
     """How much narrower the first cluster of --softmax adaptive is than --hidden-size, and each other than the one before."""
 
+    classes: tuple[str, ...] = ()
+    """Names of what the model tells apart, in place of words: set by hvd-lm sentiment train. None: a language model."""
+
     def __post_init__(self) -> None:
         """Brings `hidden_size` and `layers` to one form: a number where all layers are as wide, and how many there are."""
         sizes = self.hidden_size if isinstance(self.hidden_size, (list, tuple)) else (self.hidden_size,)
@@ -98,6 +101,13 @@ class ModelConfig:
             f"{self.widths[-1]}",
         )
         object.__setattr__(self, "adaptive_cutoffs", tuple(self.adaptive_cutoffs))
+        object.__setattr__(self, "classes", tuple(self.classes))
+        if self.classes:
+            require(len(self.classes) > 1, f"--classes needs at least 2 names, not only {self.classes[0]}")
+            require(len(set(self.classes)) == len(self.classes), f"--classes names one twice: {' '.join(self.classes)}")
+            require(
+                self.softmax == "full" and not self.tie_embedding, "--classes goes with --softmax full, without --tie-embedding"
+            )
         if self.softmax == "adaptive":
             require(not self.tie_embedding, "--tie-embedding does not go with --softmax adaptive: its clusters are narrower")
             check_clusters(self.widths[-1], self.adaptive_cutoffs, self.adaptive_division, self.vocabulary_size)

@@ -55,6 +55,9 @@ class RunConfig:
     resume: str | None = None
     """Go on with an earlier run: auto for the newest checkpoint in --out (none there: begin), or the folder of a run or of
     a checkpoint. --steps and --epochs are the totals of the run. Ranks, batch size and framework may change."""
+    initial_weights: Path | None = None
+    """Begin with the weights of another model, in place of random ones: folder of a run or of a checkpoint. Its sizes and its
+    tokenizer must be those of this run."""
     elastic: bool = False
     """Go on when workers come or go, without a restart: under horovodrun --min-np A --max-np B --host-discovery-script SCRIPT."""
     deterministic: bool = False
@@ -66,7 +69,7 @@ class RunConfig:
     topology: TopologyConfig = field(default_factory=TopologyConfig)
 
     def __post_init__(self) -> None:
-        make_paths(self, "out")
+        make_paths(self, "out", "initial_weights")
         if self.resume is not None and self.resume.startswith("~"):
             object.__setattr__(self, "resume", str(at_home(Path(self.resume), "--resume")))
         require(self.framework in FRAMEWORKS, f"--framework must be one of {', '.join(FRAMEWORKS)}, not {self.framework}")

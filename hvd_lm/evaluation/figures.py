@@ -18,11 +18,18 @@ class Evaluation:
     """Targets that were predicted, on all ranks."""
     text: TextCounts = field(default_factory=TextCounts)
     """How much text the tokens are."""
+    accuracy: float | None = None
+    """The share of examples whose class was found, of a model that tells classes apart; then a token is one such."""
 
     @property
     def perplexity(self) -> float:
         """Per token; infinite where that is beyond a float."""
         return _exp(self.loss)
+
+    @property
+    def headline(self) -> dict[str, float]:
+        """What is told of it beside the loss, by its name: the accuracy, or else the perplexity."""
+        return {"perplexity": self.perplexity} if self.accuracy is None else {"accuracy": self.accuracy}
 
     @property
     def bits_per_character(self) -> float:

@@ -9,6 +9,8 @@
     lstm.<l>.multiplicative_recurrent_kernel   [H, H]    the same
     output_kernel                              [V, H]    or [V, P]; absent if tied to the embedding; looked up by a sampled softmax
     output_bias                                [V]       the same
+    class_kernel                               [C, H]    or [C, P]; in place of the output's, of a model that tells C classes apart
+    class_bias                                 [C]       the same
     output.tail.<i>.projection_kernel          [P, H]    of cluster i of an adaptive softmax; H / D^(i+1) = P
     output.tail.<i>.kernel                     [C, P]    of the cluster's C words; no bias, as PyTorch's has none
 

@@ -63,6 +63,10 @@ def shares(model: ModelConfig, topology: Topology) -> dict[str, Share]:
     """Name -> what this rank holds of each parameter. Raises ConfigError if a rank would hold nothing."""
     if topology.split == "layers":
         return _of_layers(model, topology)
+    if topology.split == "vocabulary" and model.classes:
+        raise ConfigError(
+            "a model that tells classes apart has no vocabulary to divide in its output: train with --split optimizer"
+        )
     if topology.split == "vocabulary" and model.softmax == "adaptive":
         raise ConfigError(
             "the clusters of --softmax adaptive are not divided over model ranks: train with --split layers or optimizer, or with "

@@ -20,6 +20,8 @@ from hvd_lm.model.parameters import LookedUp, Parameter, key_of_name
 Kind = Literal["lookup", "drop", "output", "adaptive", "projected_lstm"] | Cell
 
 _EMBEDDING_RANGE = 0.1
+OF_CLASSES = "class_"
+"""Begins the names of parameters that judge classes in place of words."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,9 @@ def _stages(config: ModelConfig) -> Iterator[Stage]:
         width = above
     # Keys of the first format count its parameters: its initial values are bit for bit what they were.
     before = 1 + 3 * len(config.units)
+    if config.classes:
+        yield _classes(width, len(config.classes))
+        return
     if config.softmax == "adaptive":
         yield _adaptive(config, vocabulary, width, before)
         return
@@ -91,6 +96,16 @@ def _stages(config: ModelConfig) -> Iterator[Stage]:
     bias = Parameter("output_bias", (vocabulary,), 0.0, (of_bias,), split="rows", looked_up=sampled)
     kernel = embedding if config.tie_embedding else kernel
     yield Stage("output", width, vocabulary, {"kernel": kernel, "bias": bias})
+
+
+def _classes(width: int, count: int) -> Stage:
+    """The output of a model that tells classes apart. Initial values are uniform in +-1/sqrt(H), PyTorch's default."""
+    kernel, bias = f"{OF_CLASSES}kernel", f"{OF_CLASSES}bias"
+    declared = {
+        "kernel": Parameter(kernel, (count, width), 1.0 / math.sqrt(width), key_of_name(kernel)),
+        "bias": Parameter(bias, (count,), 0.0, key_of_name(bias)),
+    }
+    return Stage("output", width, count, declared)
 
 
 def _adaptive(config: ModelConfig, vocabulary: int, width: int, before: int) -> Stage:

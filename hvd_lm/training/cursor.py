@@ -6,7 +6,7 @@ Shapes: B sequences of this rank, S sequences of all ranks.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Protocol, TypedDict
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,8 @@ from hvd_lm.checkpoint.format import Progress
 from hvd_lm.config import DataConfig
 from hvd_lm.data.read_ahead import read_ahead
 from hvd_lm.data.sources import IGNORED, MicroBatch, Position, Source, Window
-from hvd_lm.data.streams import Streams, continue_streams
-from hvd_lm.data.texts import Texts
-from hvd_lm.errors import CheckpointError
 from hvd_lm.job.topology import Topology
-
-_NOWHERE = "the checkpoint says to go on behind the end of the text: take another one"
+from hvd_lm.training.dataset import Dataset
 
 Masks = list[NDArray[np.bool_]]
 
@@ -28,21 +24,21 @@ Masks = list[NDArray[np.bool_]]
 class Noise(Protocol):
     """The dropout masks of a micro-batch, a pure function of what it is told."""
 
-    def __call__(self, *, stream_ids: range, micro_batch: int) -> Masks: ...
+    def __call__(self, *, stream_ids: range, micro_batch: int, sequence_length: int) -> Masks: ...
 
 
 class Cursor:
     """Walks through epochs, window by window."""
 
-    def __init__(self, open_epoch: Callable[[], Source], noise: Noise) -> None:
-        """At the beginning of the first epoch."""
+    def __init__(self, open_epoch: Callable[[int], Source], noise: Noise) -> None:
+        """At the beginning of the first epoch, 0; `open_epoch` is given the number of one."""
         self._open_epoch, self._noise = open_epoch, noise
         self._batches: Generator[tuple[MicroBatch, Masks]] | None = None
         self.epoch = 0
         """Passes over the text that are complete."""
         self.micro_batches_read = 0
         """Of each sequence since the run began; what noise is counted by."""
-        self._enter(open_epoch(), 0)
+        self._enter(open_epoch(0), 0)
 
     def go_on(self, source: Source, micro_batch: int, *, epoch: int, micro_batches_read: int) -> None:
         """Stand before `micro_batch` of `source`, which is what is left of epoch `epoch`."""
@@ -68,7 +64,7 @@ class Cursor:
 
     def begin_epoch(self) -> None:
         self.epoch += 1
-        self._enter(self._open_epoch(), 0)
+        self._enter(self._open_epoch(self.epoch), 0)
 
     def windows_left(self, backward_passes_per_step: int) -> int:
         """Until the end of the epoch."""
@@ -88,13 +84,15 @@ class Cursor:
         """A micro-batch without targets, and masks of its shape."""
         shape = (sequence_length, batch_size)
         empty = MicroBatch(np.zeros(shape, np.int32), np.full(shape, IGNORED, np.int32))
-        return empty, self._noise(stream_ids=self.source.stream_ids, micro_batch=0)
+        return empty, self._noise(stream_ids=self.source.stream_ids, micro_batch=0, sequence_length=sequence_length)
 
     def _read_ahead(self) -> Generator[tuple[MicroBatch, Masks]]:
         source, earlier = self.source, self.micro_batches_read - self.micro_batch
 
         def make(index: int) -> tuple[MicroBatch, Masks]:
-            return source.micro_batch(index), self._noise(stream_ids=source.stream_ids, micro_batch=earlier + index)
+            batch = source.micro_batch(index)
+            steps = len(batch.inputs_TB)
+            return batch, self._noise(stream_ids=source.stream_ids, micro_batch=earlier + index, sequence_length=steps)
 
         return read_ahead(make, range(self.micro_batch, source.micro_batches))
 
@@ -108,46 +106,22 @@ class Cursor:
         return self.source.position(self.micro_batch)
 
 
-def text_cursor(texts: Texts, data: DataConfig, topology: Topology, noise: Noise) -> Cursor:
-    """At the beginning of the training text, of which this rank reads its streams."""
-
-    return Cursor(lambda: Streams(texts.training, **_cut(texts, data, topology)), noise)
-
-
-class _Cut(TypedDict):
-    """How a text is cut into streams, and which of them this rank reads."""
-
-    first_input: int
-    batch_size: int
-    sequence_length: int
-    data_rank: int
-    data_size: int
+def dataset_cursor(dataset: Dataset, data: DataConfig, topology: Topology, noise: Noise) -> Cursor:
+    """At the beginning of the first epoch of `dataset`, of which this rank reads its part."""
+    return Cursor(lambda epoch: dataset.source(epoch, data, topology), noise)
 
 
-def _cut(texts: Texts, data: DataConfig, topology: Topology) -> _Cut:
-    return {
-        "first_input": texts.tokenizer.end_of_line_id,
-        "batch_size": data.batch_size,
-        "sequence_length": data.sequence_length,
-        "data_rank": topology.reader,
-        "data_size": topology.readers,
-    }
+def go_on(cursor: Cursor, progress: Progress, dataset: Dataset, data: DataConfig, topology: Topology) -> NDArray[np.float32]:
+    """Bring the `cursor` of a dataset to where `progress` was, on whatever ranks; the states that its B sequences go on with,
+    [2, B, U].
 
-
-def go_on(cursor: Cursor, progress: Progress, texts: Texts, data: DataConfig, topology: Topology) -> NDArray[np.float32]:
-    """Bring a text's cursor to where `progress` was, on whatever ranks; the states that its B streams go on with, [2, B, U].
-
-    Raises CheckpointError, on all ranks alike, if it was nowhere in this text.
+    Raises CheckpointError, on all ranks alike, if it was nowhere in this dataset.
     """
-    if any(stop > len(texts.training) for _, stop in progress.position.segments):
-        raise CheckpointError(_NOWHERE)
-    streams, micro_batch, continued = continue_streams(progress.position, texts.training, **_cut(texts, data, topology))
-    if micro_batch > streams.micro_batches:
-        raise CheckpointError(_NOWHERE)
-    cursor.go_on(streams, micro_batch, epoch=progress.epoch, micro_batches_read=progress.micro_batches)
+    rest = dataset.rest(progress, data, topology)
+    cursor.go_on(rest.source, rest.micro_batch, epoch=progress.epoch, micro_batches_read=progress.micro_batches)
     before_2SU = progress.lstm_state_2SU
     state_2BU = np.zeros((2, data.batch_size, before_2SU.shape[2]), np.float32)
-    for column, stream in enumerate(streams.stream_ids):
-        if (old := continued[stream]) is not None:
+    for column, sequence in enumerate(rest.source.stream_ids):
+        if (old := rest.continued[sequence]) is not None:
             state_2BU[:, column] = before_2SU[:, old]
     return state_2BU

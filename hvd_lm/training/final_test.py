@@ -8,20 +8,19 @@ from hvd_lm import checkpoint as checkpoints
 from hvd_lm.adapters.base import Adapter
 from hvd_lm.checkpoint.format import best_of, step_of
 from hvd_lm.config import DataConfig
-from hvd_lm.data.texts import Texts
 from hvd_lm.evaluation.figures import Evaluation
+from hvd_lm.training.dataset import Dataset
 from hvd_lm.training.metrics import Metrics
 from hvd_lm.training.snapshot import enter
-from hvd_lm.training.validations import evaluated, streams_of
 
 
-def tested(adapter: Adapter, texts: Texts, data: DataConfig, out: Path, step: int, metrics: Metrics) -> Evaluation | None:
+def tested(adapter: Adapter, dataset: Dataset, data: DataConfig, out: Path, step: int, metrics: Metrics) -> Evaluation | None:
     """What the best checkpoint in `out` makes of the test split; without validations, the weights after `step`. Collective.
 
     None where there is no test split. Afterwards the adapter holds those weights. Raises CheckpointError or DataError, on all ranks
     alike.
     """
-    if not len(texts.test):
+    if not dataset.has("test"):
         return None
     job, best = adapter.job, None
     with job.trouble.noted():
@@ -31,7 +30,7 @@ def tested(adapter: Adapter, texts: Texts, data: DataConfig, out: Path, step: in
     judged = job.broadcast(best.step if best else step)
     if judged != step:
         enter(adapter, best, seed=0)
-    test = evaluated(adapter, texts.test, streams_of(adapter, texts, texts.test, data))
+    test = dataset.judged("test", adapter, data)
     job.agree()
     metrics.say(f"test loss {test.loss:.4f}  perplexity {test.perplexity:.2f}, of the weights after step {judged}")
     return test

@@ -19,8 +19,10 @@ def described(model: ModelConfig) -> str:
     )
 
 
-def a_step(communication: CommunicationConfig, data: DataConfig, readers: int) -> str:
-    """What an optimizer step of `readers` data ranks has."""
+def a_step(communication: CommunicationConfig, data: DataConfig, readers: int, *, of_examples: bool) -> str:
+    """What an optimizer step of `readers` data ranks has; it is `of_examples` of any length, or else of tokens."""
+    if of_examples:
+        return f"{communication.backward_passes_per_step} x {data.batch_size} examples per rank"
     sizes = (communication.backward_passes_per_step, data.batch_size, data.sequence_length)
     tokens, target = readers * math.prod(sizes), communication.target_batch
     missed = "" if target in (None, tokens) else f", {tokens:,} of all where --target-batch asks for {target:,}"

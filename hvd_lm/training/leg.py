@@ -21,7 +21,6 @@ from hvd_lm.adapters.job import Job
 from hvd_lm.checkpoint import FOLDER, Progress
 from hvd_lm.config import RunConfig
 from hvd_lm.data.sources import Window
-from hvd_lm.data.texts import Texts
 from hvd_lm.errors import CheckpointError, HvdLmError, MembersChangedError, StoppedError, TrainingError
 from hvd_lm.evaluation.figures import Evaluation
 from hvd_lm.job.agreement import Trouble
@@ -30,7 +29,8 @@ from hvd_lm.model.noise import dropout_masks, dropout_widths
 from hvd_lm.plain_values import to_dict
 from hvd_lm.training import headline, parts, replicas
 from hvd_lm.training.accumulation import Accumulation
-from hvd_lm.training.cursor import go_on, text_cursor
+from hvd_lm.training.cursor import dataset_cursor, go_on
+from hvd_lm.training.dataset import Dataset
 from hvd_lm.training.judgement import refused
 from hvd_lm.training.late_gradients import LateGradients
 from hvd_lm.training.local_steps import LocalSteps
@@ -46,16 +46,18 @@ from hvd_lm.training.validations import Validations
 class Leg:
     """The state of a run between two optimizer steps, and the steps themselves. All ranks make every call alike."""
 
-    def __init__(self, config: RunConfig, texts: Texts, adapter: Adapter, step: int = 0, progress: Progress | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, dataset: Dataset, adapter: Adapter, step: int = 0, progress: Progress | None = None
+    ) -> None:
         """A run at its beginning, or after `step` steps if there is `progress`; weights and moments are in the adapter."""
-        self._config, self._texts, self._adapter = config, texts, adapter
+        self._config, self._dataset, self._adapter = config, dataset, adapter
         data, communication, topology = config.data, config.communication, adapter.job.topology
         self.outlets = Outlets()
         self._passes = communication.backward_passes_per_step
         self._accumulation = Accumulation(adapter, config.model, data, communication.backward_tokens, config.seed)
         self._local = LocalSteps(adapter)
-        self._samples = Samples(adapter, texts.tokenizer, config.sample_every, config.sample_prompt)
-        self._validations = Validations(adapter, texts, data, config.patience)
+        self._samples = Samples(adapter, dataset.tokenizer, config.sample_every, config.sample_prompt)
+        self._validations = Validations(adapter, dataset, data, config.patience)
         self._loss_scale: LossScale | None = None
         if communication.compression == "fp16" and adapter.job.groups["all"].communicates:
             self._loss_scale = LossScale(communication.loss_scale or INITIAL, communication.loss_scale_growth_steps)
@@ -64,10 +66,9 @@ class Leg:
             dropout_masks,
             config.model.dropout,
             widths=dropout_widths(config.model),
-            sequence_length=data.sequence_length,
             seed=config.seed,
         )
-        self._cursor = text_cursor(texts, data, topology, noise)
+        self._cursor = dataset_cursor(dataset, data, topology, noise)
         self._entered = progress if config.elastic else None
         self._state: State = adapter.zero_state(data.batch_size)
         self.step = step
@@ -87,7 +88,7 @@ class Leg:
         """That the loop was held up by checkpoints since the last row."""
         windows_of_epoch = self._cursor.windows_left(self._passes)
         if progress:
-            state_2BU = go_on(self._cursor, progress, texts, data, topology)
+            state_2BU = go_on(self._cursor, progress, dataset, data, topology)
             self._state = adapter.state_from_numpy(state_2BU)
             self._go_on(progress)
         later_epochs = (config.epochs or 1) - self._cursor.epoch - 1
@@ -127,11 +128,11 @@ class Leg:
 
     def headline(self) -> str:
         """What is trained on what, for how long."""
-        texts, a_step = self._texts, headline.a_step(self._config.communication, self._config.data, self.job.topology.readers)
+        readers, of_examples = self.job.topology.readers, not self._cursor.source.carries_state
+        a_step = headline.a_step(self._config.communication, self._config.data, readers, of_examples=of_examples)
         goes_on = f"going on after step {self.step}, {self.tokens:,} tokens; " if self.step else ""
         return (
-            f"model: {headline.described(self._config.model)}; text: {len(texts.training):,} tokens to train on, "
-            f"{len(texts.validation):,} to validate\n"
+            f"model: {headline.described(self._config.model)}; {self._dataset.words}\n"
             f"{self.total_steps} optimizer steps of {a_step}; "
             f"{goes_on}writing to {self._config.out}{headline.nothing_left(self.step, self.total_steps, self.ended_early)}"
         )
@@ -199,7 +200,7 @@ class Leg:
             if (sample := self._samples.after(self.step)) is not None:
                 row["sample"] = sample
         if validation:
-            row |= {"validation_loss": validation.loss, "perplexity": validation.perplexity}
+            row |= {"validation_loss": validation.loss, **validation.headline}
         with self._trouble.noted():
             self.outlets.metrics.write(row)
         improved = validation is not None and self._validations.note(validation)
@@ -361,7 +362,7 @@ class Leg:
             micro_batches=self._cursor.micro_batches_read,
             tokens=self.tokens,
             seconds=self._seconds,
-            text=self._texts.fingerprint,
+            text=self._dataset.fingerprint,
             lstm_state_2SU=self._gathered(self._state) if self._states_2SU is None else self._states_2SU,
             loss_scale=self._loss_scale and replace(self._loss_scale),
             schedule=replace(self._schedule),
@@ -380,7 +381,7 @@ class Leg:
             weights=self._adapter.weights(copy=False),
             optimizer_state=self._adapter.optimizer_state(copy=False),
             memory=self._adapter.memory(copy=False),
-            tokenizer=self._texts.tokenizer,
+            tokenizer=self._dataset.tokenizer,
             progress=progress,
         )
 

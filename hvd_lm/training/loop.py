@@ -15,8 +15,8 @@ from hvd_lm.adapters.ending import ending_together
 from hvd_lm.checkpoint import CheckpointWriter
 from hvd_lm.compression.compressors import Compression
 from hvd_lm.config import RunConfig, with_passes, with_vocabulary_size
-from hvd_lm.data.texts import Texts, read_texts
-from hvd_lm.errors import ConfigError
+from hvd_lm.data.texts import read_texts
+from hvd_lm.errors import ConfigError, require
 from hvd_lm.evaluation.figures import Evaluation
 from hvd_lm.idle_settings import idle_settings
 from hvd_lm.job import launcher
@@ -27,13 +27,14 @@ from hvd_lm.job.stop import WARNING, Stop
 from hvd_lm.job.topology import arrange
 from hvd_lm.model.split import shares
 from hvd_lm.settings_file import write_yaml
+from hvd_lm.training.dataset import Dataset, TextDataset
 from hvd_lm.training.elastic import NOBODY, Elastic
 from hvd_lm.training.final_test import tested
 from hvd_lm.training.folder import claimed, prepare_folder, writing
 from hvd_lm.training.leg import Leg
 from hvd_lm.training.metrics import Callback, MetricsWriter
 from hvd_lm.training.outlets import Outlets
-from hvd_lm.training.resume import begin
+from hvd_lm.training.resume import begin, initial_weights
 from hvd_lm.training.snapshot import enter
 
 
@@ -67,6 +68,23 @@ def train(
     Raises a HvdLmError (ConfigError, DataError, CheckpointError, FrameworkError, TrainingError, StoppedError, OutOfMemoryError,
     LostWorkerError, RemovedError) that says what to do; once Horovod has started, on all ranks alike but for the last three.
     """
+    require(not config.model.classes, "--classes needs texts that have labels: hvd-lm sentiment train reads them")
+
+    def read(readers: int) -> Dataset:
+        return TextDataset(read_texts(config.data, config.model.vocabulary_size, readers))
+
+    return train_on(read, config, comm=comm, compressor=compressor, callbacks=callbacks)
+
+
+def train_on(
+    read: Callable[[int], Dataset],
+    config: RunConfig,
+    *,
+    comm: Any = None,
+    compressor: Compression | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> TrainingResult:
+    """As `train`, on what `read` gives so many data ranks; of ``config.data`` only the cut into micro-batches counts."""
     stop = Stop(config.max_hours)
     with stop.signals_heard(WARNING), part_of_job(comm):
         # What can be refused before Horovod starts is.
@@ -77,10 +95,10 @@ def train(
         if config.elastic and compressor:
             raise ConfigError("with a compressor every rank keeps a part of the gradients: train without elastic")
         elastic = Elastic(config.framework, stop, config.out, config.keep_checkpoints) if config.elastic else None
-        texts = read_texts(config.data, config.model.vocabulary_size, topology.readers)
-        for said in idle_settings(config, validates=len(texts.validation) > 0):
+        dataset = read(topology.readers)
+        for said in idle_settings(config, validates=dataset.has("validation")):
             warn(said)
-        config = with_vocabulary_size(config, texts.tokenizer.vocabulary_size)
+        config = with_vocabulary_size(config, dataset.tokenizer.vocabulary_size)
         join = partial(
             make_adapter,
             config.framework,
@@ -91,13 +109,13 @@ def train(
             comm=comm,
             compressor=compressor,
         )
-        leg = partial(_leg, config, texts, stop, join, callbacks)
+        leg = partial(_leg, config, dataset, stop, join, callbacks)
         return elastic.legs(leg) if elastic else leg()
 
 
 def _leg(
     config: RunConfig,
-    texts: Texts,
+    dataset: Dataset,
     stop: Stop,
     join: Callable[[], Adapter],
     callbacks: Sequence[Callback],
@@ -107,7 +125,7 @@ def _leg(
     with ExitStack() as held:
         topology = arrange(config.topology, launcher.launched_rank(), launcher.launched_size())
         shares(config.model, topology)  # refuses a split that cannot be
-        common = {"read another text": texts.fingerprint, "have another test split": texts.test_fingerprint}
+        common = {"read another text": dataset.fingerprint, "have another test split": dataset.test_fingerprint}
         common |= settings(config, without=OF_A_RANK)
         config = with_passes(config, topology.readers)
         newest = elastic.newest({"run another hvd_lm": source_digest(), **common}) if elastic else NOBODY
@@ -116,7 +134,7 @@ def _leg(
             if topology.is_writer:
                 held.enter_context(claimed(config.out))
                 if newest.step is None:
-                    earlier = begin(config.out, config.resume, config.model, config.optimizer, texts.fingerprint)
+                    earlier = begin(config.out, config.resume, config.model, config.optimizer, dataset.fingerprint)
                 else:
                     prepare_folder(config.out, goes_on_after=newest.step)
         adapter = join()
@@ -128,14 +146,15 @@ def _leg(
         job.agree({**common, "have another compressor": type(adapter.compressor).__qualname__})
         if elastic and newest.step is not None:
             earlier = elastic.snapshot(job, newest)
-        step, progress = enter(adapter, earlier, config.seed)
+        initial = partial(initial_weights, config.initial_weights, config.model, dataset.tokenizer)
+        step, progress = enter(adapter, earlier, config.seed, initial)
         del earlier  # as large as weights and moments together
         with job.trouble.noted():
-            leg = Leg(config, texts, adapter, step, progress)
+            leg = Leg(config, dataset, adapter, step, progress)
             if topology.is_writer:
                 with writing(config.out):
                     write_yaml(config, config.out / "config.yaml")
-                    texts.tokenizer.save(config.out / "tokenizer.json")
+                    dataset.tokenizer.save(config.out / "tokenizer.json")
                 metrics = held.enter_context(MetricsWriter(config.out, leg.total_steps, step, callbacks))
                 leg.outlets = Outlets(metrics, held.enter_context(CheckpointWriter(config.out, config.keep_checkpoints)))
         job.agree()
@@ -148,5 +167,5 @@ def _leg(
         if leg.skipped_steps:
             say = f"{leg.skipped_steps} of {leg.step} steps were skipped because a gradient overflowed in fp16"
             leg.outlets.metrics.say(say)
-        test = tested(adapter, texts, config.data, config.out, leg.step, leg.outlets.metrics) if config.test else None
+        test = tested(adapter, dataset, config.data, config.out, leg.step, leg.outlets.metrics) if config.test else None
     return TrainingResult(leg.step, loss, validation, leg.skipped_steps, config.out, test)

@@ -96,13 +96,16 @@ class MetricsWriter:
             print(message, file=sys.stderr, flush=True)
 
     def _show(self, row: Row) -> None:
-        judged = f" over {row['sampled_words']} sampled words" if "sampled_words" in row else ""
-        text = f"loss {row['loss']:.4f}{judged}  {row['tokens_per_second']:,.0f} tokens/s  gradient norm {row['gradient_norm']:.3g}"
+        against = f" over {row['sampled_words']} sampled words" if "sampled_words" in row else ""
+        text = (
+            f"loss {row['loss']:.4f}{against}  {row['tokens_per_second']:,.0f} tokens/s  gradient norm {row['gradient_norm']:.3g}"
+        )
         if row.get("skipped"):
             text += f"  SKIPPED: gradient overflow, loss scale now {row['loss_scale']:g}"
         notable = row.get("skipped") or "validation_loss" in row or row["step"] in (1, self._total)
         if "validation_loss" in row:
-            text += f"  validation loss {row['validation_loss']:.4f}  perplexity {row['perplexity']:.1f}"
+            judged = f"accuracy {row['accuracy']:.2%}" if "accuracy" in row else f"perplexity {row['perplexity']:.1f}"
+            text += f"  validation loss {row['validation_loss']:.4f}  {judged}"
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {row['loss']:.4f}, {row['tokens_per_second']:,.0f} tokens/s")
             self._bar.update()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm.checkpoint import Checkpoint
 from hvd_lm.config import ModelConfig, OptimizerConfig
+from hvd_lm.data.tokenizer import Tokenizer
 from hvd_lm.errors import CheckpointError, DataError
+from hvd_lm.model.stages import OF_CLASSES, parameters
+from hvd_lm.model.weights import Rows
 from hvd_lm.training.folder import prepare_folder
 
 AUTO = "auto"
+_SIZES = ("vocabulary_size", "embedding_size", "hidden_size", "layers", "cell", "projection_size")
 
 
 def begin(out: Path, resume: str | None, model: ModelConfig, optimizer: OptimizerConfig, fingerprint: str) -> Checkpoint | None:
@@ -39,12 +44,34 @@ def find_checkpoint(resume: str | None, out: Path) -> Checkpoint | None:
     return checkpoints.mapped(source)
 
 
+def initial_weights(of: Path | None, model: ModelConfig, tokenizer: Tokenizer) -> Mapping[str, Rows]:
+    """The weights that ``--initial-weights`` names, of those that `model` has; read when they are looked at. None without it.
+
+    What judges classes is the model's own, and begins anew. Raises CheckpointError if it is missing, damaged, or of another model;
+    DataError if it has another tokenizer.
+    """
+    if of is None:
+        return {}
+    found = checkpoints.mapped(of)
+    if found.tokenizer.to_json() != tokenizer.to_json():
+        raise DataError(
+            f"--initial-weights {of} has another tokenizer than the text: prepare the text with --tokenizer-file "
+            f"{of / 'tokenizer.json'}"
+        )
+    wanted = {name: parameter for name, parameter in parameters(model).items() if not name.startswith(OF_CLASSES)}
+    for name, parameter in wanted.items():
+        has = found.weights[name].shape if name in found.weights else None
+        if has != parameter.shape:
+            shape = f"has shape {list(has)}" if has else "is absent"
+            raise CheckpointError(
+                f"--initial-weights {of}: {name} {shape} there, this run wants {list(parameter.shape)}: make their sizes equal"
+            )
+    return {name: found.weights[name] for name in wanted}
+
+
 def _check_fit(checkpoint: Checkpoint, model: ModelConfig, optimizer: OptimizerConfig, text: str, resume: str | None) -> None:
     """Of the model, and of the text: positions in another one would mean nothing. Sizes may differ because the text does."""
-    pairs = {
-        name: (getattr(checkpoint.model, name), getattr(model, name))
-        for name in ("vocabulary_size", "embedding_size", "hidden_size", "layers", "cell", "projection_size", "tie_embedding")
-    }
+    pairs = {name: (getattr(checkpoint.model, name), getattr(model, name)) for name in (*_SIZES, "tie_embedding", "classes")}
     # A sampled softmax has the weights of a full one.
     softmaxes = checkpoint.model.softmax, model.softmax
     if "adaptive" in softmaxes:

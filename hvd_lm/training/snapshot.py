@@ -5,6 +5,7 @@ A checkpoint on the disk is a snapshot that was written; `hvd_lm.checkpoint` kno
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,16 +15,19 @@ from hvd_lm.adapters.job import Job
 from hvd_lm.checkpoint.format import Checkpoint, Progress
 from hvd_lm.job.memory import return_freed_memory
 from hvd_lm.model.split import blocks
-from hvd_lm.model.weights import Array, check_weights, initial_rows
+from hvd_lm.model.weights import Array, Rows, check_weights, initial_rows
 from hvd_lm.training import parts
 
 Snapshot = Checkpoint
 
 
-def enter(adapter: Adapter, snapshot: Snapshot | None, seed: int) -> tuple[int, Progress | None]:
+def enter(
+    adapter: Adapter, snapshot: Snapshot | None, seed: int, initial: Callable[[], Mapping[str, Rows]] = dict
+) -> tuple[int, Progress | None]:
     """Bring all ranks to where `snapshot` of rank 0 was, or to initial weights; how many steps that was, and the progress.
 
-    Only rank 0 needs to give one. Raises, on all ranks alike, CheckpointError if it does not fit. Collective.
+    Only rank 0 needs to give one. Initial weights are those that `initial` finds, the others come from the seed.
+    Raises, on all ranks alike, CheckpointError if it does not fit, or what `initial` raises. Collective.
     """
     job = adapter.job
     with job.trouble.noted():
@@ -36,7 +40,7 @@ def enter(adapter: Adapter, snapshot: Snapshot | None, seed: int) -> tuple[int, 
         parts.distribute(adapter, snapshot)
     with job.trouble.noted():
         if not progress and job.topology.data_rank == 0:
-            adapter.load_weights(initial_rows(adapter.model, seed))
+            adapter.load_weights({**initial_rows(adapter.model, seed), **initial()})
     job.agree()
     adapter.broadcast_state()
     return_freed_memory()

@@ -1,0 +1,66 @@
+"""``hvd-lm sentiment COMMAND``: a classifier of texts, trained, judged and asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import NamedTuple
+
+from hvd_lm.command_line.flags import PROGRAM, parse
+from hvd_lm.errors import ConfigError
+from hvd_lm.job import launcher
+from hvd_lm.tasks import classifier, sentiment
+from hvd_lm.tasks.classifier import ClassEvaluateConfig, ClassPredictConfig
+from hvd_lm.tasks.sentiment import SentimentTrainConfig
+from hvd_lm.training.metrics import finite
+
+
+def run(argv: list[str]) -> int:
+    """Run the command that `argv` names. Raises ConfigError for an unknown one."""
+    if not argv or argv[0] in ("-h", "--help"):
+        width = max(map(len, _COMMANDS))
+        lines = [f"  {name:<{width}}  {command.summary}" for name, command in _COMMANDS.items()]
+        use = f"{PROGRAM} sentiment COMMAND"
+        print("\n".join([f"usage: {use} [OPTIONS]", "", *lines, "", f"{use} --help tells the options."]))
+        return 0
+    name, *rest = argv
+    if name not in _COMMANDS:
+        raise ConfigError(f"unknown command sentiment {name!r}: choose one of {', '.join(_COMMANDS)}")
+    _COMMANDS[name].run(rest)
+    return 0
+
+
+def _train(argv: list[str]) -> None:
+    result = sentiment.train(parse(SentimentTrainConfig, "sentiment train", argv))
+    if launcher.launched_rank() == 0:
+        judged = f"validation accuracy {result.validation.accuracy:.2%} after " if result.validation else ""
+        print(f"{judged}{result.steps} steps; the run is in {result.out}")
+
+
+def _evaluate(argv: list[str]) -> None:
+    """Print the figures as one JSON object."""
+    figures = classifier.evaluate(parse(ClassEvaluateConfig, "sentiment evaluate", argv))
+    if launcher.launched_rank() == 0:
+        print(json.dumps(finite(figures.to_dict())))
+
+
+def _predict(argv: list[str]) -> None:
+    """Print label and probability of each text, or a JSON object."""
+    config = parse(ClassPredictConfig, "sentiment predict", argv)
+    found = classifier.predict(config)
+    if launcher.launched_rank() == 0:
+        for its in found:
+            print(json.dumps(asdict(its)) if config.json else f"{its.label}\t{its.probabilities[its.label]:.6f}")
+
+
+class _Command(NamedTuple):
+    summary: str
+    run: Callable[[list[str]], None]
+
+
+_COMMANDS: Mapping[str, _Command] = {
+    "train": _Command("make a classifier of a language model, from texts that have labels", _train),
+    "evaluate": _Command("accuracy of a classifier, and precision and recall of each label", _evaluate),
+    "predict": _Command("the label of each text", _predict),
+}

@@ -1,0 +1,1 @@
+"""What people use a language model for, beside generating text."""

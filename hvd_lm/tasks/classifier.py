@@ -1,0 +1,190 @@
+"""``hvd-lm sentiment evaluate`` and ``predict``: what a model that tells classes apart makes of texts.
+
+Shapes: B texts read side by side, N texts, C classes, U units of all layers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_lm import adapters
+from hvd_lm import checkpoint as checkpoints
+from hvd_lm.adapters.base import Adapter
+from hvd_lm.adapters.ending import ending_together
+from hvd_lm.checkpoint import Checkpoint
+from hvd_lm.checkpoint.format import best_of
+from hvd_lm.config import Framework
+from hvd_lm.data.labelled import Columns, LabelledText, read_labelled
+from hvd_lm.data.walk import STANDARD_INPUT
+from hvd_lm.errors import CheckpointError, DataError, require
+from hvd_lm.evaluation.endings import endings
+from hvd_lm.evaluation.perplexity import model_digest
+from hvd_lm.job.agreement import settings
+from hvd_lm.job.launcher import launched_size
+from hvd_lm.model.weights import Array
+from hvd_lm.paths import make_paths
+from hvd_lm.tasks.class_figures import ClassFigures, class_figures
+from hvd_lm.tasks.labels import numbers_of, token_ids
+
+READ_TOGETHER = 64
+"""Texts of a rank, unless said otherwise."""
+_OF_A_RANK = ("checkpoint", "data", "threads", "picture")
+"""Settings that may differ between ranks; model and texts may not."""
+
+
+@dataclass(frozen=True)
+class ClassifyConfig:
+    """What is read by what."""
+
+    checkpoint: Path
+    """The classifier: folder of a run of hvd-lm sentiment train (its best checkpoint), or of one checkpoint."""
+    data: tuple[Path, ...]
+    """Texts and their labels, as of hvd-lm sentiment train."""
+    text_column: str = "text"
+    """Column of the text: its name, or its number from 1 in rows that have no header."""
+    framework: Framework = "torch"
+    """Which framework computes; any can read any checkpoint."""
+    batch_size: int = READ_TOGETHER
+    """Texts of a rank that are read side by side. It changes the speed, not the result."""
+    sequence_length: int | None = None
+    """Most tokens of a text: of a longer one the last are read. Unless given: as in training."""
+    threads: int | None = None
+    """Compute threads of a rank. Unless given: the cores of the machine shared by its ranks."""
+
+    def __post_init__(self) -> None:
+        make_paths(self, "checkpoint", "data")
+        require(bool(self.data), "--data needs texts")
+        for name in ("batch_size", "sequence_length", "threads"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, not {value}")
+
+
+@dataclass(frozen=True)
+class ClassEvaluateConfig(ClassifyConfig):
+    """Judge a classifier by texts whose labels are known, alone or on every rank of a horovodrun job."""
+
+    label_column: str = "label"
+    """Column of the label, as --text-column."""
+    picture: Path | None = None
+    """File for a picture of the confusion matrix (PNG)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        make_paths(self, "picture")
+
+
+@dataclass(frozen=True)
+class ClassPredictConfig(ClassifyConfig):
+    """Say the label of each text, alone or on every rank of a horovodrun job."""
+
+    data: tuple[Path, ...] = (STANDARD_INPUT,)
+    """Texts: files as of hvd-lm sentiment train, whose labels are not read; .txt files with a text in each line; - is standard
+    input, read in the same way."""
+    json: bool = False
+    """Print a JSON object for each text, with the probability of every label."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a classifier says of a text."""
+
+    label: str
+    """The most probable."""
+    probabilities: dict[str, float]
+    """Of every label."""
+
+
+def evaluate(config: ClassEvaluateConfig) -> ClassFigures:
+    """How well the labels of texts are found; rank 0 draws the picture. Collective.
+
+    Raises CheckpointError, DataError, ConfigError, FrameworkError or LostWorkerError, each with what to do.
+    """
+    loaded = load_classifier(config.checkpoint)
+    texts = read_labelled(config.data, Columns(config.text_column, config.label_column))
+    numbers_N = numbers_of(texts, loaded.model.classes)
+    figures = class_figures(loaded.model.classes, _read(config, loaded, texts), numbers_N)
+    if config.picture:
+        try:
+            config.picture.write_bytes(figures.png())
+        except OSError as error:
+            raise DataError(f"cannot write {config.picture}: {error.strerror}") from error
+    return figures
+
+
+def predict(config: ClassPredictConfig) -> list[Predicted]:
+    """The label of each text, in order, on every rank. Collective.
+
+    Raises CheckpointError, DataError, ConfigError, FrameworkError or LostWorkerError, each with what to do.
+    """
+    if STANDARD_INPUT in config.data and launched_size() > 1:
+        raise DataError("standard input does not reach the ranks of a job: give --data files, which every rank reads")
+    loaded = load_classifier(config.checkpoint)
+    texts = read_labelled(config.data, Columns(config.text_column, None))
+    found_NC = np.exp(_read(config, loaded, texts).astype(np.float64))
+    classes = loaded.model.classes
+    return [Predicted(classes[row_C.argmax()], dict(zip(classes, row_C.tolist(), strict=True))) for row_C in found_NC]
+
+
+def _read(config: ClassifyConfig, loaded: Checkpoint, texts: Sequence[LabelledText]) -> Array:
+    """Log-probabilities, ``float32 [N, C]``, on every rank. Collective."""
+    most = config.sequence_length or _most_in_training(loaded)
+    inputs = [token_ids(text.text, loaded.tokenizer, most) for text in texts]
+    adapter = adapters.adapter(config.framework, threads=config.threads)
+    job = adapter.job
+    with ending_together(job):
+        if job.topology.size > 1:
+            read = hashlib.sha256(b"".join(ids_T.tobytes() for ids_T in inputs)).hexdigest()
+            common = {"have another model": model_digest(loaded), "read other texts": read}
+            job.agree({**common, **settings(config, without=_OF_A_RANK)})
+        with job.trouble.noted():
+            adapter.build(loaded.model)
+            adapter.load_weights(loaded.weights)
+        job.agree()
+        found_NC = log_probabilities(adapter, inputs, config.batch_size, most)
+        job.agree()
+    return found_NC
+
+
+def _most_in_training(loaded: Checkpoint) -> int:
+    said: Any = (loaded.progress.settings or {}).get("data")
+    return int(said["sequence_length"])
+
+
+def load_classifier(folder: Path) -> Checkpoint:
+    """The best checkpoint of a run that learned classes; its newest if nothing validated it; or the one that `folder` is.
+
+    Raises CheckpointError if there is none, it is damaged, or it is a language model.
+    """
+    found = checkpoints.load_model(best_of(folder) or folder)
+    if not found.model.classes:
+        raise CheckpointError(
+            f"{folder} holds a language model, which tells no classes apart: hvd-lm sentiment train makes one of it"
+        )
+    return found
+
+
+def log_probabilities(adapter: Adapter, texts: Sequence[NDArray[np.int32]], batch_size: int, sequence_length: int) -> Array:
+    """Of every class after each of `texts`: ``float32 [N, C]``, the same on all ranks. Collective.
+
+    A rank that cannot read notes it (`job.trouble`): the caller lets the ranks agree.
+    """
+    found_NC = np.zeros((len(texts), len(adapter.model.classes)), np.float32)
+    with adapter.job.trouble.noted():
+        for of in endings(adapter, texts, batch_size, sequence_length):
+            found_NC[of.texts] = log_softmax(of.logits_BV)
+    # Every text is read by one rank, and 0 on the others.
+    return adapter.job.sum(found_NC)
+
+
+def log_softmax(logits_BC: Array) -> Array:
+    """Of each row."""
+    shifted = logits_BC - logits_BC.max(1, keepdims=True)
+    found: Array = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return found

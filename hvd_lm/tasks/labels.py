@@ -1,0 +1,63 @@
+"""Labelled texts as a model of classes reads them: token ids, and the number of a class after the last.
+
+Shapes: T time, N texts, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_lm.data.examples import Examples, examples_of
+from hvd_lm.data.labelled import LabelledText
+from hvd_lm.data.sources import IGNORED
+from hvd_lm.data.tokenizer import Tokenizer
+from hvd_lm.errors import DataError
+
+_KEY = 0x6C6162656C
+"""Of the numbers that draw which texts validate."""
+
+
+def classes_of(texts: Sequence[LabelledText]) -> tuple[str, ...]:
+    """The labels, sorted. Raises DataError if there is only one."""
+    found = sorted({str(text.label) for text in texts})
+    if len(found) < 2:
+        raise DataError(f"all {len(texts)} texts have the label {found[0]}: two classes at least are needed to tell apart")
+    return tuple(found)
+
+
+def numbers_of(texts: Sequence[LabelledText], classes: Sequence[str]) -> NDArray[np.int32]:
+    """The class of each text, ``int32 [N]``. Raises DataError for a label that is no class."""
+    places = {name: place for place, name in enumerate(classes)}
+    if unknown := sorted({str(text.label) for text in texts} - places.keys()):
+        raise DataError(f"the label {unknown[0]} is none of those that the model tells apart: {', '.join(classes)}")
+    return np.array([places[str(text.label)] for text in texts], np.int32)
+
+
+def held_apart(texts: Sequence[LabelledText], share: float) -> tuple[list[LabelledText], list[LabelledText]]:
+    """`texts` without, and those of, a part of this share, drawn by chance that is the same every time."""
+    drawn = np.random.Generator(np.random.Philox(key=_KEY)).permutation(len(texts))
+    apart = set(drawn[: round(len(texts) * share)].tolist())
+    kept = [text for place, text in enumerate(texts) if place not in apart]
+    return kept, [texts[place] for place in sorted(apart)]
+
+
+def token_ids(text: str, tokenizer: Tokenizer, most: int) -> NDArray[np.int32]:
+    """What a model reads of a text, ``int32 [T]``: <eos>, the text, <eos>; of a long one the last `most` tokens."""
+    end = np.array([tokenizer.end_of_line_id], np.int32)
+    return np.concatenate([end, tokenizer.encode_block(text.rstrip("\n")), end])[-most:]
+
+
+def examples(
+    texts: Sequence[LabelledText], classes: Sequence[str], tokenizer: Tokenizer, most: int, *, everywhere: bool = False
+) -> Examples:
+    """Of each text the class, after its last token; or `everywhere`, after each. Raises DataError for a label that is no class."""
+    inputs = [token_ids(text.text, tokenizer, most) for text in texts]
+    targets = []
+    for ids_T, number in zip(inputs, numbers_of(texts, classes), strict=True):
+        targets_T = np.full(len(ids_T), number if everywhere else IGNORED, np.int32)
+        targets_T[-1] = number
+        targets.append(targets_T)
+    return examples_of(inputs, targets)

@@ -1,0 +1,138 @@
+"""``hvd-lm sentiment train``: the sentiment of a text, or any other label of it, by a model that began as a language model.
+
+The language model's embedding and cells are the start of a classifier, which a new output layer completes; all of it is trained by
+the loop that trains language models (Dai & Le 2015, "Semi-supervised Sequence Learning", arXiv:1511.01432).
+
+Shapes: N texts, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from hvd_lm import checkpoint as checkpoints
+from hvd_lm.adapters.base import Adapter
+from hvd_lm.config import CommunicationConfig, DataConfig, Framework, ModelConfig, OptimizerConfig, RunConfig
+from hvd_lm.data.examples import Examples
+from hvd_lm.data.labelled import Columns, LabelledText, read_labelled
+from hvd_lm.errors import DataError, require
+from hvd_lm.evaluation.figures import Evaluation
+from hvd_lm.paths import make_paths
+from hvd_lm.tasks.class_figures import class_figures
+from hvd_lm.tasks.classifier import READ_TOGETHER, log_probabilities
+from hvd_lm.tasks.labels import classes_of, examples, held_apart
+from hvd_lm.training.example_dataset import ExampleDataset
+from hvd_lm.training.loop import TrainingResult, train_on
+
+
+@dataclass(frozen=True)
+class SentimentTrainConfig:
+    """Train a classifier of texts, which begins as a language model, alone or on every rank of a horovodrun job."""
+
+    checkpoint: Path
+    """The language model: folder of a training run (its newest checkpoint), or of one checkpoint."""
+    data: tuple[Path, ...]
+    """Texts and their labels: .tsv, .csv or .jsonl files, or folders that hold a folder of texts for each label."""
+    validation_data: tuple[Path, ...] = ()
+    """The same to validate on. None: a part of --data, see --validation-share."""
+    validation_share: float = 0.1
+    """Share of the texts, drawn by chance, kept for validation unless --validation-data is given; 0 for none."""
+    text_column: str = "text"
+    """Column of the text: its name, or its number from 1 in rows that have no header."""
+    label_column: str = "label"
+    """Column of the label, as --text-column."""
+    out: Path = Path("sentiment")
+    """Folder of the run, as of hvd-lm train."""
+    framework: Framework = "torch"
+    """Which framework computes."""
+    epochs: int = 5
+    """Passes over the texts."""
+    batch_size: int = 32
+    """Texts in a micro-batch of one rank (B)."""
+    sequence_length: int = 400
+    """Most tokens of a text (T): of a longer one the last are read."""
+    labels_everywhere: bool = False
+    """Let the model say the label after every token while it trains, not only after the last."""
+    dropout: float = 0.5
+    """Share of activations dropped on the embedding, between the layers and before the output."""
+    seed: int = 1
+    """Seed of the output's initial weights and of dropout."""
+    threads: int | None = None
+    """Compute threads of a rank. Unless given: the cores of the machine shared by its ranks."""
+    patience: int | None = None
+    """End the run after so many epochs in a row whose validation loss is not below the lowest before them."""
+    max_hours: float | None = None
+    """Stop after so many hours, with a checkpoint that --resume auto goes on with, and exit code 5."""
+    keep_checkpoints: int = 1
+    """How many checkpoints to keep: the newest ones, and the one with the lowest validation loss besides."""
+    resume: str | None = None
+    """Go on with an earlier run, as of hvd-lm train."""
+    deterministic: bool = False
+    """Make every sum repeatable, bit for bit."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    communication: CommunicationConfig = field(default_factory=lambda: CommunicationConfig(backward_passes_per_step=1))
+
+    def __post_init__(self) -> None:
+        make_paths(self, "checkpoint", "data", "validation_data", "out")
+        require(bool(self.data), "--data needs texts with labels")
+        require(0.0 <= self.validation_share < 1.0, f"--validation-share must be in [0, 1), not {self.validation_share}")
+        require(self.sequence_length >= 2, f"--sequence-length must be at least 2, not {self.sequence_length}")
+        require(self.communication.target_batch is None, "--target-batch counts tokens: give --backward-passes-per-step")
+
+
+def train(config: SentimentTrainConfig) -> TrainingResult:
+    """Train a classifier; rank 0 writes the run. Collective.
+
+    Raises what `hvd_lm.train` raises; DataError for texts or labels that are missing or damaged, or of one class only.
+    """
+    language_model = checkpoints.load_model(config.checkpoint)
+    columns = Columns(config.text_column, config.label_column)
+    training, validation = read_labelled(config.data, columns), list[LabelledText]()
+    if config.validation_data:
+        validation = read_labelled(config.validation_data, columns)
+    elif config.validation_share:
+        training, validation = held_apart(training, config.validation_share)
+    if not training:
+        raise DataError("no text is left to train on: give more, or a smaller --validation-share")
+    classes, tokenizer = classes_of(training), language_model.tokenizer
+    model = replace(
+        language_model.model, classes=classes, dropout=config.dropout, softmax="full", tie_embedding=False, adaptive_cutoffs=()
+    )
+    learned = examples(training, classes, tokenizer, config.sequence_length, everywhere=config.labels_everywhere)
+    held_out = examples(validation, classes, tokenizer, config.sequence_length)
+    return train_on(lambda _: ExampleDataset(tokenizer, learned, {"validation": held_out}, judged), _run(config, model))
+
+
+def _run(config: SentimentTrainConfig, model: ModelConfig) -> RunConfig:
+    return RunConfig(
+        framework=config.framework,
+        out=config.out,
+        epochs=config.epochs,
+        seed=config.seed,
+        threads=config.threads,
+        patience=config.patience,
+        max_hours=config.max_hours,
+        keep_checkpoints=config.keep_checkpoints,
+        resume=config.resume,
+        initial_weights=config.checkpoint,
+        deterministic=config.deterministic,
+        model=model,
+        data=DataConfig(
+            data=config.data,
+            validation_data=config.validation_data,
+            batch_size=config.batch_size,
+            sequence_length=config.sequence_length,
+        ),
+        optimizer=config.optimizer,
+        communication=config.communication,
+    )
+
+
+def judged(adapter: Adapter, texts: Examples) -> Evaluation:
+    """Loss and accuracy of examples whose last target is a class. Collective."""
+    last = texts.starts[1:] - 1
+    inputs = [texts.inputs(index) for index in range(len(texts))]
+    found_NC = log_probabilities(adapter, inputs, READ_TOGETHER, max(map(len, inputs)))
+    figures = class_figures(adapter.model.classes, found_NC, texts.targets_N[last])
+    return Evaluation(figures.loss, len(texts), accuracy=figures.accuracy)
