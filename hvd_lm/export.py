@@ -92,7 +92,7 @@ def export(config: ExportConfig) -> Path:
 
     Raises CheckpointError, ConfigError or FrameworkError, each with what to do; then nothing is left behind.
     """
-    checkpoint = checkpoints.load_model(config.checkpoint)
+    checkpoint = checkpoints.language_model(checkpoints.load_model(config.checkpoint), config.checkpoint)
     _require_place(config.format, checkpoint.model)
     file, write = _writer(config.format)
     with new_folder(config.out, _HEADER) as staging:

@@ -159,6 +159,14 @@ def mapped(path: Path) -> Checkpoint:
     return _load(path, _Readers(tensors.mapped, tensors.mapped, tensors.mapped))
 
 
+def language_model(found: Checkpoint, path: Path) -> Checkpoint:
+    """What was `found` in `path`, for those who want words of it. Raises CheckpointError if it tells classes apart."""
+    if found.model.classes:
+        classes = ", ".join(found.model.classes[:5])
+        raise CheckpointError(f"{path} is no language model, it tells classes apart ({classes}): hvd-lm sentiment predict asks it")
+    return found
+
+
 class _Readers(NamedTuple):
     """How the arrays of a file are read."""
 

@@ -93,7 +93,7 @@ def run(config: EvaluateConfig) -> Evaluation:
     load = checkpoints.load if config.dynamic.dynamic == "rms" else checkpoints.load_model
     if config.model_parallel > 1:
         load = checkpoints.mapped  # no rank has room for all of it
-    loaded = load(config.checkpoint)
+    loaded = checkpoints.language_model(load(config.checkpoint), config.checkpoint)
     tokens, counts = read_tokens(config.data, loaded.tokenizer, config.split)
     if not len(tokens):
         raise DataError("the text holds no token")

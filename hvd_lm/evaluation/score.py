@@ -265,7 +265,7 @@ def _line(line: str, number: int, columns: int, tokenizer: Tokenizer) -> _Line:
 def _scores(config: ScoreConfig, lines: Callable[[], Iterable[str]]) -> Iterator[LineScore]:
     """The score of every line, in order, on every rank. Collective."""
     load = checkpoints.mapped if config.model_parallel > 1 else checkpoints.load_model
-    loaded = load(config.checkpoint)
+    loaded = checkpoints.language_model(load(config.checkpoint), config.checkpoint)
     topology = TopologyConfig(model_parallel=config.model_parallel)
     adapter = adapters.adapter(config.framework, topology=topology, threads=config.threads)
     job, tokenizer = adapter.job, loaded.tokenizer

@@ -138,7 +138,8 @@ class TextGenerator(Writer):
 
     def __init__(self, checkpoint: Path | str, *, framework: Framework = "torch", threads: int | None = None) -> None:
         """Raises CheckpointError or FrameworkError, each with what to do."""
-        loaded = checkpoints.load_model(one_path(checkpoint, "--checkpoint"))
+        path = one_path(checkpoint, "--checkpoint")
+        loaded = checkpoints.language_model(checkpoints.load_model(path), path)
         adapter = adapters.adapter(framework, threads=threads, multiply_adds=multiply_adds(loaded.model))
         adapter.build(loaded.model)
         adapter.load_weights(loaded.weights)

@@ -64,6 +64,8 @@ class SentimentTrainConfig:
     """End the run after so many epochs in a row whose validation loss is not below the lowest before them."""
     max_hours: float | None = None
     """Stop after so many hours, with a checkpoint that --resume auto goes on with, and exit code 5."""
+    checkpoint_every: int | None = None
+    """Optimizer steps between checkpoints. Unless given: at the end of each epoch."""
     keep_checkpoints: int = 1
     """How many checkpoints to keep: the newest ones, and the one with the lowest validation loss besides."""
     resume: str | None = None
@@ -113,6 +115,7 @@ def _run(config: SentimentTrainConfig, model: ModelConfig) -> RunConfig:
         threads=config.threads,
         patience=config.patience,
         max_hours=config.max_hours,
+        checkpoint_every=config.checkpoint_every,
         keep_checkpoints=config.keep_checkpoints,
         resume=config.resume,
         initial_weights=config.checkpoint,
