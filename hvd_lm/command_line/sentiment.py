@@ -32,7 +32,15 @@ def run(argv: list[str]) -> int:
 
 
 def _train(argv: list[str]) -> None:
-    result = sentiment.train(parse(SentimentTrainConfig, "sentiment train", argv))
+    config = parse(SentimentTrainConfig, "sentiment train", argv)
+    if config.method == "features":
+        found, figures = sentiment.train_features(config)
+        if launcher.launched_rank() == 0:
+            judged = f"validation accuracy {figures.accuracy:.2%}, " if figures else ""
+            units = f"{found.used} of {found.kernel_CU.shape[1]} units are used, most of all unit {found.strongest_unit}"
+            print(f"{judged}C = {found.strength:g}; {units}; the classifier is in {config.out}")
+        return
+    result = sentiment.train(config)
     if launcher.launched_rank() == 0:
         judged = f"validation accuracy {result.validation.accuracy:.2%} after " if result.validation else ""
         print(f"{judged}{result.steps} steps; the run is in {result.out}")

@@ -16,6 +16,8 @@ from hvd_lm.compression.limits import require_topk
 SAMPLE = 100
 """Of so many values about one is in the sample that a threshold is read from."""
 SMALLEST_SAMPLE = 1 << 14
+LONG = 1 << 13
+"""Values from which on a vector is worth selecting from: the bias of an output layer is then most of what would travel."""
 LARGEST = (1 << 31) - 1
 """Values of a parameter that places in int32 can tell."""
 
@@ -48,7 +50,7 @@ class Selector(Protocol):
 
 @dataclass(frozen=True)
 class TopK:
-    """The largest values of a matrix, `share` of all.
+    """The largest values of a matrix, or of a long vector, `share` of all.
 
     Over the first `start_steps` optimizer steps the share falls by four each quarter: 1/4, 1/16, 1/64, 1/256 (section 3.3), but not
     below `share`.
@@ -61,10 +63,10 @@ class TopK:
     def __post_init__(self) -> None:
         require_topk(self.share, self.momentum, self.start_steps)
 
-    def count(self, name: str, shape: tuple[int, ...], step: int) -> int:  # noqa: ARG002 - all matrices alike
-        """k = ceil(share * m * n); 0 of what has no two dimensions, or would not be smaller as values and places."""
+    def count(self, name: str, shape: tuple[int, ...], step: int) -> int:  # noqa: ARG002 - whatever the name
+        """k = ceil(share * m * n); 0 of a vector that is not `LONG`, and of what would not be smaller as values and places."""
         size = math.prod(shape)
-        if len(shape) != 2 or size > LARGEST or 2 * math.ceil(self.share * size) >= size:
+        if (len(shape) != 2 and size < LONG) or size > LARGEST or 2 * math.ceil(self.share * size) >= size:
             return 0
         return math.ceil(self.share_at(step) * size)
 
@@ -80,12 +82,12 @@ class TopK:
 
 
 def largest(xp: Any, matrix: Any, count: int) -> Any:
-    """Places of the `count` values of `matrix`, [m, n], that are farthest from 0, in the order of their size.
+    """Places of the `count` values of `matrix`, [m, n] or [m], that are farthest from 0, in the order of their size.
 
     Exactly so many. A sample says which ones may be among them, so that few are sorted (the paper takes 0.1 to 1 % at random; here
     each s-th value, with s and n relatively prime, so that all columns come equally often). If it has misled, all are sorted.
     """
-    size, columns = math.prod(matrix.shape), matrix.shape[1]
+    size, columns = math.prod(matrix.shape), math.prod(matrix.shape[1:])
     sizes = xp.abs(xp.reshape(matrix, (-1,)))
     stride = max(1, size // max(SMALLEST_SAMPLE, size // SAMPLE))
     while math.gcd(stride, columns) > 1:

@@ -6,7 +6,7 @@ Shapes: B texts read side by side, N texts, C classes, U units of all layers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,15 @@ from hvd_lm.config import Framework
 from hvd_lm.data.labelled import Columns, LabelledText, read_labelled
 from hvd_lm.data.walk import STANDARD_INPUT
 from hvd_lm.errors import CheckpointError, DataError, require
-from hvd_lm.evaluation.endings import endings
+from hvd_lm.evaluation.endings import Endings, endings
 from hvd_lm.evaluation.perplexity import model_digest
 from hvd_lm.job.agreement import settings
 from hvd_lm.job.launcher import launched_size
 from hvd_lm.model.weights import Array
 from hvd_lm.paths import make_paths
+from hvd_lm.tasks import state_features
 from hvd_lm.tasks.class_figures import ClassFigures, class_figures
-from hvd_lm.tasks.labels import numbers_of, token_ids
+from hvd_lm.tasks.labels import MOST_TOKENS, numbers_of, token_ids
 
 READ_TOGETHER = 64
 """Texts of a rank, unless said otherwise."""
@@ -108,8 +109,8 @@ def evaluate(config: ClassEvaluateConfig) -> ClassFigures:
     """
     loaded = load_classifier(config.checkpoint)
     texts = read_labelled(config.data, Columns(config.text_column, config.label_column))
-    numbers_N = numbers_of(texts, loaded.model.classes)
-    figures = class_figures(loaded.model.classes, _read(config, loaded, texts), numbers_N)
+    numbers_N = numbers_of(texts, loaded.classes)
+    figures = class_figures(loaded.classes, _read(config, loaded, texts), numbers_N)
     if config.picture:
         try:
             config.picture.write_bytes(figures.png())
@@ -128,57 +129,82 @@ def predict(config: ClassPredictConfig) -> list[Predicted]:
     loaded = load_classifier(config.checkpoint)
     texts = read_labelled(config.data, Columns(config.text_column, None))
     found_NC = np.exp(_read(config, loaded, texts).astype(np.float64))
-    classes = loaded.model.classes
+    classes = loaded.classes
     return [Predicted(classes[row_C.argmax()], dict(zip(classes, row_C.tolist(), strict=True))) for row_C in found_NC]
 
 
-def _read(config: ClassifyConfig, loaded: Checkpoint, texts: Sequence[LabelledText]) -> Array:
+def _read(config: ClassifyConfig, loaded: Classifier, texts: Sequence[LabelledText]) -> Array:
     """Log-probabilities, ``float32 [N, C]``, on every rank. Collective."""
-    most = config.sequence_length or _most_in_training(loaded)
-    inputs = [token_ids(text.text, loaded.tokenizer, most) for text in texts]
+    most = config.sequence_length or loaded.most_tokens
+    inputs = [token_ids(text.text, loaded.read.tokenizer, most, ended=loaded.ended) for text in texts]
     adapter = adapters.adapter(config.framework, threads=config.threads)
     job = adapter.job
     with ending_together(job):
         if job.topology.size > 1:
             read = hashlib.sha256(b"".join(ids_T.tobytes() for ids_T in inputs)).hexdigest()
-            common = {"have another model": model_digest(loaded), "read other texts": read}
+            common = {"have another model": model_digest(loaded.read), "read other texts": read}
             job.agree({**common, **settings(config, without=_OF_A_RANK)})
         with job.trouble.noted():
-            adapter.build(loaded.model)
-            adapter.load_weights(loaded.weights)
+            adapter.build(loaded.read.model)
+            adapter.load_weights(loaded.read.weights)
         job.agree()
-        found_NC = log_probabilities(adapter, inputs, config.batch_size, most)
+        found_NC = log_probabilities(adapter, inputs, config.batch_size, most, len(loaded.classes), loaded.logits)
         job.agree()
     return found_NC
 
 
-def _most_in_training(loaded: Checkpoint) -> int:
-    said: Any = (loaded.progress.settings or {}).get("data")
-    return int(said["sequence_length"])
+@dataclass(frozen=True)
+class Classifier:
+    """What is read, and how classes are told from it."""
+
+    read: Checkpoint
+    classes: tuple[str, ...]
+    logits: Callable[[Endings], Array]
+    """``float32 [B, C]``."""
+    most_tokens: int
+    """Of a text, in training."""
+    ended: bool = True
+    """Whether the model reads the end of a text, too."""
 
 
-def load_classifier(folder: Path) -> Checkpoint:
-    """The best checkpoint of a run that learned classes; its newest if nothing validated it; or the one that `folder` is.
+def load_classifier(folder: Path) -> Classifier:
+    """The best checkpoint of a run that learned classes; its newest if nothing validated it; or the one that `folder` is. Or a
+    language model with a regression on its states.
 
-    Raises CheckpointError if there is none, it is damaged, or it is a language model.
+    Raises CheckpointError if there is none, it is damaged, or it is a language model alone.
     """
     found = checkpoints.load_model(best_of(folder) or folder)
+    if regression := state_features.load(folder, found.model):
+        return Classifier(found, regression.classes, regression.logits, regression.most_tokens, ended=False)
     if not found.model.classes:
         raise CheckpointError(
             f"{folder} holds a language model, which tells no classes apart: hvd-lm sentiment train makes one of it"
         )
-    return found
+    said: Any = (found.progress.settings or {}).get("data", {})
+    return Classifier(found, found.model.classes, by_output, int(said.get("sequence_length", MOST_TOKENS)))
 
 
-def log_probabilities(adapter: Adapter, texts: Sequence[NDArray[np.int32]], batch_size: int, sequence_length: int) -> Array:
-    """Of every class after each of `texts`: ``float32 [N, C]``, the same on all ranks. Collective.
+def by_output(of: Endings) -> Array:
+    """What a model says whose output judges classes, ``float32 [B, C]``."""
+    return of.logits_BV
+
+
+def log_probabilities(
+    adapter: Adapter,
+    texts: Sequence[NDArray[np.int32]],
+    batch_size: int,
+    sequence_length: int,
+    classes: int,
+    logits: Callable[[Endings], Array] = by_output,
+) -> Array:
+    """Of every one of so many classes after each of `texts`: ``float32 [N, C]``, the same on all ranks. Collective.
 
     A rank that cannot read notes it (`job.trouble`): the caller lets the ranks agree.
     """
-    found_NC = np.zeros((len(texts), len(adapter.model.classes)), np.float32)
+    found_NC = np.zeros((len(texts), classes), np.float32)
     with adapter.job.trouble.noted():
         for of in endings(adapter, texts, batch_size, sequence_length):
-            found_NC[of.texts] = log_softmax(of.logits_BV)
+            found_NC[of.texts] = log_softmax(logits(of))
     # Every text is read by one rank, and 0 on the others.
     return adapter.job.sum(found_NC)
 

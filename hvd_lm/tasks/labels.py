@@ -16,6 +16,8 @@ from hvd_lm.data.sources import IGNORED
 from hvd_lm.data.tokenizer import Tokenizer
 from hvd_lm.errors import DataError
 
+MOST_TOKENS = 400
+"""Of a text, unless said otherwise."""
 _KEY = 0x6C6162656C
 """Of the numbers that draw which texts validate."""
 
@@ -44,10 +46,11 @@ def held_apart(texts: Sequence[LabelledText], share: float) -> tuple[list[Labell
     return kept, [texts[place] for place in sorted(apart)]
 
 
-def token_ids(text: str, tokenizer: Tokenizer, most: int) -> NDArray[np.int32]:
-    """What a model reads of a text, ``int32 [T]``: <eos>, the text, <eos>; of a long one the last `most` tokens."""
+def token_ids(text: str, tokenizer: Tokenizer, most: int, *, ended: bool = True) -> NDArray[np.int32]:
+    """What a model reads of a text, ``int32 [T]``: <eos>, the text and, if it is to be `ended`, <eos>; of a long one the last `most`
+    tokens."""
     end = np.array([tokenizer.end_of_line_id], np.int32)
-    return np.concatenate([end, tokenizer.encode_block(text.rstrip("\n")), end])[-most:]
+    return np.concatenate([end, tokenizer.encode_block(text.rstrip("\n")), end[: int(ended)]])[-most:]
 
 
 def examples(

@@ -1,29 +1,44 @@
 """``hvd-lm sentiment train``: the sentiment of a text, or any other label of it, by a model that began as a language model.
 
 The language model's embedding and cells are the start of a classifier, which a new output layer completes; all of it is trained by
-the loop that trains language models (Dai & Le 2015, "Semi-supervised Sequence Learning", arXiv:1511.01432).
+the loop that trains language models (Dai & Le 2015, "Semi-supervised Sequence Learning", arXiv:1511.01432). Or the language model
+stays as it is, and a logistic regression reads its states (hvd_lm.tasks.state_features).
 
 Shapes: N texts, C classes.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
+from hvd_lm import adapters
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm.adapters.base import Adapter
+from hvd_lm.adapters.ending import ending_together
+from hvd_lm.checkpoint import Checkpoint, save
+from hvd_lm.checkpoint.files import new_folder
 from hvd_lm.config import CommunicationConfig, DataConfig, Framework, ModelConfig, OptimizerConfig, RunConfig
 from hvd_lm.data.examples import Examples
 from hvd_lm.data.labelled import Columns, LabelledText, read_labelled
 from hvd_lm.errors import DataError, require
 from hvd_lm.evaluation.figures import Evaluation
+from hvd_lm.evaluation.perplexity import model_digest
+from hvd_lm.job.agreement import settings
 from hvd_lm.paths import make_paths
-from hvd_lm.tasks.class_figures import class_figures
-from hvd_lm.tasks.classifier import READ_TOGETHER, log_probabilities
-from hvd_lm.tasks.labels import classes_of, examples, held_apart
+from hvd_lm.tasks.class_figures import ClassFigures, class_figures
+from hvd_lm.tasks.classifier import READ_TOGETHER, log_probabilities, log_softmax
+from hvd_lm.tasks.labels import MOST_TOKENS, classes_of, examples, held_apart, numbers_of, token_ids
+from hvd_lm.tasks.state_features import DESCRIPTION, Regression, all_features, fitted, unit_png
+from hvd_lm.tasks.state_features import save as save_regression
 from hvd_lm.training.example_dataset import ExampleDataset
 from hvd_lm.training.loop import TrainingResult, train_on
+
+_OF_A_RANK = ("checkpoint", "data", "validation_data", "threads", "out")
+"""Settings that may differ between ranks; model and texts may not."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +59,17 @@ class SentimentTrainConfig:
     """Column of the label, as --text-column."""
     out: Path = Path("sentiment")
     """Folder of the run, as of hvd-lm train."""
+    method: Literal["finetune", "features"] = "finetune"
+    """finetune: the language model and a new output layer learn the labels (Dai & Le 2015, arXiv:1511.01432). features: the model
+    stays as it is; a logistic regression with an L1 penalty reads its last cell state (Radford et al. 2017, arXiv:1704.01444),
+    and of what is said below only --batch-size, --sequence-length and --threads count."""
     framework: Framework = "torch"
     """Which framework computes."""
     epochs: int = 5
     """Passes over the texts."""
     batch_size: int = 32
     """Texts in a micro-batch of one rank (B)."""
-    sequence_length: int = 400
+    sequence_length: int = MOST_TOKENS
     """Most tokens of a text (T): of a longer one the last are read."""
     labels_everywhere: bool = False
     """Let the model say the label after every token while it trains, not only after the last."""
@@ -83,12 +102,80 @@ class SentimentTrainConfig:
         require(self.communication.target_batch is None, "--target-batch counts tokens: give --backward-passes-per-step")
 
 
+@dataclass(frozen=True)
+class _Read:
+    """What is learned from."""
+
+    language_model: Checkpoint
+    classes: tuple[str, ...]
+    training: Sequence[LabelledText]
+    validation: Sequence[LabelledText]
+
+
 def train(config: SentimentTrainConfig) -> TrainingResult:
-    """Train a classifier; rank 0 writes the run. Collective.
+    """Train a classifier as --method finetune does; rank 0 writes the run. Collective.
 
     Raises what `hvd_lm.train` raises; DataError for texts or labels that are missing or damaged, or of one class only.
     """
-    language_model = checkpoints.load_model(config.checkpoint)
+    read = _read(config)
+    model = replace(
+        read.language_model.model,
+        classes=read.classes,
+        dropout=config.dropout,
+        softmax="full",
+        tie_embedding=False,
+        adaptive_cutoffs=(),
+    )
+    of_model = read.classes, read.language_model.tokenizer, config.sequence_length
+    learned = examples(read.training, *of_model, everywhere=config.labels_everywhere)
+    held_out = examples(read.validation, *of_model)
+    dataset = ExampleDataset(read.language_model.tokenizer, learned, {"validation": held_out}, judged)
+    return train_on(lambda _: dataset, _run(config, model))
+
+
+def train_features(config: SentimentTrainConfig) -> tuple[Regression, ClassFigures | None]:
+    """Train a classifier as --method features does, and judge it by what validates; rank 0 writes it. Collective.
+
+    Raises as `train`; FrameworkError if scikit-learn is absent; ConfigError if there is something in ``config.out``.
+    """
+    read = _read(config)
+    language_model, tokenizer = read.language_model, read.language_model.tokenizer
+    parts = [read.training, read.validation]
+    most = config.sequence_length
+    # A language model forgets at the end of a line what it has read.
+    inputs = [[token_ids(text.text, tokenizer, most, ended=False) for text in part] for part in parts]
+    numbers = [numbers_of(part, read.classes) for part in parts]
+    adapter = adapters.adapter(config.framework, threads=config.threads)
+    job = adapter.job
+    with ending_together(job):
+        if job.topology.size > 1:
+            told = hashlib.sha256(b"".join(ids_T.tobytes() for part in inputs for ids_T in part)).hexdigest()
+            common = {"have another model": model_digest(language_model), "read other texts": told}
+            job.agree({**common, **settings(config, without=_OF_A_RANK)})
+        with job.trouble.noted():
+            adapter.build(language_model.model)
+            adapter.load_weights(language_model.weights)
+        job.agree()
+        training_NU, validation_NU = (all_features(adapter, part, config.batch_size, config.sequence_length) for part in inputs)
+        job.agree()
+        found: Regression | None = None
+        with job.trouble.noted():
+            if job.topology.is_writer:
+                found = fitted(read.classes, training_NU, numbers[0], validation_NU, numbers[1], config.sequence_length)
+                with new_folder(config.out, DESCRIPTION) as staging:
+                    save(language_model, staging, keep=1)
+                    save_regression(found, staging)
+                    unit = found.strongest_unit
+                    (staging / "unit.png").write_bytes(unit_png(read.classes, unit, training_NU[:, unit], numbers[0]))
+        job.agree()
+        regression: Regression = job.broadcast(found)
+    if not len(validation_NU):
+        return regression, None
+    log_probabilities_NC = log_softmax(regression.of_features(validation_NU))
+    return regression, class_figures(read.classes, log_probabilities_NC, numbers[1])
+
+
+def _read(config: SentimentTrainConfig) -> _Read:
     columns = Columns(config.text_column, config.label_column)
     training, validation = read_labelled(config.data, columns), list[LabelledText]()
     if config.validation_data:
@@ -97,13 +184,7 @@ def train(config: SentimentTrainConfig) -> TrainingResult:
         training, validation = held_apart(training, config.validation_share)
     if not training:
         raise DataError("no text is left to train on: give more, or a smaller --validation-share")
-    classes, tokenizer = classes_of(training), language_model.tokenizer
-    model = replace(
-        language_model.model, classes=classes, dropout=config.dropout, softmax="full", tie_embedding=False, adaptive_cutoffs=()
-    )
-    learned = examples(training, classes, tokenizer, config.sequence_length, everywhere=config.labels_everywhere)
-    held_out = examples(validation, classes, tokenizer, config.sequence_length)
-    return train_on(lambda _: ExampleDataset(tokenizer, learned, {"validation": held_out}, judged), _run(config, model))
+    return _Read(checkpoints.load_model(config.checkpoint), classes_of(training), training, validation)
 
 
 def _run(config: SentimentTrainConfig, model: ModelConfig) -> RunConfig:
@@ -136,6 +217,7 @@ def judged(adapter: Adapter, texts: Examples) -> Evaluation:
     """Loss and accuracy of examples whose last target is a class. Collective."""
     last = texts.starts[1:] - 1
     inputs = [texts.inputs(index) for index in range(len(texts))]
-    found_NC = log_probabilities(adapter, inputs, READ_TOGETHER, max(map(len, inputs)))
-    figures = class_figures(adapter.model.classes, found_NC, texts.targets_N[last])
+    classes = adapter.model.classes
+    found_NC = log_probabilities(adapter, inputs, READ_TOGETHER, max(map(len, inputs)), len(classes))
+    figures = class_figures(classes, found_NC, texts.targets_N[last])
     return Evaluation(figures.loss, len(texts), accuracy=figures.accuracy)
