@@ -47,8 +47,8 @@ def held_apart(texts: Sequence[LabelledText], share: float) -> tuple[list[Labell
 
 
 def token_ids(text: str, tokenizer: Tokenizer, most: int, *, ended: bool = True) -> NDArray[np.int32]:
-    """What a model reads of a text, ``int32 [T]``: <eos>, the text and, if it is to be `ended`, <eos>; of a long one the last `most`
-    tokens."""
+    """What a model reads of a text, ``int32 [T]``: <eos>, the text and, if it is to be `ended`, <eos>; of a long one the last
+    `most` tokens."""
     end = np.array([tokenizer.end_of_line_id], np.int32)
     return np.concatenate([end, tokenizer.encode_block(text.rstrip("\n")), end[: int(ended)]])[-most:]
 

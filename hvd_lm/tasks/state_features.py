@@ -106,7 +106,7 @@ def fitted(
         raise FrameworkError("scikit-learn is not installed: pip install 'hvd_lm[sentiment]'") from error
     best, most = None, -1.0
     for strength in STRENGTHS if len(validation_NU) else (1.0,):
-        one = LogisticRegression(C=strength, l1_ratio=1.0, solver="liblinear", random_state=0, max_iter=1000)
+        one = LogisticRegression(C=strength, l1_ratio=1.0, solver="liblinear", tol=1e-3, random_state=0)
         model: Any = one if len(classes) == 2 else OneVsRestClassifier(one)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a fit that is not quite at its end: validation judges it
