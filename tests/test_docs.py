@@ -33,6 +33,8 @@ from hvd_lm.evaluation.score import ScoreConfig
 from hvd_lm.export import ExportConfig
 from hvd_lm.generation.text import GenerateConfig
 from hvd_lm.report.page import ReportConfig
+from hvd_lm.tasks.classifier import ClassEvaluateConfig, ClassPredictConfig
+from hvd_lm.tasks.sentiment import SentimentTrainConfig
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -167,6 +169,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(ROOT / "README.md", folder / "README.md")
     # Short: dynamic evaluation takes a step of the optimizer for every few words.
     (folder / "other.txt").write_text("The value of a short text is that it is soon read.\n" * 20, encoding="utf-8")
+    rows = "a text that is good\tgood\nno text at all , and bad\tbad\n" * 20
+    (folder / "reviews.tsv").write_text(f"text\tlabel\n{rows}", encoding="utf-8")
     (folder / "texts").mkdir()
     # A vocabulary of 10000 needs more words than the corpus has: numbers make up the rest.
     text = " ".join(map(str, range(5000))) + "\n" + embedded_corpus()
@@ -236,6 +240,7 @@ def test_there_are_examples() -> None:
         "docs/python.md",
         "docs/python.md",
         "docs/python.md",
+        "docs/sentiment.md",
     ]
 
 
@@ -313,6 +318,9 @@ def known_flags() -> frozenset[str]:
         PrepareConfig,
         EvaluateConfig,
         ScoreConfig,
+        SentimentTrainConfig,
+        ClassEvaluateConfig,
+        ClassPredictConfig,
         GenerateConfig,
         ExportConfig,
         ReportConfig,

@@ -27,7 +27,7 @@ from hvd_lm.errors import CheckpointError, ConfigError, DataError
 from hvd_lm.job.topology import arrange
 from hvd_lm.model.split import shares
 from hvd_lm.model.weights import initial_weights
-from hvd_lm.tasks import classifier, sentiment
+from hvd_lm.tasks import classifier, sentiment, state_features
 from hvd_lm.tasks.class_figures import class_figures
 from hvd_lm.tasks.classifier import ClassEvaluateConfig, ClassPredictConfig
 from hvd_lm.tasks.labels import examples, held_apart
@@ -292,3 +292,67 @@ def test_a_classifier_is_no_language_model(labelled: Path, language_model: Path,
     divided = arrange(hvd_lm.TopologyConfig(split="vocabulary", model_parallel=2), 0, 2)
     with pytest.raises(ConfigError, match="has no vocabulary to divide"):
         shares(ModelConfig(30, classes=("a", "b")), divided)
+
+
+# --- features --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.ranks
+def test_features_of_the_states(framework: str, labelled: Path, language_model: Path, tmp_path: Path) -> None:
+    """The same regression on one rank and on two; it is asked in either framework, and has what it needs in its folder."""
+    found = {}
+    for ranks in (1, 2):
+        out = tmp_path / str(ranks)
+        more = ("--method", "features", "--batch-size", "7")
+        pools.hvd_lm(ranks, "sentiment", *flags(labelled, language_model, out, framework, *more), framework=framework)
+        found[ranks] = state_features.load(out, checkpoints.load_model(language_model).model)
+        assert (out / "unit.png").read_bytes().startswith(b"\x89PNG")
+    first, second = found[1], found[2]
+    assert first is not None
+    assert second is not None
+    assert first.classes == second.classes == tuple(sorted(TOPICS.values()))
+    assert first.strength == second.strength
+    np.testing.assert_allclose(second.kernel_CU, first.kernel_CU, rtol=0.05, atol=0.05)
+    judged = [
+        classifier.evaluate(ClassEvaluateConfig(tmp_path / "1", labelled, framework=name, threads=1))  # type: ignore[arg-type]
+        for name in INSTALLED
+    ]
+    assert judged[0].counts_CC.tolist() == judged[-1].counts_CC.tolist()
+    assert judged[0].accuracy > 0.5, "of three classes, by the states of random weights"
+
+
+def test_regression_on_what_is_known() -> None:
+    """One unit tells two classes apart; the others are noise, and are left out by the strength that validation chooses."""
+    generator = np.random.default_rng(1)
+    features_NU = generator.normal(size=(600, 20)).astype(np.float32)
+    numbers_N = (features_NU[:, 3] > 0).astype(np.int32)
+    found = state_features.fitted(("a", "b"), features_NU[:400], numbers_N[:400], features_NU[400:], numbers_N[400:], 50)
+    assert found.strongest_unit == 3
+    assert (found.of_features(features_NU).argmax(1) == numbers_N).mean() > 0.97
+    assert np.count_nonzero(found.kernel_CU[0]) == 0, "a softmax over both is the logistic function"
+    three_N = (features_NU[:, 3] > 0.5).astype(np.int32) + (features_NU[:, 3] > -0.5)
+    of_three = state_features.fitted(("a", "b", "c"), features_NU[:400], three_N[:400], features_NU[400:], three_N[400:], 50)
+    assert of_three.kernel_CU.shape == (3, 20)
+
+
+def test_damaged_regression(labelled: Path, language_model: Path, tmp_path: Path) -> None:
+    config = SentimentTrainConfig(
+        language_model, labelled, out=tmp_path / "run", method="features", framework=INSTALLED[0], threads=1  # type: ignore[arg-type]
+    )  # fmt: skip
+    regression, figures = sentiment.train_features(config)
+    assert figures is not None
+    with pytest.raises(ConfigError, match="exists already"):
+        sentiment.train_features(config)
+    path = tmp_path / "run" / "features.json"
+    whole = path.read_text()
+    for content in ("{", "[]", whole.replace("names", "more"), whole.replace('"most_tokens": 400', '"most_tokens": -1'), "{}"):
+        path.write_text(content)
+        if "more" in content:
+            assert "more" in classifier.load_classifier(tmp_path / "run").classes
+            continue
+        with pytest.raises(CheckpointError, match="cannot be used"):
+            classifier.load_classifier(tmp_path / "run")
+    path.write_text(whole.replace('"names"', '"names", "another"'))
+    with pytest.raises(CheckpointError, match="not float32"):
+        classifier.load_classifier(tmp_path / "run")
+    assert regression.used <= 40
