@@ -65,6 +65,8 @@ class Regression:
     bias_C: Array
     strength: float
     """That validation chose (C)."""
+    strongest_unit: int
+    """The one that changes most of what it says, over the texts; counted over all layers from below."""
     most_tokens: int
     """That were read of a text."""
 
@@ -81,11 +83,6 @@ class Regression:
         """How many units it looks at."""
         return int((self.kernel_CU != 0).any(0).sum())
 
-    @property
-    def strongest_unit(self) -> int:
-        """The one that it looks at most, counted over all layers from below."""
-        return int(np.abs(self.kernel_CU).max(0).argmax())
-
 
 def fitted(
     classes: Sequence[str],
@@ -97,6 +94,8 @@ def fitted(
 ) -> Regression:
     """Fitted to the training texts; of all strengths the one that finds most of the validation texts, and 1 if there are none.
 
+    While it is fitted each unit has mean 0 and deviation 1, or the penalty would be one on units of small states.
+
     Raises FrameworkError if scikit-learn is absent.
     """
     try:
@@ -104,17 +103,22 @@ def fitted(
         from sklearn.multiclass import OneVsRestClassifier
     except ImportError as error:
         raise FrameworkError("scikit-learn is not installed: pip install 'hvd_lm[sentiment]'") from error
+    mean_U, deviation_U = training_NU.mean(0), training_NU.std(0)
+    deviation_U = np.where(deviation_U > 0, deviation_U, 1)
+    scaled_NU = (training_NU - mean_U) / deviation_U
     best, most = None, -1.0
     for strength in STRENGTHS if len(validation_NU) else (1.0,):
         one = LogisticRegression(C=strength, l1_ratio=1.0, solver="liblinear", tol=1e-3, random_state=0)
         model: Any = one if len(classes) == 2 else OneVsRestClassifier(one)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a fit that is not quite at its end: validation judges it
-            model.fit(training_NU, numbers_N)
+            model.fit(scaled_NU, numbers_N)
         kernels = [model.coef_] if len(classes) == 2 else [its.coef_ for its in model.estimators_]
         biases = [model.intercept_] if len(classes) == 2 else [its.intercept_ for its in model.estimators_]
-        weights = _of_all(np.concatenate(kernels)), _of_all(np.concatenate(biases))
-        found = Regression(tuple(classes), *weights, strength, most_tokens)
+        kernel_CU = _of_all(np.concatenate(kernels) / deviation_U)
+        bias_C = _of_all(np.concatenate(biases)) - kernel_CU @ mean_U
+        strongest = int((np.abs(kernel_CU).max(0) * deviation_U).argmax())
+        found = Regression(tuple(classes), kernel_CU, bias_C, strength, strongest, most_tokens)
         share = float((found.of_features(validation_NU).argmax(1) == held_out_N).mean()) if len(validation_NU) else 0.0
         if share > most:
             best, most = found, share
@@ -156,7 +160,9 @@ def load(folder: Path, model: ModelConfig) -> Regression | None:
         for name, shape in shapes.items():
             if arrays[name].shape != shape or arrays[name].dtype != np.float32:
                 raise CheckpointError(f"{name} is {arrays[name].dtype} {list(arrays[name].shape)}, not float32 {list(shape)}")
-        return Regression(classes, arrays["kernel"], arrays["bias"], strength, count(told["most_tokens"]))
+        return Regression(
+            classes, arrays["kernel"], arrays["bias"], strength, *map(count, (told["strongest_unit"], told["most_tokens"]))
+        )
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read: {why(error)}") from error
     except (ValueError, KeyError, TypeError, AttributeError, SafetensorError, CheckpointError, RecursionError) as error:
