@@ -318,6 +318,7 @@ def test_what_is_written_can_be_loaded_and_is_the_pick(files: tuple[Path, Path],
     pick = of(off(SLOW, 1.1, 1.2), ranks=(2, 4, 8)).pick
     communication = written.communication
     assert (communication.compression, communication.backward_passes_per_step) == (pick.compression, pick.backward_passes_per_step)
+    assert communication.link == files[0]
     assert written.model == MODEL
     assert written.data.data == (tmp_path / "text",)
     job = tmp_path / "out" / "job.sh"

@@ -51,13 +51,22 @@ exec horovodrun -np {ranks} ${{HOSTS:+-H "$HOSTS"}} {controller} \\
 _CONTROLLERS = {"Gloo": "--gloo", "MPI": '--mpi --mpi-args="--mca mpi_yield_when_idle 1 --oversubscribe"'}
 
 
-def write_plan(found: Plan, run: RunConfig, link: Link, out: Path) -> None:
-    """Into the folder `out`. Raises ConfigError if that cannot be written, or holds a run."""
+def write_plan(found: Plan, run: RunConfig, link: Link, path: Path, out: Path) -> None:
+    """Into the folder `out`; `path` is the link's file, by which the run is to judge its steps.
+
+    Raises ConfigError if `out` cannot be written, or holds a run.
+    """
     if (out / CONFIG).exists() and not (out / JOB).exists():
         raise ConfigError(f"--out {out} holds a {CONFIG} that is no plan's: name another folder")
     pick = found.pick
     passes = pick.backward_passes_per_step
-    communication = replace(run.communication, compression=pick.compression, backward_passes_per_step=passes, target_batch=None)
+    communication = replace(
+        run.communication,
+        compression=pick.compression,
+        backward_passes_per_step=passes,
+        target_batch=None,
+        link=path.absolute(),
+    )
     data = replace(run.data, data=_absolute(run.data.data), validation_data=_absolute(run.data.validation_data))
     topology = replace(run.topology, data_parallel=None)
     try:

@@ -69,12 +69,15 @@ class CommunicationConfig:
     """File for Horovod's timeline, readable in chrome://tracing (HOROVOD_TIMELINE)."""
     hierarchical_allreduce: bool = False
     """Reduce inside each host first; NCCL with MPI only (HOROVOD_HIERARCHICAL_ALLREDUCE)."""
+    link: Path | None = None
+    """What hvd-lm measure wrote of this link, with --config of this run: the run says what a step should take, metrics.jsonl and
+    hvd-lm report have it beside what it took, and a run that stays behind is told why."""
     stall_shutdown_seconds: int = 600
     """End the job when a rank has kept the others waiting that long, from the start on; 0 for never
     (HOROVOD_STALL_SHUTDOWN_TIME_SECONDS)."""
 
     def __post_init__(self) -> None:
-        make_paths(self, "timeline_filename")
+        make_paths(self, "timeline_filename", "link")
         require(
             self.backward_passes_per_step >= 1,
             f"--backward-passes-per-step must be at least 1, not {self.backward_passes_per_step}",

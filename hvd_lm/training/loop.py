@@ -13,6 +13,8 @@ from hvd_lm.adapters import adapter as make_adapter
 from hvd_lm.adapters.base import Adapter
 from hvd_lm.adapters.ending import ending_together
 from hvd_lm.checkpoint import CheckpointWriter
+from hvd_lm.communication.link import read_link
+from hvd_lm.communication.measure import Work
 from hvd_lm.compression.compressors import Compression
 from hvd_lm.config import RunConfig, with_passes, with_vocabulary_size
 from hvd_lm.data.texts import Texts, read_texts
@@ -28,6 +30,7 @@ from hvd_lm.job.topology import arrange
 from hvd_lm.model.split import shares
 from hvd_lm.settings_file import write_yaml
 from hvd_lm.training.elastic import NOBODY, Elastic
+from hvd_lm.training.expectation import expecting
 from hvd_lm.training.final_test import tested
 from hvd_lm.training.folder import claimed, prepare_folder, writing
 from hvd_lm.training.leg import Leg
@@ -51,7 +54,7 @@ class TrainingResult:
     """Of the best weights, on the test split of a prepared folder."""
 
 
-OF_A_RANK = ("out", "resume", "threads", "data", "validation_data", "timeline_filename")
+OF_A_RANK = ("out", "resume", "threads", "data", "validation_data", "timeline_filename", "link")
 """Settings that may differ between ranks; their texts may not."""
 
 
@@ -111,9 +114,10 @@ def _leg(
         common |= settings(config, without=OF_A_RANK)
         config = with_passes(config, topology.readers)
         newest = elastic.newest({"run another hvd_lm": source_digest(), **common}) if elastic else NOBODY
-        earlier = None
+        earlier = link = None
         with elastic.told() if elastic else nullcontext():
             if topology.is_writer:
+                link = read_link(config.communication.link) if config.communication.link else None
                 held.enter_context(claimed(config.out))
                 if newest.step is None:
                     earlier = begin(config.out, config.resume, config.model, config.optimizer, texts.fingerprint)
@@ -142,6 +146,8 @@ def _leg(
         if elastic:
             elastic.entered(leg, newest)
         leg.outlets.metrics.say(f"{job.headline()}\n{leg.headline()}")
+        asked = config.framework, Work.of(config), config.topology
+        leg.outlets.metrics = expecting(leg.outlets.metrics, link, *asked, job)
         if config.resume and not leg.step:
             leg.outlets.metrics.say(f"--resume {config.resume}: no checkpoint in {config.out.resolve()} yet, so the run begins")
         loss, validation = leg.run()
