@@ -13,12 +13,15 @@ import numpy as np
 import pools
 import pytest
 from conftest import INSTALLED
+from hypothesis import given
+from hypothesis import strategies as st
 from test_predict import WORK, a_link, of
 
 from hvd_lm.command_line.commands import main
 from hvd_lm.communication.link import Link, write_link
 from hvd_lm.communication.measure import processor
 from hvd_lm.communication.phases import phases
+from hvd_lm.compression.selectors import TopK
 from hvd_lm.config import CommunicationConfig
 from hvd_lm.report.plots import PLOTS, draw
 from hvd_lm.report.runs import read_runs
@@ -215,8 +218,33 @@ def test_a_link_that_is_no_file_is_refused_before_anything_begins(tmp_path: Path
 # --- phases ----------------------------------------------------------------------------------------------
 
 
+@given(st.integers(0, 300), st.sampled_from([0.001, 0.01, 0.1, 0.5]))
+def test_phases_of_topk_have_the_shares_of_their_steps(start: int, share: float) -> None:
+    its = CommunicationConfig(compression="topk", topk_share=share, topk_start_steps=start)
+    found = phases(its)
+    topk = TopK(share, 0.0, start)
+    for step in range(start + 2):
+        (phase, *_) = (of_phase for first, of_phase in reversed(found) if first <= step)
+        assert phase.topk_share == topk.share_at(step)
+    assert found[-1][1] == its
+    assert len(found) == len({of_phase.topk_share for _, of_phase in found})
+
+
+def test_an_average_is_a_part_of_the_step_that_makes_it() -> None:
+    """After each third step, counted from those that all make together on."""
+    work = replace(WORK, communication=CommunicationConfig(backward_passes_per_step=4, reduce_every=3, reduce_start_steps=2))
+    predicted = of(a_link(), work)
+    own, whole = predicted.step_seconds - predicted.averaging_seconds, 3 * predicted.averaging_seconds
+    expectation = Expectation((Phase(0, PREDICTED), Phase(2, predicted, every=3)), TOKENS)
+    found = [expectation.figures(step)["predicted_seconds"] for step in range(1, 9)]
+    together = PREDICTED.step_seconds
+    assert found == pytest.approx([together, together, own, own, own + whole, own, own, own + whole])
+
+
 def test_phases_of_powersgd() -> None:
     its = CommunicationConfig(compression="powersgd", powersgd_start_steps=7)
     assert phases(its) == ((0, replace(its, compression="none")), (7, its))
+    local = CommunicationConfig(reduce_every=4, reduce_start_steps=9)
+    assert phases(local) == ((0, replace(local, reduce_every=1)), (9, local))
     for other in (replace(its, powersgd_start_steps=0), CommunicationConfig(), CommunicationConfig(compression="fp16")):
         assert phases(other) == ((0, other),)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
 
@@ -32,6 +33,14 @@ class Phase(NamedTuple):
     first: int
     """Steps that were applied before the first of them."""
     predicted: Prediction
+    every: int = 1
+    """After so many of them weights are averaged, which is a part of the last one's time."""
+
+    def seconds(self, step: int) -> float:
+        """Of optimizer step `step`."""
+        its = self.predicted
+        own = its.step_seconds - its.averaging_seconds
+        return own if (step - self.first) % self.every else own + self.every * its.averaging_seconds
 
 
 class _Seen(NamedTuple):
@@ -39,7 +48,9 @@ class _Seen(NamedTuple):
 
     row: Row
     seconds: float
-    predicted: Prediction
+    predicted: float
+    expected_wait: float
+    """Of that, the wait for gradients, which are made of sums while they are waited for."""
 
 
 class Expectation:
@@ -52,23 +63,26 @@ class Expectation:
         self._slow: deque[_Seen] = deque(maxlen=IN_A_ROW)
         self._is_said = False
 
-    def of(self, step: int) -> Prediction:
+    def _of(self, step: int) -> Phase:
         """That of optimizer step `step`, counted from 1."""
-        return next(phase.predicted for phase in reversed(self._expected) if phase.first < step)
+        return next(phase for phase in reversed(self._expected) if phase.first < step)
 
     def figures(self, step: int) -> Row:
         """For the metrics: seconds of the step, and of them those of communication that nothing hides."""
-        its = self.of(step)
+        phase = self._of(step)
+        its = phase.predicted
         waited = {"predicted_communication_seconds": its.exposed_seconds} if its.ranks > 1 else {}
-        return {"predicted_seconds": its.step_seconds, **waited}
+        return {"predicted_seconds": phase.seconds(step), **waited}
 
     def judge(self, row: Row) -> str | None:
         """Once: what to say when as many steps in a row as it takes were slow, `row` being the last of them."""
         before, self._before = self._before, row
         if self._is_said or before is None or row["tokens"] - before["tokens"] < self._tokens:
             return None
-        seen = _Seen(row, row["seconds"] - before["seconds"], self.of(row["step"]))
-        if seen.seconds <= SLOWER * seen.predicted.step_seconds:
+        phase = self._of(row["step"])
+        expected_wait = phase.predicted.exposed_seconds + phase.predicted.compression_seconds
+        seen = _Seen(row, row["seconds"] - before["seconds"], phase.seconds(row["step"]), expected_wait)
+        if seen.seconds <= SLOWER * seen.predicted:
             self._slow.clear()
             return None
         self._slow.append(seen)
@@ -88,9 +102,7 @@ def _why(slow: Sequence[_Seen]) -> str:
     def mean(name: str) -> float:
         return fmean(its.row.get(name, 0.0) for its in slow)
 
-    took, predicted = (fmean(seconds) for seconds in zip(*((its.seconds, its.predicted.step_seconds) for its in slow), strict=True))
-    # Sums are made into gradients while they are waited for.
-    expected = fmean(its.predicted.exposed_seconds + its.predicted.compression_seconds for its in slow)
+    took, predicted, expected = (fmean(seconds) for seconds in zip(*(its[1:] for its in slow), strict=True))
     own, least = mean("communication_seconds"), mean("communication_seconds_least")
     beside = {
         "waits for text: prepare it (hvd-lm prepare), or read it from a nearer disk": mean("data_seconds"),
@@ -137,7 +149,7 @@ def expecting(metrics: Metrics, link: Link | None, framework: Framework, work: W
         if reason := unlike(link, job):
             raise ConfigError(reason)
         expected = [
-            Phase(first, predict(link, framework, Work(work.model, work.data, work.optimizer, its), topology, job.topology.size))
+            Phase(first, predict(link, framework, replace(work, communication=its), topology, job.topology.size), its.reduce_every)
             for first, its in phases(work.communication)
         ]
     except HvdLmError as error:
