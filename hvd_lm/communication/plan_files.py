@@ -63,6 +63,9 @@ def write_plan(found: Plan, run: RunConfig, link: Link, path: Path, out: Path) -
     communication = replace(
         run.communication,
         compression=pick.compression,
+        reduce_every=pick.reduce_every,
+        reduce_start_steps=run.communication.reduce_start_steps if pick.reduce_every > 1 else 0,
+        late_gradients=pick.late_gradients,
         backward_passes_per_step=passes,
         target_batch=None,
         link=path.absolute(),
@@ -87,8 +90,9 @@ def _absolute(paths: tuple[Path, ...]) -> tuple[Path, ...]:
 
 def _job(found: Plan, link: Link) -> str:
     pick = found.pick
-    compression = f"--compression {pick.compression}"
-    what = f"ranks: {pick.ranks}, micro-batches a step: {pick.backward_passes_per_step}, {compression}"
+    local = f", --reduce-every {pick.reduce_every}" if pick.reduce_every > 1 else ""
+    way = f"--compression {pick.compression}{local}{', --late-gradients' if pick.late_gradients else ''}"
+    what = f"ranks: {pick.ranks}, micro-batches a step: {pick.backward_passes_per_step}, {way}"
     template = _ALONE if pick.ranks == 1 else _TOGETHER
     return template.format(what=what, job=JOB, config=CONFIG, ranks=pick.ranks, controller=_CONTROLLERS[link.controller])
 
