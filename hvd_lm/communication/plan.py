@@ -135,8 +135,16 @@ class Plan:
         return asdict(self)
 
 
-def plan(link: Link, framework: Framework, work: Work, topology: TopologyConfig, ranks: Sequence[int], target_batch: int) -> Plan:
-    """The settings of `work` on each number of `ranks` of `link`, with about `target_batch` tokens a step.
+def plan(
+    link: Link,
+    framework: Framework,
+    work: Work,
+    topology: TopologyConfig,
+    ranks: Sequence[int],
+    target_batch: int,
+    compressions: Sequence[Compression] = COMPRESSIONS,
+) -> Plan:
+    """The settings of `work` on each number of `ranks` of `link`, with about `target_batch` tokens a step, by `ways`.
 
     Of the settings near the target those within 3 % of the most tokens a second count as equal; of them that one comes first which
     changes learning least (none, fp16, powersgd, then what else the run asks for), then the one with fewest ranks. The rest is
@@ -146,7 +154,7 @@ def plan(link: Link, framework: Framework, work: Work, topology: TopologyConfig,
     """
     _check(work.data, ranks, target_batch)
     planner = _Planner(link, framework, topology, target_batch)
-    works, left_out = ways(work)
+    works, left_out = ways(work, compressions)
     counts = sorted(set(ranks))
     found = [planner.setting(count, of) for count in counts for name, of in works.items() if count > 1 or name == "none"]
     near = _preferred([setting for setting in found if setting.is_near_target])
@@ -168,15 +176,15 @@ def _check(data: DataConfig, ranks: Sequence[int], target_batch: int) -> None:
     require_target_batch(target_batch, data)
 
 
-def ways(work: Work) -> tuple[dict[str, Work], tuple[str, ...]]:
+def ways(work: Work, compressions: Sequence[Compression]) -> tuple[dict[str, Work], tuple[str, ...]]:
     """`work` by each way that goes with it, and why the others do not.
 
-    Every gradient is summed, in its own step, with each compression. Where the run asks for top-k, late gradients or steps of a
-    rank's own, that is one way more, for late gradients two.
+    Every gradient is summed, in its own step, with each of the `compressions`. Where the run asks for top-k, late gradients or
+    steps of a rank's own, that is one way more, for late gradients two.
     """
     asked = work.communication
     plain = {"reduce_every": 1, "reduce_start_steps": 0, "late_gradients": False}
-    changes: list[dict[str, Any]] = [{**plain, "compression": name} for name in COMPRESSIONS]
+    changes: list[dict[str, Any]] = [{**plain, "compression": name} for name in compressions]
     if asked.compression == "topk" or asked.reduce_every > 1:
         changes.append({})
     if asked.late_gradients:

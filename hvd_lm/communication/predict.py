@@ -15,7 +15,7 @@ from hvd_lm.communication.link import Compute, Link
 from hvd_lm.communication.measure import Work, processor
 from hvd_lm.communication.ring import bandwidth_bound, course
 from hvd_lm.communication.simulation import HorovodsThread, Served, Service, served_in_turn
-from hvd_lm.config import Framework, TopologyConfig
+from hvd_lm.config import CommunicationConfig, Framework, TopologyConfig
 from hvd_lm.errors import ConfigError, require
 from hvd_lm.job.messages import warn
 from hvd_lm.paths import make_paths
@@ -193,10 +193,14 @@ def _service(link: Link, ranks: int) -> Service:
 
 
 def _check(link: Link, framework: Framework, work: Work, topology: TopologyConfig) -> None:
-    communication = work.communication
     if framework != link.framework:
         again = f"measure with --framework {framework}"
         raise ConfigError(f"the link was measured with {link.framework}, and the run is in {framework}: {again}")
+    require_predictable(work.communication, topology)
+
+
+def require_predictable(communication: CommunicationConfig, topology: TopologyConfig) -> None:
+    """Raises ConfigError for what the model of communication does not know yet."""
     for given, what in (
         (topology.split, f"--split {topology.split}"),
         (communication.reduction != "sum", f"--reduction {communication.reduction}"),

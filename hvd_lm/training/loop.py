@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from hvd_lm.adapters import adapter as make_adapter
 from hvd_lm.adapters.base import Adapter
 from hvd_lm.adapters.ending import ending_together
 from hvd_lm.checkpoint import CheckpointWriter
+from hvd_lm.communication.auto import choose
 from hvd_lm.communication.link import read_link
 from hvd_lm.communication.measure import Work
 from hvd_lm.compression.compressors import Compression
@@ -77,6 +78,8 @@ def train(
         topology = arrange(config.topology, launcher.launched_rank(), launcher.launched_size())
         if config.elastic and comm is not None:
             raise ConfigError("an elastic job is all that its launcher starts: train without comm=, or without elastic")
+        if config.communication.plan and compressor:
+            raise ConfigError("a compressor says how gradients travel: train with it, or with --plan auto")
         if config.elastic and compressor:
             raise ConfigError("with a compressor every rank keeps a part of the gradients: train without elastic")
         elastic = Elastic(config.framework, stop, config.out, config.keep_checkpoints) if config.elastic else None
@@ -127,6 +130,9 @@ def _leg(
         job = adapter.job
         job.stop = stop
         held.enter_context(ending_together(job))
+        settled = earlier.progress.settings if earlier else None
+        chosen, link = choose(adapter, link, config.framework, Work.of(config), config.topology, common, settled)
+        config = replace(config, communication=chosen)
         with job.trouble.noted():
             adapter.build(config.model, config.optimizer)
         job.agree({**common, "have another compressor": type(adapter.compressor).__qualname__})
@@ -146,8 +152,7 @@ def _leg(
         if elastic:
             elastic.entered(leg, newest)
         leg.outlets.metrics.say(f"{job.headline()}\n{leg.headline()}")
-        asked = config.framework, Work.of(config), config.topology
-        leg.outlets.metrics = expecting(leg.outlets.metrics, link, *asked, job)
+        leg.outlets.metrics = expecting(leg.outlets.metrics, link, config.framework, Work.of(config), config.topology, job)
         if config.resume and not leg.step:
             leg.outlets.metrics.say(f"--resume {config.resume}: no checkpoint in {config.out.resolve()} yet, so the run begins")
         loss, validation = leg.run()
