@@ -26,6 +26,7 @@ from hvd_lm.communication.link import Link, Point, write_link
 from hvd_lm.communication.measure import Work
 from hvd_lm.communication.memory import memory_of_rank
 from hvd_lm.communication.plan import CLOSE, COMPRESSIONS, Plan, PlanConfig, parse_ranks, plan
+from hvd_lm.communication.plan_files import write_plan
 from hvd_lm.communication.plan_picture import draw
 from hvd_lm.communication.predict import predict
 from hvd_lm.communication.ring import course
@@ -201,6 +202,71 @@ def test_all_else_is_as_in_the_run() -> None:
     assert max(sent) < min(its.sent_bytes for its in of(SLOW).settings if its.compression == "powersgd")
 
 
+# --- ways that only a run can ask for --------------------------------------------------------------------
+
+ASKED = {
+    "topk": CommunicationConfig(compression="topk", topk_share=0.01),
+    "every-8": CommunicationConfig(reduce_every=8, reduce_start_steps=5),
+    "late": CommunicationConfig(late_gradients=True),
+}
+
+
+@pytest.mark.parametrize("way", ASKED)
+def test_what_the_run_asks_for_is_tried_beside_what_is_exact(way: str) -> None:
+    asked = replace(RUN, communication=ASKED[way])
+    found = of(SLOW, asked, ranks=(2, 4))
+    tried = {its.way for its in found.settings}
+    assert tried == {*COMPRESSIONS, way, *(["late-fp16"] if way == "late" else [])}
+    without = {(its.ranks, its.way): its for its in of(SLOW, ranks=(2, 4)).settings}
+    for its in found.settings:
+        if its.way in COMPRESSIONS:
+            assert its == without[its.ranks, its.way]
+    (one,) = (its for its in found.settings if (its.ranks, its.way) == (4, way))
+    work = replace(Work.of(asked), communication=replace(ASKED[way], backward_passes_per_step=4))
+    assert one.step_seconds == predict(SLOW, "torch", work, RUN.topology, 4).step_seconds
+
+
+@pytest.mark.parametrize("way", ASKED)
+def test_it_is_picked_only_where_it_is_faster(way: str) -> None:
+    asked = replace(RUN, communication=ASKED[way])
+    assert of(FAST, asked, ranks=(4,)).pick.way == "none"
+    assert [of(FAST, asked, ranks=(4,)).explanation] == [of(FAST, ranks=(4,)).explanation]
+    assert all(its.way in COMPRESSIONS for its in of(SLOW).settings), "nobody asked for it"
+
+
+@pytest.mark.parametrize(
+    ("way", "link", "does", "costs"),
+    [
+        ("topk", a_link(alpha=2e-2, beta=1e-7, negotiation=1e-3), "sends 1.00% of a matrix's values, ", "further from exact"),
+        (
+            "every-8",
+            a_link(alpha=1e-3, beta=1e-7, negotiation=1e-3),
+            "averages weights every 8 steps, in the mean ",
+            "whose curve depends on ranks and learning rate",
+        ),
+        ("late", SLOW, "as they are, one step late, ", "are one step old"),
+    ],
+)
+def test_its_sentences_say_what_it_is(way: str, link: Link, does: str, costs: str, tmp_path: Path) -> None:
+    found = of(link, replace(RUN, communication=ASKED[way]), ranks=(2, 4))
+    assert found.pick.way == way
+    assert does in found.explanation[1]
+    assert costs in found.explanation[2]
+    assert "with gradients as they are" in found.explanation[0]
+    labels = [text.get_text() for text in draw(found).legends[0].get_texts()]
+    assert {*COMPRESSIONS, way} <= set(labels)
+    write_plan(found, replace(RUN, communication=ASKED[way]), link, tmp_path / "link.json", tmp_path / "out")
+    written = parse_with_yaml(RunConfig, "train", ["--config", str(tmp_path / "out" / "config.yaml")]).communication
+    assert replace(written, link=None, backward_passes_per_step=10) == ASKED[way]
+
+
+def test_an_exact_pick_is_written_without_them(tmp_path: Path) -> None:
+    asked = replace(RUN, communication=ASKED["every-8"])
+    write_plan(of(FAST, asked), asked, FAST, tmp_path / "link.json", tmp_path / "out")
+    written = parse_with_yaml(RunConfig, "train", ["--config", str(tmp_path / "out" / "config.yaml")]).communication
+    assert (written.compression, written.reduce_every, written.reduce_start_steps) == ("none", 1, 0)
+
+
 # --- bands -----------------------------------------------------------------------------------------------
 
 
@@ -250,6 +316,11 @@ def test_memory_is_that_of_the_hand() -> None:
     kept = sum(math.prod(shape) + 2 * shape[1] for shape in matrices)
     assert memory_of_rank(powersgd, 4, is_cpu=True) == 4 * (4 * values + activations + kept)
     assert memory_of_rank(powersgd, 1, is_cpu=True) == memory_of_rank(work, 1, is_cpu=True)
+    topk = replace(work, communication=replace(work.communication, compression="topk", topk_momentum=0.5))
+    of_matrices = sum(map(math.prod, matrices))
+    assert memory_of_rank(topk, 4, is_cpu=True) == 4 * (4 * values + activations + 2 * of_matrices)
+    late = replace(work, communication=replace(work.communication, late_gradients=True))
+    assert memory_of_rank(late, 4, is_cpu=True) == 4 * (5 * values + activations)
 
 
 @pytest.mark.parametrize(
@@ -318,6 +389,7 @@ def test_what_is_written_can_be_loaded_and_is_the_pick(files: tuple[Path, Path],
     pick = of(off(SLOW, 1.1, 1.2), ranks=(2, 4, 8)).pick
     communication = written.communication
     assert (communication.compression, communication.backward_passes_per_step) == (pick.compression, pick.backward_passes_per_step)
+    assert communication.link == files[0]
     assert written.model == MODEL
     assert written.data.data == (tmp_path / "text",)
     job = tmp_path / "out" / "job.sh"

@@ -89,7 +89,7 @@ def test_published_efficiencies_are_between_no_overlap_and_all_of_it(size: float
     service = ring.ring(512).seconds(size, 0, beta)
     assert service == pytest.approx(2 * 511 / 512 * size / 3.125e9)
     # Two thirds are backward, at whose beginning no gradient is ready yet: the best case.
-    hidden = served_in_turn([Sent("all", compute / 3, size, "float32")], lambda size, _: ring.ring(512).seconds(size, 0, beta))
+    hidden = served_in_turn([Sent("all", compute / 3, size, "float32")], lambda size, *_: ring.ring(512).seconds(size, 0, beta))
     assert compute / (compute + service) < published < compute / max(compute, hidden)
     # Chosen to fit: two thirds are not hidden.
     assert compute / (compute + service * 2 / 3) == pytest.approx(published, abs=0.04)
@@ -117,7 +117,7 @@ def test_collectives_grow_with_ranks_bytes_and_latency(name: Any, ranks: int, si
 BY_BYTES = 1e-6
 
 
-def by_bytes(size: float, _: str) -> float:
+def by_bytes(size: float, *_: str) -> float:
     return size * BY_BYTES
 
 
@@ -152,7 +152,7 @@ def test_the_simulation_is_the_closed_form_in_the_limit(pairs: list[tuple[float,
     closed = served_in_turn(tensors, by_bytes)
     assert simulate(tensors, by_bytes)[-1].done == pytest.approx(closed)
     added = simulate(tensors, by_bytes, negotiation=negotiation, cycle=cycle)[-1].done
-    most = served_in_turn(tensors, lambda size, _: size * BY_BYTES + negotiation + cycle)
+    most = served_in_turn(tensors, lambda size, *_: size * BY_BYTES + negotiation + cycle)
     assert closed + negotiation <= added * (1 + 1e-9)
     assert added <= most * (1 + 1e-9)
     assert added >= sum(size for _, size in pairs) * BY_BYTES

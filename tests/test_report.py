@@ -26,6 +26,7 @@ from hvd_lm.errors import ConfigError, DataError
 from hvd_lm.report import page as report_page
 from hvd_lm.report import plots as report_plots
 from hvd_lm.report import runs as report_runs
+from hvd_lm.report import smoothing as report_smoothing
 from hvd_lm.report import tables as report_tables
 from hvd_lm.report.page import ReportConfig, report
 from hvd_lm.report.plots import PLOTS, draw
@@ -243,7 +244,7 @@ def test_smoothing_flag(tmp_path: Path) -> None:
 )
 def test_smoothed_is_the_mean_of_what_is_around(values: list[float], window: int) -> None:
     half = min(window, len(values)) // 2
-    for index, mean in enumerate(report_plots.smoothed(np.array(values), window)):
+    for index, mean in enumerate(report_smoothing.smoothed(np.array(values), window)):
         around = [value for value in values[max(0, index - half) : index + half + 1] if math.isfinite(value)]
         if math.isnan(values[index]):
             assert math.isnan(mean)
@@ -253,7 +254,7 @@ def test_smoothed_is_the_mean_of_what_is_around(values: list[float], window: int
 
 @given(values=st.lists(st.one_of(st.just(math.nan), st.floats(-1e6, 1e6)), min_size=1, max_size=30), group=st.integers(1, 9))
 def test_group_means(values: list[float], group: int) -> None:
-    means = report_plots.group_means(np.array(values), group)
+    means = report_smoothing.group_means(np.array(values), group)
     for index, mean in enumerate(means):
         there = [value for value in values[index * group : (index + 1) * group] if math.isfinite(value)]
         assert math.isnan(mean) if not there else mean == pytest.approx(sum(there) / len(there), abs=1e-6)
@@ -281,6 +282,22 @@ def test_skipped_steps_are_gaps_with_crosses(tmp_path: Path) -> None:
 def pixels_near(picture: Any, colour: str) -> int:
     rgb = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
     return int((np.abs(picture[:, :, :3] - rgb).max(axis=2) < 0.02).sum())
+
+
+def test_predictions_are_drawn_beside_what_was_measured(tmp_path: Path) -> None:
+    """Told apart without colour; steps of which nothing was predicted are not drawn."""
+    rows = [{**one, "communication_seconds_most": 0.5 * one["step"], "predicted_communication_seconds": 0.25} for one in ROWS]
+    waits, expected = curves(draw(plot("communication"), [run(tmp_path, rows)]).axes[0])
+    assert data(waits) == (column("step"), [0.5 * step for step in range(1, 10)])
+    assert data(expected) == (column("step"), [0.25] * 9)
+    assert (waits.get_linestyle(), expected.get_linestyle(), expected.get_marker()) == ("-", ":", "x")
+    figure = draw(plot("communication"), [run(tmp_path / "again", rows)])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["run", "predicted"]
+    late = [{**one, **({"predicted_seconds": 4.0} if one["step"] > 5 else {})} for one in ROWS]
+    took, _ = curves(draw(plot("step_time"), [run(tmp_path / "late", late)]).axes[0])
+    assert np.asarray(took.get_ydata())[5:].tolist() == [5.0] * 4
+    assert np.isnan(np.asarray(took.get_ydata())[:5]).all()
+    assert not plot("step_time").has_data([run(tmp_path / "without")])
 
 
 def test_png_files_hold_the_curves(tmp_path: Path) -> None:

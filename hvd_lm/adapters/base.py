@@ -144,6 +144,10 @@ class Adapter(ABC):
             )
         self.compressor = compressor or compression_of(self.communication)
 
+    def communicate(self, communication: CommunicationConfig) -> None:
+        """From the next `build` on gradients travel as `communication` says. What Horovod has read of it when it started stays."""
+        self.communication, self.compressor = communication, compression_of(communication)
+
     def build(self, model: ModelConfig, update: OptimizerConfig | None = None) -> None:
         """Make what this rank holds of the model (`shares`), on this rank alone; the weights are undefined until loaded.
 

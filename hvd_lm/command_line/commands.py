@@ -269,7 +269,7 @@ def run_plan(argv: list[str]) -> int:
         counts = planning.parse_ranks(config.ranks)
         found = planning.plan(link, run.framework, Work.of(run), run.topology, counts, config.target_batch)
         if config.out:
-            plan_files.write_plan(found, run, link, config.out)
+            plan_files.write_plan(found, run, link, config.link, config.out)
         predicting.warn_of_other_hardware(link)
         planning.warn_of_the_pick(found, link)
         print(json.dumps(found.to_dict()) if config.json else planning.words(found))

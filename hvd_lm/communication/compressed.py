@@ -1,4 +1,4 @@
-"""A window under PowerSGD: what compression takes of a rank's time, and two messages of which the second waits for the first.
+"""A window under PowerSGD or top-k: what compression takes of a rank's time, and messages that wait for it, or for each other.
 
 The thread that trains compresses, too: as the adapters do it, it looks for sums that are back whenever another gradient is
 complete, and takes the gradients in the order in which they left when the backward is done.
@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hvd_lm.communication.gradients import Sent
+from hvd_lm.communication.gradients import Selection, Sent
 from hvd_lm.communication.link import Compute
 from hvd_lm.communication.simulation import HorovodsThread
 from hvd_lm.config import ModelConfig, OptimizerConfig
@@ -18,6 +18,12 @@ from hvd_lm.model.pipeline import multiplications
 from hvd_lm.model.stages import parameters, stages
 
 _SECOND = ".second"
+_SELECTING = 20
+"""Passes over values of which some are selected: the norm, what was kept, sizes, and three to find what reaches a threshold."""
+_WITH_MOMENTUM = 5
+"""More of them."""
+_SORTED, _SCATTERED = 600, 15
+"""Passes that a value takes to be sorted, and to be added at its place. All four were seen in PyTorch on one core (docs)."""
 _NARROW = 2.0
 """Products with a few columns take so many times as long for a multiplication as those of the model: seen at ranks 4 to 32."""
 
@@ -42,6 +48,19 @@ class Pace:
     def decompress(self, values: float, rank: int) -> float:
         """The gradient is written, and what was sent is taken from what is kept."""
         return values * (3 * self.one_pass + 2 * rank * self.multiplication)
+
+    def select(self, its: Selection) -> float:
+        """What was kept and the gradients become one, and the largest values are taken out of it."""
+        passes = _SELECTING + (_WITH_MOMENTUM if its.has_momentum else 0)
+        return self.one_pass * (passes * its.values + _SORTED * its.sorted)
+
+    def scatter(self, its: Selection) -> float:
+        """Those of all ranks are summed, in gradients that are zero elsewhere."""
+        return self.one_pass * (its.values + _SCATTERED * its.received)
+
+    def average(self, values: float) -> float:
+        """Weights are copied for Horovod, and what it gives is divided and put in their place (eight passes)."""
+        return 8 * self.one_pass * values
 
 
 def pace(compute: Compute, model: ModelConfig, optimizer: OptimizerConfig) -> Pace:
@@ -79,6 +98,8 @@ class _Trainer:
         """What `tensor` stands for is complete."""
         if tensor.second:
             self._work(self._pace.compress(tensor.compressed, self._rank))
+        if tensor.selection:
+            self._work(self._pace.select(tensor.selection))
         self._thread.submit(replace(tensor, ready=self.now))
 
     def poll(self, tensor: Sent) -> None:
@@ -97,6 +118,8 @@ class _Trainer:
                 self._send_second(tensor)
             self._wait(tensor.name + _SECOND)
             self._work(self._pace.decompress(tensor.compressed, self._rank))
+        if tensor.selection:
+            self._work(self._pace.scatter(tensor.selection))
 
     def _send_second(self, tensor: Sent) -> None:
         self._work(self._pace.combine(tensor.compressed, self._rank))

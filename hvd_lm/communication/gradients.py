@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
+from hvd_lm.communication.ring import CollectiveName
 from hvd_lm.compression.compressors import PowerSGD
+from hvd_lm.compression.selectors import TopK, sampling
 from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig
 from hvd_lm.model.parameters import Parameter
 from hvd_lm.model.pipeline import multiplications
-from hvd_lm.model.stages import Stage, stages
+from hvd_lm.model.split import blocks
+from hvd_lm.model.stages import Stage, parameters, stages
 
 _FLAGS = 32
 """Bytes that travel with the loss, itself among them: four numbers of 64 bits."""
@@ -21,7 +24,7 @@ _FLAGS = 32
 
 @dataclass(frozen=True)
 class Sent:
-    """A tensor that is summed over all ranks."""
+    """A tensor that is summed over all ranks, or gathered from them."""
 
     name: str
     ready: float
@@ -33,6 +36,22 @@ class Sent:
     """Values of the gradient in whose place it travels; 0 of what travels as it is."""
     second: float = 0.0
     """Bytes of the message that is made of the sum of this one, and follows it."""
+    collective: CollectiveName = "allreduce"
+    selection: Selection | None = None
+    """Of values that each rank selects: what that takes."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Of the values of a window that travel (hvd_lm.compression.selectors)."""
+
+    values: float
+    """That are selected from."""
+    sorted: float
+    """Those of the samples, and those that reach their thresholds."""
+    received: float
+    """Of all ranks."""
+    has_momentum: bool
 
 
 def gradients(
@@ -42,7 +61,9 @@ def gradients(
 
     A stage takes the share of its multiplications: four for each weight and token, and in the output layer, whose forward comes
     with its backward, six. What it has is complete when it is done, the largest first. Under PowerSGD a matrix travels as two
-    messages, in every step: those that it begins with, exactly, are few. The time that compression takes is not in `ready`.
+    messages, in every step: those that it begins with, exactly, are few. With top-k one message has the selected values of all
+    matrices, after the backward. In a step of a rank's own (`reduce_every`) no gradient travels. The time that compression takes
+    is not in `ready`.
     """
     return tuple(_gradients(model, data, communication, ranks, backward))
 
@@ -54,8 +75,14 @@ def _gradients(
     work = [multiplications(stage) * (6 if _is_output(stage) else 4) for stage in declared]
     number_format, item = ("float16", 2) if communication.compression == "fp16" else ("float32", 4)
     powersgd = PowerSGD(communication.powersgd_rank) if communication.compression == "powersgd" else None
+    topk = TopK(communication.topk_share, communication.topk_momentum) if communication.compression == "topk" else None
+    selected = {
+        name: count
+        for name, parameter in parameters(model).items()
+        if topk and (count := topk.count(name, parameter.shape, step=0))
+    }
     tokens = data.batch_size * data.sequence_length * communication.backward_passes_per_step
-    looked_up = {parameter.looked_up for stage in declared for parameter in stage.parameters.values()}
+    looked_up = {one.looked_up for stage in declared for one in stage.parameters.values() if one.name not in selected}
     vocabulary = declared[0].input_size
     if "inputs" in looked_up:
         yield Sent("touched_rows", 0.0, 2.0 * vocabulary, "float16")
@@ -71,6 +98,8 @@ def _gradients(
         for parameter in of_stage:
             if _is_output(stage) and any(parameter is other for other in declared[0].parameters.values()):
                 continue  # tied: the lookup completes it
+            if communication.reduce_every > 1 or parameter.name in selected:
+                continue
             rows = _rows(parameter, model, tokens * ranks, communication.backward_passes_per_step * ranks)
             values = rows * math.prod(parameter.shape[1:])
             name = f"gradient.{parameter.name}"
@@ -80,6 +109,40 @@ def _gradients(
                 yield Sent(name, now, of_row * rows, narrow, compressed=values, second=of_row * parameter.shape[1])
             else:
                 yield Sent(name, now, item * values, number_format)
+    if topk and selected:
+        yield _selected(model, topk, selected, ranks, backward)
+
+
+def _selected(model: ModelConfig, topk: TopK, counts: Mapping[str, int], ranks: int, ready: float) -> Sent:
+    """What each rank selects, so many values of each parameter and their places, in one message that all ranks get of all."""
+    shapes = {name: parameters(model)[name].shape for name in counts}
+    samples = {name: sampling(math.prod(shape), math.prod(shape[1:]), counts[name]) for name, shape in shapes.items()}
+    received = ranks * sum(counts.values())
+    selection = Selection(
+        values=sum(map(math.prod, shapes.values())),
+        sorted=sum(its.sampled + its.place * its.stride for its in samples.values()),
+        received=received,
+        has_momentum=topk.momentum > 0,
+    )
+    # float32 and int32 travel as one kind, of four bytes.
+    return Sent("gradient.selected", ready, 8.0 * received, "float32", collective="allgather", selection=selection)
+
+
+def late(sent: Iterable[Sent], later: float) -> tuple[Sent, ...]:
+    """What is on its way beside a window whose last backward begins `later` seconds after it, where `sent` is that of a last
+    backward: the gradients of the window before, from its beginning on, and what tells of this one."""
+    gradients = [replace(one, ready=0.0) for one in sent if one.name.startswith("gradient.")]
+    rest = [replace(one, ready=later + one.ready) for one in sent if not one.name.startswith("gradient.")]
+    return (*gradients, *rest)
+
+
+def average(model: ModelConfig) -> tuple[Sent, ...]:
+    """What travels when ranks average their weights, in that order: blocks of rows."""
+    return tuple(
+        Sent(f"{name}.{rows.start}", 0.0, 4.0 * len(rows) * math.prod(parameter.shape[1:]), "float32")
+        for name, parameter in parameters(model).items()
+        for rows in blocks(range(parameter.shape[0]), parameter.shape)
+    )
 
 
 def _is_output(stage: Stage) -> bool:

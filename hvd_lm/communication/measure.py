@@ -120,7 +120,7 @@ def measure(config: MeasureConfig, framework: Framework = "torch", work: Work | 
     job = adapter.job
     with ending_together(job):
         job.agree(settings(config, without=OF_A_RANK))
-        link = _link(adapter, framework, config, work)
+        link = measure_link(adapter, framework, config.seconds, config.largest_mb * 2**20, work)
         if job.topology.is_writer:
             with job.trouble.noted():
                 _write(link, config.out)
@@ -128,10 +128,19 @@ def measure(config: MeasureConfig, framework: Framework = "torch", work: Work | 
     return link
 
 
-def _link(adapter: Adapter, framework: str, config: MeasureConfig, work: Work | None) -> Link:
+def measure_link(
+    adapter: Adapter,
+    framework: str,
+    seconds: float,
+    largest: int,
+    work: Work | None,
+    names: tuple[CollectiveName, ...] = COLLECTIVES,
+) -> Link:
+    """The link of the job of `adapter`, in about so many `seconds`: collectives by `names`, the all-reduce among them, of up to
+    `largest` bytes, and the compute of `work`, for which the adapter is built. Collective."""
     job = adapter.job
-    for_compute = config.seconds * _SHARE_OF_COMPUTE if work else 0.0
-    points = _Timing(job, config.seconds - for_compute).points(config.largest_mb * 2**20)
+    for_compute = seconds * _SHARE_OF_COMPUTE if work else 0.0
+    points = _Timing(job, seconds - for_compute, names).points(largest)
     negotiation, collectives = fitted(points, job.topology.size)
     compute = None
     if work:
@@ -182,6 +191,7 @@ class _Timing:
     job: Job
     budget: float
     """Seconds."""
+    names: tuple[CollectiveName, ...]
     _spent: float = 0.0
     _found: dict[tuple[CollectiveName, str], list[Point]] = field(default_factory=dict)
 
@@ -191,7 +201,7 @@ class _Timing:
         began = time.perf_counter()
         # TCP's windows grow with what passes; until they do, an operation may wait 40 ms for an acknowledgement.
         values = np.zeros(_values(_TO_WARM_UP, "float32", self.job.topology.size), np.float32)
-        for name in COLLECTIVES:
+        for name in self.names:
             if act := probe.operation(name, values):
                 for _ in range(_UNTIMED):
                     act()
@@ -202,7 +212,7 @@ class _Timing:
         budget, self.budget = self.budget, self.budget / 2
         self._all_sizes(probe, ("allreduce",), largest)
         self.budget = budget
-        self._all_sizes(probe, tuple(name for name in COLLECTIVES if name != "allreduce"), largest)
+        self._all_sizes(probe, tuple(name for name in self.names if name != "allreduce"), largest)
         return self._found
 
     def _all_sizes(self, probe: Probe, names: Sequence[CollectiveName], largest: int) -> None:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from hvd_lm.communication.compute import micro_batches_together
 from hvd_lm.communication.measure import Work
 from hvd_lm.compression.compressors import PowerSGD
+from hvd_lm.compression.selectors import TopK
 from hvd_lm.model.stages import Stage, parameters, stages
 
 _FLOAT = 4
@@ -19,7 +20,7 @@ _ACCELERATOR_LOGITS = 1 << 26
 
 
 def memory_of_rank(work: Work, ranks: int, *, is_cpu: bool) -> float:
-    """Bytes of weights, gradients, moments, of what PowerSGD keeps, and of the activations of micro-batches that share a backward.
+    """Bytes of weights, gradients, moments, what is kept or late of gradients, and activations of what shares a backward.
 
     Left out: the program itself, packed weights and temporary arrays, and Horovod's buffers. Peaks that were measured above the
     program are 1.2 to 1.5 times weights, gradients, moments and activations (docs/speed.md).
@@ -29,6 +30,12 @@ def memory_of_rank(work: Work, ranks: int, *, is_cpu: bool) -> float:
     if work.communication.compression == "powersgd" and ranks > 1:
         powersgd = PowerSGD(work.communication.powersgd_rank)
         values += sum(math.prod(shape) + powersgd.rank * shape[1] for shape in shapes if powersgd.compresses(shape))
+    if work.communication.compression == "topk" and ranks > 1:
+        topk = TopK(work.communication.topk_share)
+        kinds = 2 if work.communication.topk_momentum else 1
+        values += sum(kinds * math.prod(shape) for shape in shapes if topk.count("", shape, step=0))
+    if work.communication.late_gradients:
+        values += sum(map(math.prod, shapes))
     return _FLOAT * (values + _activations(work, is_cpu=is_cpu))
 
 

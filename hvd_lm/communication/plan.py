@@ -13,7 +13,7 @@ from hvd_lm.communication.link import Link
 from hvd_lm.communication.measure import Work
 from hvd_lm.communication.memory import memory_of_machine, memory_of_rank
 from hvd_lm.communication.predict import Prediction, predict
-from hvd_lm.config import DataConfig, Framework, TopologyConfig, passes_for, require_target_batch
+from hvd_lm.config import CommunicationConfig, DataConfig, Framework, TopologyConfig, passes_for, require_target_batch
 from hvd_lm.errors import ConfigError, require
 from hvd_lm.job.messages import warn
 from hvd_lm.paths import make_paths
@@ -26,7 +26,7 @@ MOST_OFF = 2.0
 
 Compression = Literal["none", "fp16", "powersgd"]
 COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
-"""In the order of what they change in learning."""
+"""In the order of what they change in learning. Whatever else the run asks for (see `ways`) comes after them."""
 Limit = Literal["compute", "batch", "bandwidth", "latency"]
 
 
@@ -73,7 +73,9 @@ class Setting:
 
     ranks: int
     backward_passes_per_step: int
-    compression: Compression
+    compression: Compression | Literal["topk"]
+    reduce_every: int
+    late_gradients: bool
     global_batch: int
     """Tokens of a step, all ranks."""
     is_near_target: bool
@@ -99,6 +101,17 @@ class Setting:
     scaling_efficiency_low: float
     scaling_efficiency_high: float
 
+    @property
+    def way(self) -> str:
+        """How gradients, or weights, travel, in a word; as the keys of `ways`."""
+        return _way(self)
+
+    @property
+    def changes(self) -> tuple[int, str]:
+        """What it changes in learning, to be compared."""
+        exact = list[str](COMPRESSIONS)
+        return (exact.index(self.way), "") if self.way in exact else (len(exact), self.way)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -115,26 +128,35 @@ class Plan:
     settings: tuple[Setting, ...]
     """The pick first; those that are not near the target last."""
     left_out: tuple[str, ...]
-    """Compressions that do not go with the run, and why."""
+    """Ways that do not go with the run, and why."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, by the names above."""
         return asdict(self)
 
 
-def plan(link: Link, framework: Framework, work: Work, topology: TopologyConfig, ranks: Sequence[int], target_batch: int) -> Plan:
-    """The settings of `work` on each number of `ranks` of `link`, with about `target_batch` tokens a step.
+def plan(
+    link: Link,
+    framework: Framework,
+    work: Work,
+    topology: TopologyConfig,
+    ranks: Sequence[int],
+    target_batch: int,
+    compressions: Sequence[Compression] = COMPRESSIONS,
+) -> Plan:
+    """The settings of `work` on each number of `ranks` of `link`, with about `target_batch` tokens a step, by `ways`.
 
     Of the settings near the target those within 3 % of the most tokens a second count as equal; of them that one comes first which
-    changes learning least (none, fp16, powersgd), then the one with fewest ranks. The rest is ordered in the same way.
+    changes learning least (none, fp16, powersgd, then what else the run asks for), then the one with fewest ranks. The rest is
+    ordered in the same way.
 
     Raises ConfigError where nothing is near the target, or as `predict` does.
     """
     _check(work.data, ranks, target_batch)
     planner = _Planner(link, framework, topology, target_batch)
-    works, left_out = _with_compressions(work)
+    works, left_out = ways(work, compressions)
     counts = sorted(set(ranks))
-    found = [planner.setting(count, name, of) for count in counts for name, of in works.items() if count > 1 or name == "none"]
+    found = [planner.setting(count, of) for count in counts for name, of in works.items() if count > 1 or name == "none"]
     near = _preferred([setting for setting in found if setting.is_near_target])
     far = _preferred([setting for setting in found if not setting.is_near_target])
     if not near:
@@ -154,16 +176,36 @@ def _check(data: DataConfig, ranks: Sequence[int], target_batch: int) -> None:
     require_target_batch(target_batch, data)
 
 
-def _with_compressions(work: Work) -> tuple[dict[Compression, Work], tuple[str, ...]]:
-    """`work` with each compression that goes with it, and why the others do not."""
-    found: dict[Compression, Work] = {}
+def ways(work: Work, compressions: Sequence[Compression]) -> tuple[dict[str, Work], tuple[str, ...]]:
+    """`work` by each way that goes with it, and why the others do not.
+
+    Every gradient is summed, in its own step, with each of the `compressions`. Where the run asks for top-k, late gradients or
+    steps of a rank's own, that is one way more, for late gradients two.
+    """
+    asked = work.communication
+    plain = {"reduce_every": 1, "reduce_start_steps": 0, "late_gradients": False}
+    changes: list[dict[str, Any]] = [{**plain, "compression": name} for name in compressions]
+    if asked.compression == "topk" or asked.reduce_every > 1:
+        changes.append({})
+    if asked.late_gradients:
+        changes += [{"compression": "none"}, {"compression": "fp16"}]
+    found: dict[str, Work] = {}
     left_out = []
-    for name in COMPRESSIONS:
+    for change in changes:
         try:
-            found[name] = replace(work, communication=replace(work.communication, compression=name))
+            its = replace(asked, **change)
+            found[_way(its)] = replace(work, communication=its)
         except ConfigError as error:
-            left_out.append(f"{name}: {error}")
+            left_out.append(f"{change['compression']}: {error}")
     return found, tuple(left_out)
+
+
+def _way(its: CommunicationConfig | Setting) -> str:
+    if its.reduce_every > 1:
+        return f"every-{its.reduce_every}"
+    if its.late_gradients:
+        return "late" if its.compression == "none" else f"late-{its.compression}"
+    return its.compression
 
 
 def _preferred(settings: Sequence[Setting]) -> list[Setting]:
@@ -172,7 +214,7 @@ def _preferred(settings: Sequence[Setting]) -> list[Setting]:
     while left:
         enough = (1 - CLOSE) * max(setting.tokens_per_second for setting in left)
         as_fast = [setting for setting in left if setting.tokens_per_second >= enough]
-        chosen = min(as_fast, key=lambda its: (COMPRESSIONS.index(its.compression), its.ranks, -its.tokens_per_second))
+        chosen = min(as_fast, key=lambda its: (its.changes, its.ranks, -its.tokens_per_second))
         left.remove(chosen)
         ordered.append(chosen)
     return ordered
@@ -185,17 +227,20 @@ class _Planner:
         self._link, self._framework, self._topology, self._target_batch = link, framework, topology, target_batch
         self._low, self._high = bounds(link)
 
-    def setting(self, ranks: int, compression: Compression, work: Work) -> Setting:
-        """Of `work`, which has that compression, on so many ranks."""
+    def setting(self, ranks: int, work: Work) -> Setting:
+        """Of `work` on so many ranks."""
         work = self._accumulated(work, ranks)
-        count = work.communication.backward_passes_per_step
+        communication = work.communication
+        count = communication.backward_passes_per_step
         found = self._predict(self._link, work, ranks)
         low, high = (self._predict(link, work, ranks) for link in (self._low, self._high))
         batch = ranks * count * work.data.batch_size * work.data.sequence_length
         return Setting(
             ranks=ranks,
             backward_passes_per_step=count,
-            compression=compression,
+            compression=communication.compression,
+            reduce_every=communication.reduce_every,
+            late_gradients=communication.late_gradients,
             global_batch=batch,
             is_near_target=self._target_batch / MOST_OFF <= batch <= self._target_batch * MOST_OFF,
             is_extrapolated=ranks not in (1, self._link.ranks),
@@ -269,22 +314,36 @@ def _what_it_does(work: Work, pick: Setting, exact: Prediction) -> str:
         return f"The pick stays on one rank, with {window}: {rate}."
     sent = f"{pick.sent_bytes / 1e6:,.1f} MB out of each of {pick.ranks} ranks"
     instead = f"in place of {exact.sent_bytes / 1e6:,.1f}"
-    columns, compression = work.communication.powersgd_rank, _time(pick.compression_seconds)
+    communication, compression = work.communication, _time(pick.compression_seconds)
+    columns = communication.powersgd_rank
+    if pick.reduce_every > 1:
+        return f"The pick averages weights every {pick.reduce_every} steps, in the mean {sent} {instead}, after {window}: {rate}."
+    if pick.late_gradients:
+        what = "gradients as they are" if pick.compression == "none" else "halves"
+        return f"The pick sends {what}, one step late, {sent} {instead}, after {window}: {rate}."
     return {
         "none": f"The pick sends gradients as they are, {sent}, after {window}: {rate}.",
         "fp16": f"The pick sends halves, {sent} {instead}, after {window}: {rate}.",
         "powersgd": f"The pick sends two matrices of {columns} columns for a gradient, {sent} {instead}, after {window}: {rate}, "
         f"{compression} of the step to compress.",
+        "topk": f"The pick sends {communication.topk_share:.2%} of a matrix's values, {sent} {instead}, after {window}: {rate}, "
+        f"{compression} of the step to select.",
     }[pick.compression]
 
 
 def _what_it_costs(work: Work, target_batch: int, pick: Setting, exact: Prediction) -> str:
     batch = f"a step has {pick.global_batch:,} tokens where {target_batch:,} were asked for"
     begins = f"{work.communication.powersgd_start_steps} exact steps of {_time(exact.step_seconds)} come first"
+    if pick.reduce_every > 1:
+        return f"In learning it is another algorithm, whose curve depends on ranks and learning rate, and {batch}."
+    if pick.late_gradients:
+        return f"In learning it is another algorithm, whose gradients are one step old, and {batch}."
     return {
         "none": f"In learning it costs nothing: gradients are exact, and {batch}.",
         "fp16": f"In learning it costs rounding to halves, under a loss scale, and {batch}.",
         "powersgd": f"In learning it is another algorithm, whose curve is close: {begins}, and {batch}.",
+        "topk": f"In learning it is another algorithm, further from exact gradients than powersgd: the first "
+        f"{work.communication.topk_start_steps} steps send more, and {batch}.",
     }[pick.compression]
 
 
@@ -311,7 +370,7 @@ def _row(its: Setting, is_pick: bool) -> str:
     mark = ">" if is_pick else " " if its.is_near_target else "x"
     low, high = (f"{seconds * 1e3:,.1f}" for seconds in (its.step_seconds_low, its.step_seconds_high))
     cells = (
-        f"{mark}{'~' if its.is_extrapolated else ' '}{its.ranks:>7}{its.backward_passes_per_step:>6} {its.compression:<12}",
+        f"{mark}{'~' if its.is_extrapolated else ' '}{its.ranks:>7}{its.backward_passes_per_step:>6} {its.way:<12}",
         f"{its.global_batch:>14,}{its.step_seconds * 1e3:>12,.1f}{f'{low} to {high}' if its.ranks > 1 else '':>23}",
         f"{its.exposed_seconds * 1e3:>13,.1f}{its.tokens_per_second:>13,.0f}{its.scaling_efficiency:>11.1%}",
         f"{its.sent_bytes / 1e6:>10,.2f}{its.memory_bytes / 2**30:>8,.2f}",

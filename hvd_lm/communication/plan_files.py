@@ -51,13 +51,25 @@ exec horovodrun -np {ranks} ${{HOSTS:+-H "$HOSTS"}} {controller} \\
 _CONTROLLERS = {"Gloo": "--gloo", "MPI": '--mpi --mpi-args="--mca mpi_yield_when_idle 1 --oversubscribe"'}
 
 
-def write_plan(found: Plan, run: RunConfig, link: Link, out: Path) -> None:
-    """Into the folder `out`. Raises ConfigError if that cannot be written, or holds a run."""
+def write_plan(found: Plan, run: RunConfig, link: Link, path: Path, out: Path) -> None:
+    """Into the folder `out`; `path` is the link's file, by which the run is to judge its steps.
+
+    Raises ConfigError if `out` cannot be written, or holds a run.
+    """
     if (out / CONFIG).exists() and not (out / JOB).exists():
         raise ConfigError(f"--out {out} holds a {CONFIG} that is no plan's: name another folder")
     pick = found.pick
     passes = pick.backward_passes_per_step
-    communication = replace(run.communication, compression=pick.compression, backward_passes_per_step=passes, target_batch=None)
+    communication = replace(
+        run.communication,
+        compression=pick.compression,
+        reduce_every=pick.reduce_every,
+        reduce_start_steps=run.communication.reduce_start_steps if pick.reduce_every > 1 else 0,
+        late_gradients=pick.late_gradients,
+        backward_passes_per_step=passes,
+        target_batch=None,
+        link=path.absolute(),
+    )
     data = replace(run.data, data=_absolute(run.data.data), validation_data=_absolute(run.data.validation_data))
     topology = replace(run.topology, data_parallel=None)
     try:
@@ -78,8 +90,9 @@ def _absolute(paths: tuple[Path, ...]) -> tuple[Path, ...]:
 
 def _job(found: Plan, link: Link) -> str:
     pick = found.pick
-    compression = f"--compression {pick.compression}"
-    what = f"ranks: {pick.ranks}, micro-batches a step: {pick.backward_passes_per_step}, {compression}"
+    local = f", --reduce-every {pick.reduce_every}" if pick.reduce_every > 1 else ""
+    way = f"--compression {pick.compression}{local}{', --late-gradients' if pick.late_gradients else ''}"
+    what = f"ranks: {pick.ranks}, micro-batches a step: {pick.backward_passes_per_step}, {way}"
     template = _ALONE if pick.ranks == 1 else _TOGETHER
     return template.format(what=what, job=JOB, config=CONFIG, ranks=pick.ranks, controller=_CONTROLLERS[link.controller])
 

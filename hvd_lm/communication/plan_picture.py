@@ -1,10 +1,10 @@
-"""A picture of a plan: step time and scaling efficiency over the ranks, a curve for each compression, with its band."""
+"""A picture of a plan: step time and scaling efficiency over the ranks, a curve for each way to send, with its band."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hvd_lm.communication.plan import COMPRESSIONS, Compression, Plan, Setting
+from hvd_lm.communication.plan import COMPRESSIONS, Plan, Setting
 from hvd_lm.report.plots import COLOURS, LIGHT, MARKERS, STYLES, Theme, png_of
 
 if TYPE_CHECKING:
@@ -31,12 +31,14 @@ def draw(found: Plan, theme: Theme = LIGHT) -> Figure:
     )
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=13)
     of_time, of_efficiency = figure.subplots(1, 2)
-    names = [name for name in COMPRESSIONS if any(its.compression == name for its in found.settings)]
-    for name in names:
-        its = sorted((one for one in found.settings if one.compression == name), key=lambda one: one.ranks)
-        _curve(of_time, name, its, ("step_seconds", "step_seconds_low", "step_seconds_high"), 1.0, theme)
+    ways = {its.way for its in found.settings}
+    # A way that is not there keeps its look.
+    looks = {way: _look(place, theme) for place, way in enumerate((*COMPRESSIONS, *sorted(ways - {*COMPRESSIONS}))) if way in ways}
+    for way, look in looks.items():
+        its = sorted((one for one in found.settings if one.way == way), key=lambda one: one.ranks)
+        _curve(of_time, look, its, ("step_seconds", "step_seconds_low", "step_seconds_high"), 1.0, theme)
         efficiency = ("scaling_efficiency", "scaling_efficiency_low", "scaling_efficiency_high")
-        _curve(of_efficiency, name, its, efficiency, 100.0, theme)
+        _curve(of_efficiency, look, its, efficiency, 100.0, theme)
     _axes(of_time, [its.ranks for its in found.settings], "time of an optimizer step, seconds")
     _axes(of_efficiency, [its.ranks for its in found.settings], "scaling efficiency, per cent")
     of_all = [seconds for its in found.settings for seconds in (its.step_seconds_low, its.step_seconds_high)]
@@ -58,7 +60,7 @@ def draw(found: Plan, theme: Theme = LIGHT) -> Figure:
     }
     of_time.plot([found.pick.ranks], [found.pick.step_seconds], **ring)
     of_efficiency.plot([found.pick.ranks], [100 * found.pick.scaling_efficiency], **ring)
-    handles = [Line2D([], [], label=name, linewidth=1.5, **_look(name, theme)) for name in names]
+    handles = [Line2D([], [], label=way, linewidth=1.5, **look) for way, look in looks.items()]
     handles.append(Line2D([], [], label="band: as far as the fits are off", color=theme.ink, linewidth=0.7))
     handles.append(Line2D([], [], label="the pick", **{**ring, "markersize": 10}))
     if any(not its.is_near_target for its in found.settings):
@@ -68,13 +70,12 @@ def draw(found: Plan, theme: Theme = LIGHT) -> Figure:
     return figure
 
 
-def _look(name: Compression, theme: Theme) -> dict[str, Any]:
+def _look(place: int, theme: Theme) -> dict[str, Any]:
     """Mark and line, told apart without colour."""
-    index = COMPRESSIONS.index(name)
     return {
-        "color": COLOURS[index],
-        "marker": MARKERS[index],
-        "linestyle": STYLES[index],
+        "color": COLOURS[place],
+        "marker": MARKERS[place],
+        "linestyle": STYLES[place % len(STYLES)],
         "markersize": 6,
         "markerfacecolor": theme.background,
     }
@@ -91,8 +92,8 @@ def _axes(axes: Axes, ranks: list[int], label: str) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
 
 
-def _curve(axes: Axes, name: Compression, its: list[Setting], fields: tuple[str, str, str], unit: float, theme: Theme) -> None:
-    look, ranks = _look(name, theme), [one.ranks for one in its]
+def _curve(axes: Axes, look: dict[str, Any], its: list[Setting], fields: tuple[str, str, str], unit: float, theme: Theme) -> None:
+    ranks = [one.ranks for one in its]
     value, low, high = ([unit * getattr(one, field) for one in its] for field in fields)
     axes.fill_between(ranks, low, high, facecolor=look["color"], alpha=0.12, linewidth=0)
     for border in (low, high):

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hvd_lm.communication.compressed import Window, pace, simulate_compressed
 from hvd_lm.communication.compute import micro_batches_together
-from hvd_lm.communication.gradients import Sent, gradients
+from hvd_lm.communication.gradients import Sent, average, gradients, late
 from hvd_lm.communication.link import Compute, Link
 from hvd_lm.communication.measure import Work, processor
-from hvd_lm.communication.ring import bandwidth_bound
+from hvd_lm.communication.ring import bandwidth_bound, course
 from hvd_lm.communication.simulation import HorovodsThread, Served, Service, served_in_turn
-from hvd_lm.config import Framework, TopologyConfig
+from hvd_lm.config import CommunicationConfig, Framework, TopologyConfig
 from hvd_lm.errors import ConfigError, require
 from hvd_lm.job.messages import warn
 from hvd_lm.paths import make_paths
@@ -48,18 +48,20 @@ class Prediction:
     """Of one optimizer step, in seconds."""
 
     step_seconds: float
-    """forward + backward + compression + exposed + update"""
+    """forward + backward + compression + exposed + averaging + update"""
     forward_seconds: float
     """Of all micro-batches of the window, without the output layer's."""
     backward_seconds: float
     """Of all micro-batches of the window."""
     compression_seconds: float
-    """Of a rank, to compress and decompress under PowerSGD."""
+    """Of a rank, to compress and decompress under PowerSGD, to select and to add up under top-k."""
     update_seconds: float
     exposed_seconds: float
-    """The tail of the communication that neither backward nor compression hides."""
+    """The tail of the communication that neither backward nor compression hides, of late gradients the next window either."""
+    averaging_seconds: float
+    """To average the weights under --reduce-every, divided by its steps."""
     hidden_seconds: float
-    """Communication beside the last backward, and beside compression."""
+    """Communication beside the last backward, of late gradients beside the window, and beside compression."""
     communication_seconds: float
     """Of all operations, by the closed forms."""
     last_backward_seconds: float
@@ -69,7 +71,7 @@ class Prediction:
     closed_form_exposed_seconds: float
     """Without negotiation, cycles and fusion: a lower bound of `exposed_seconds` as long as nothing is fused."""
     bandwidth_bound_seconds: float
-    """That no all-reduce of the same bytes is below."""
+    """That no way to sum, or to gather, the same bytes is below."""
     sent_bytes: float
     """Of a rank in a step, on its way out."""
     tokens_per_second: float
@@ -80,7 +82,7 @@ class Prediction:
     measured_ranks: int
     """Of the link."""
     operations: tuple[Served, ...]
-    """As simulated, since the last backward began."""
+    """As simulated, since the last backward began; of late gradients, since the window did. Those of an average are not in it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, by the names above."""
@@ -102,11 +104,19 @@ def predict(link: Link, framework: Framework, work: Work, topology: TopologyConf
     backward = compute.backward_base + together * compute.backward
     backwards = math.ceil(count / together) * compute.backward_base + count * compute.backward
     sent = gradients(work.model, data, communication, ranks, backward) if ranks > 1 else ()
+    beside = backward
+    if communication.late_gradients:
+        # Gradients of the window before leave as this one begins; what says of it leaves in its own last backward.
+        beside = count * compute.forward + backwards
+        sent = late(sent, beside - backward)
     service = _service(link, ranks)
-    operations, last = _window(sent, link, work, service, backward)
-    exposed = max(0.0, last.end - backward - last.compression)
+    operations, last = _window(sent, link, work, service, beside)
+    exposed = max(0.0, last.end - beside - last.compression)
     alone = count * compute.forward + backwards + compute.update
-    step = alone + last.compression + exposed
+    weights = average(work.model) if ranks > 1 and communication.reduce_every > 1 else ()
+    averaging = _averaging(weights, link, work, service) / communication.reduce_every
+    step = alone + last.compression + exposed + averaging
+    rounds = [(one, 1.0) for one in sent] + [(one, 1 / communication.reduce_every) for one in weights]
     seconds = sum(served.done - served.begun for served in operations)
     return Prediction(
         step_seconds=step,
@@ -115,15 +125,21 @@ def predict(link: Link, framework: Framework, work: Work, topology: TopologyConf
         compression_seconds=last.compression,
         update_seconds=compute.update,
         exposed_seconds=exposed,
+        averaging_seconds=averaging,
         hidden_seconds=max(0.0, seconds - exposed),
-        communication_seconds=seconds,
+        communication_seconds=seconds + averaging,
         last_backward_seconds=backward,
         negotiation_seconds=link.negotiation_seconds,
-        closed_form_exposed_seconds=max(0.0, served_in_turn(sent, service) - backward - last.compression),
-        bandwidth_bound_seconds=sum(
-            bandwidth_bound(one.size + one.second, ranks, link.of("allreduce", one.number_format).beta) for one in sent
+        closed_form_exposed_seconds=max(
+            0.0,
+            served_in_turn(sent, service) - beside - last.compression,
+            # Nothing hides what was selected after the backward.
+            sum(service(one.size, one.number_format, one.collective) for one in sent if one.selection),
         ),
-        sent_bytes=sum(bandwidth_bound(one.size + one.second, ranks, 1.0) for one in sent),
+        bandwidth_bound_seconds=sum(
+            share * _volume(one, ranks) * link.of(one.collective, one.number_format).beta for one, share in rounds
+        ),
+        sent_bytes=sum(share * _volume(one, ranks) for one, share in rounds),
         tokens_per_second=ranks * count * data.batch_size * data.sequence_length / step if step else math.inf,
         scaling_efficiency=alone / step if step else 1.0,
         ranks=ranks,
@@ -132,39 +148,64 @@ def predict(link: Link, framework: Framework, work: Work, topology: TopologyConf
     )
 
 
-def _window(sent: Sequence[Sent], link: Link, work: Work, service: Service, backward: float) -> tuple[tuple[Served, ...], Window]:
-    """Operations and end of the last backward."""
+def _window(sent: Sequence[Sent], link: Link, work: Work, service: Service, beside: float) -> tuple[tuple[Served, ...], Window]:
+    """Operations, and the end of what takes `beside` seconds beside them."""
+    thread = _thread(link, work, service)
+    its = pace(_compute(link, work), work.model, work.optimizer)
+    window = simulate_compressed(sent, thread, its, work.communication.powersgd_rank, beside)
+    return tuple(thread.operations), window
+
+
+def _thread(link: Link, work: Work, service: Service) -> HorovodsThread:
     communication = work.communication
-    thread = HorovodsThread(
+    return HorovodsThread(
         service,
         negotiation=link.negotiation_seconds,
         cycle=HOROVODS_CYCLE if communication.cycle_time_ms is None else communication.cycle_time_ms / 1e3,
         fusion_bytes=(communication.fusion_threshold_mb or 0) * 2.0**20,
     )
+
+
+def _averaging(weights: Sequence[Sent], link: Link, work: Work, service: Service) -> float:
+    """Of all ranks' weights, block by block, each waited for: the adapters' `average`."""
     its = pace(_compute(link, work), work.model, work.optimizer)
-    window = simulate_compressed(sent, thread, its, communication.powersgd_rank, backward)
-    return tuple(thread.operations), window
+    now = 0.0
+    thread = _thread(link, work, service)
+    for block in weights:
+        thread.submit(replace(block, ready=now))
+        thread.take_turn()
+        now = thread.done[block.name] + its.average(block.size / 4)
+    return now
+
+
+def _volume(one: Sent, ranks: int) -> float:
+    """Bytes that leave each rank."""
+    if one.collective == "allreduce":
+        return bandwidth_bound(one.size + one.second, ranks, 1.0)
+    return course(one.collective, ranks).volume * one.size
 
 
 def _service(link: Link, ranks: int) -> Service:
-    return lambda size, number_format: link.seconds("allreduce", size, ranks, number_format)
+    return lambda size, number_format, collective: link.seconds(collective, size, ranks, number_format)
 
 
 # --- what it is not for ----------------------------------------------------------------------------------
 
 
 def _check(link: Link, framework: Framework, work: Work, topology: TopologyConfig) -> None:
-    communication = work.communication
     if framework != link.framework:
         again = f"measure with --framework {framework}"
         raise ConfigError(f"the link was measured with {link.framework}, and the run is in {framework}: {again}")
+    require_predictable(work.communication, topology)
+
+
+def require_predictable(communication: CommunicationConfig, topology: TopologyConfig) -> None:
+    """Raises ConfigError for what the model of communication does not know yet."""
     for given, what in (
         (topology.split, f"--split {topology.split}"),
         (communication.reduction != "sum", f"--reduction {communication.reduction}"),
         (communication.hierarchical_allreduce, "--hierarchical-allreduce"),
         (communication.autotune, "--autotune"),
-        (communication.reduce_every > 1, f"--reduce-every {communication.reduce_every}"),
-        (communication.late_gradients, "--late-gradients"),
     ):
         if given:
             raise ConfigError(f"{what} is not predicted yet: only whole models, summed by rings")
@@ -200,6 +241,10 @@ def warn_of_other_hardware(link: Link) -> None:
         warn(f"the link was measured on {link.processor}, and this is {here}: the prediction is for the former")
 
 
+_ALWAYS = ("forward", "backward", "exposed communication", "update")
+"""Parts that are told even where they are nothing."""
+
+
 def words(found: Prediction) -> str:
     """What a person reads."""
     parts = {
@@ -207,10 +252,11 @@ def words(found: Prediction) -> str:
         "backward": found.backward_seconds,
         "compression": found.compression_seconds,
         "exposed communication": found.exposed_seconds,
+        "average of weights": found.averaging_seconds,
         "update": found.update_seconds,
     }
     lines = [f"a step on {found.ranks} rank(s): {found.step_seconds * 1e3:,.1f} ms, {found.tokens_per_second:,.0f} tokens/s"]
-    told = {name: seconds for name, seconds in parts.items() if seconds or name != "compression"}
+    told = {name: seconds for name, seconds in parts.items() if seconds or name in _ALWAYS}
     lines += [f"  {name:<22}{seconds * 1e3:>12,.1f} ms{seconds / found.step_seconds:>7.1%}" for name, seconds in told.items()]
     lines.append(
         f"communication {found.communication_seconds * 1e3:,.1f} ms in {len(found.operations)} operations, of which "

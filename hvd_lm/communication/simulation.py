@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hvd_lm.communication.gradients import Sent
+from hvd_lm.communication.ring import CollectiveName
 
-Service = Callable[[float, str], float]
+Service = Callable[[float, str, CollectiveName], float]
 """Seconds of an operation of so many bytes in a number format."""
 
 
@@ -26,8 +27,8 @@ class HorovodsThread:
     """As it goes on: what is submitted to it is served in turns.
 
     A turn begins when a tensor is there, no less than `cycle` seconds after the one before began; it negotiates for `negotiation`
-    seconds, then serves all that were ready when it began. Neighbours of one number format are fused as long as they have no more
-    than `fusion_bytes` together.
+    seconds, then serves all that were ready when it began. Neighbours of one operation and number format are fused as long as they
+    have no more than `fusion_bytes` together.
     """
 
     def __init__(self, service: Service, *, negotiation: float = 0.0, cycle: float = 0.0, fusion_bytes: float = 0.0) -> None:
@@ -55,7 +56,7 @@ class HorovodsThread:
         self._waiting = self._waiting[len(ready) :]
         self._now = self._turn + self._negotiation
         for group in _fused(ready, self._fusion_bytes):
-            seconds = self._service(sum(tensor.size for tensor in group), group[0].number_format)
+            seconds = self._service(sum(tensor.size for tensor in group), group[0].number_format, group[0].collective)
             begun, self._now = self._now, self._now + seconds
             self.operations.append(Served(tuple(tensor.name for tensor in group), begun, self._now))
             self.done |= {tensor.name: self._now for tensor in group}
@@ -77,7 +78,8 @@ def _fused(tensors: Sequence[Sent], fusion_bytes: float) -> list[list[Sent]]:
     groups: list[list[Sent]] = []
     for tensor in tensors:
         last = groups[-1] if groups and fusion_bytes else None
-        if last and last[0].number_format == tensor.number_format and sum(t.size for t in [*last, tensor]) <= fusion_bytes:
+        is_like = last and (last[0].number_format, last[0].collective) == (tensor.number_format, tensor.collective)
+        if last and is_like and sum(t.size for t in [*last, tensor]) <= fusion_bytes:
             last.append(tensor)
         else:
             groups.append([tensor])
@@ -93,7 +95,7 @@ def served_in_turn(tensors: Sequence[Sent], service: Service) -> float:
     ordered = sorted(tensors, key=lambda tensor: tensor.ready)
     latest, rest = 0.0, 0.0
     for tensor in reversed(ordered):
-        rest += service(tensor.size, tensor.number_format)
-        rest += service(tensor.second, tensor.number_format) if tensor.second else 0.0
+        rest += service(tensor.size, tensor.number_format, tensor.collective)
+        rest += service(tensor.second, tensor.number_format, tensor.collective) if tensor.second else 0.0
         latest = max(latest, tensor.ready + rest)
     return latest

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from hvd_lm.compression.limits import require_topk
 
@@ -81,23 +81,35 @@ class TopK:
         return largest(xp, kept, count)
 
 
+class Sampling(NamedTuple):
+    """Each `stride`-th of all values, `sampled` in all, of which the threshold is number `place`, counted from the largest."""
+
+    stride: int
+    sampled: int
+    place: int
+
+
+def sampling(size: int, columns: int, count: int) -> Sampling:
+    """To find about `count` of `size` values in a matrix of so many columns."""
+    stride = max(1, size // max(SMALLEST_SAMPLE, size // SAMPLE))
+    while math.gcd(stride, columns) > 1:
+        stride += 1
+    sampled = -(-size // stride)
+    expected = sampled * count / size
+    # Three standard deviations more than expected: then the sample hardly ever misleads.
+    return Sampling(stride, sampled, min(sampled, math.ceil(expected + 3 * math.sqrt(expected)) + 1))
+
+
 def largest(xp: Any, matrix: Any, count: int) -> Any:
     """Places of the `count` values of `matrix`, [m, n] or [m], that are farthest from 0, in the order of their size.
 
     Exactly so many. A sample says which ones may be among them, so that few are sorted (the paper takes 0.1 to 1 % at random; here
     each s-th value, with s and n relatively prime, so that all columns come equally often). If it has misled, all are sorted.
     """
-    size, columns = math.prod(matrix.shape), math.prod(matrix.shape[1:])
     sizes = xp.abs(xp.reshape(matrix, (-1,)))
-    stride = max(1, size // max(SMALLEST_SAMPLE, size // SAMPLE))
-    while math.gcd(stride, columns) > 1:
-        stride += 1
-    sample = sizes[::stride]
-    sampled = -(-size // stride)
-    expected = sampled * count / size
-    # Three standard deviations more than expected: then the sample hardly ever misleads.
-    place = min(sampled, math.ceil(expected + 3 * math.sqrt(expected)) + 1)
-    threshold = xp.take(sample, xp.argsort(sample)[sampled - place])
+    its = sampling(math.prod(matrix.shape), math.prod(matrix.shape[1:]), count)
+    sample = sizes[:: its.stride]
+    threshold = xp.take(sample, xp.argsort(sample)[its.sampled - its.place])
     reached = sizes >= threshold
     # Of what is no number nothing is reached.
     is_misled = xp.count_nonzero(reached) < count

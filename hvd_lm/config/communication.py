@@ -69,12 +69,18 @@ class CommunicationConfig:
     """File for Horovod's timeline, readable in chrome://tracing (HOROVOD_TIMELINE)."""
     hierarchical_allreduce: bool = False
     """Reduce inside each host first; NCCL with MPI only (HOROVOD_HIERARCHICAL_ALLREDUCE)."""
+    link: Path | None = None
+    """What hvd-lm measure wrote of this link, with --config of this run: the run says what a step should take, metrics.jsonl and
+    hvd-lm report have it beside what it took, and a run that stays behind is told why."""
+    plan: Literal["auto"] | None = None
+    """auto: measure this link and this model's compute when the run begins, and take what is predicted to be fastest of none, fp16,
+    and what is asked for besides: --compression powersgd or topk, --reduce-every, --late-gradients."""
     stall_shutdown_seconds: int = 600
     """End the job when a rank has kept the others waiting that long, from the start on; 0 for never
     (HOROVOD_STALL_SHUTDOWN_TIME_SECONDS)."""
 
     def __post_init__(self) -> None:
-        make_paths(self, "timeline_filename")
+        make_paths(self, "timeline_filename", "link")
         require(
             self.backward_passes_per_step >= 1,
             f"--backward-passes-per-step must be at least 1, not {self.backward_passes_per_step}",
@@ -93,6 +99,7 @@ class CommunicationConfig:
         require(self.backward_tokens >= 0, f"--backward-tokens must not be negative, not {self.backward_tokens}")
         require(self.cycle_time_ms is None or self.cycle_time_ms > 0, f"--cycle-time-ms must be above 0, not {self.cycle_time_ms}")
         require(self.stall_shutdown_seconds >= 0, "--stall-shutdown-seconds must not be negative")
+        require(self.plan in (None, "auto"), f"--plan must be auto, not {self.plan}")
         require_one_way(self)
 
     def is_local(self, applied_steps: int) -> bool:

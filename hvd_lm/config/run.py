@@ -88,6 +88,10 @@ class RunConfig:
             not self.elastic or self.communication.reduction != "adasum",
             "--reduction adasum needs 2, 4, 8, ... ranks: use it without --elastic",
         )
+        require(
+            not self.elastic or self.communication.plan is None,
+            "--plan auto is for a number of ranks that stays: use it without --elastic",
+        )
         if self.topology.split is not None or self.elastic:
             require_any_ranks(self.communication)
         require(

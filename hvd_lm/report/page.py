@@ -15,8 +15,9 @@ import tyro
 
 from hvd_lm.errors import ConfigError, require, why
 from hvd_lm.paths import make_paths
-from hvd_lm.report.plots import DARK, LIGHT, PLOTS, colour_of, describe, line_style_of, png, shortened, smoothing_window
+from hvd_lm.report.plots import DARK, LIGHT, PLOTS, colour_of, describe, line_style_of, png, shortened
 from hvd_lm.report.runs import Run, read_runs
+from hvd_lm.report.smoothing import smoothing_window
 from hvd_lm.report.tables import all_settings, differences, incomparable, summary
 
 

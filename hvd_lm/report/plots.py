@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from hvd_lm.report.runs import DRAWN_MAGNITUDE, SENT, Run, Values, drawable
+from hvd_lm.report.smoothing import group_means, smoothed, smoothing_window
 
 if TYPE_CHECKING:
     # A training should not pay for the import of matplotlib.
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-MANY_STEPS = 100
-"""From here on a curve is smoothed."""
 DRAWN_POINTS = 20_000
 """More steps than that are drawn as means of as many groups: no screen shows more, and matplotlib could not."""
 
@@ -62,10 +61,12 @@ class Plot:
     smooth: bool = True
     scale: Literal["linear", "from zero", "log"] = "linear"
     """log: if the values span more than a decade."""
+    predicted: str | None = None
+    """Column drawn as a dotted line beside `every_step`: what that was predicted to be."""
 
     @property
     def columns(self) -> list[str]:
-        return [name for name in (self.every_step, self.validation) if name]
+        return [name for name in (self.every_step, self.validation, self.predicted) if name]
 
     def shows(self, run: Run) -> bool:
         """Whether the run has a value to draw."""
@@ -108,11 +109,21 @@ PLOTS = (
     ),
     Plot("throughput", "Throughput", "tokens per second", "All ranks together.", "tokens_per_second", scale="from zero"),
     Plot(
+        "step_time",
+        "Time of a step",
+        "seconds per step",
+        "Of runs with --link, beside what the measured link and compute predict.",
+        "step_seconds",
+        predicted="predicted_seconds",
+        scale="from zero",
+    ),
+    Plot(
         "communication",
         "Waits for gradients",
         "seconds per step",
         "After its backward, of the rank that waited longest: for the link, or, where another rank hardly waits, for that one.",
         "communication_seconds_most",
+        predicted="predicted_communication_seconds",
         scale="from zero",
     ),
     Plot(
@@ -241,6 +252,8 @@ def _legend(plot: Plot, runs: Sequence[Run], theme: Theme) -> list[Line2D]:
                 label="validation",
             )
         )
+    if plot.predicted and any(run.has(plot.predicted) for run in runs):
+        handles.append(Line2D([], [], color=theme.ink, linestyle=":", marker="x", markersize=4, linewidth=1.2, label="predicted"))
     if plot.name == "gradient_norm" and any(np.any(run.columns["skipped"] == 1) for run in runs):
         handles.append(Line2D([], [], color=theme.ink, linestyle="", marker="x", markersize=5, label="skipped step"))
     return handles
@@ -317,6 +330,9 @@ def _curves(axes: Axes, plot: Plot, run: Run, x: Values, smoothing: int | None, 
             axes.plot(grouped_x, y, color=colour, alpha=0.25, linewidth=0.8)
             y = smoothed(y, window)
         axes.plot(grouped_x, y, color=colour, linestyle=linestyle, linewidth=width, marker=marker)
+    if plot.predicted and run.has(plot.predicted):
+        grouped_x, y = (group_means(values, -(-len(x) // DRAWN_POINTS)) for values in (x, drawable(run.columns[plot.predicted])))
+        axes.plot(grouped_x, y, color=colour, linestyle=":", linewidth=1.2, marker="x", markersize=4, markevery=-(-len(y) // 12))
     if plot.validation and run.has(plot.validation):
         y = drawable(run.columns[plot.validation])
         there = np.isfinite(y)
@@ -337,33 +353,6 @@ def _curves(axes: Axes, plot: Plot, run: Run, x: Values, smoothing: int | None, 
         axes.plot(skipped, foot, color=colour, linestyle="", marker="x", markersize=5, transform=axes.get_xaxis_transform())
 
 
-def smoothing_window(steps: int, smoothing: int | None) -> int:
-    """Over how many steps a curve of `steps` is averaged."""
-    if smoothing is None:
-        return steps // 40 if steps > MANY_STEPS else 1
-    return smoothing
-
-
-def smoothed(values: Values, window: int) -> Values:
-    """Centred mean over `window` steps (made odd), over those that there are; NaN stays NaN."""
-    there = np.isfinite(values)
-    kernel = np.ones(min(window, len(values)) // 2 * 2 + 1)
-    # The kernel may be one longer than the values: `full`, cut to their middle.
-    half = len(kernel) // 2
-    sums = np.convolve(np.where(there, values, 0.0), kernel)[half : half + len(values)]
-    counts = np.convolve(there, kernel)[half : half + len(values)]
-    return np.where(there, sums / np.maximum(counts, 1.0), np.nan)
-
-
-def group_means(values: Values, group: int) -> Values:
-    """Means of `group` values, one group after the other, over those that there are."""
-    if group == 1:
-        return values
-    padded = np.pad(values, (0, -len(values) % group), constant_values=np.nan).reshape(-1, group)
-    counts = np.isfinite(padded).sum(axis=1)
-    return np.where(counts > 0, np.nansum(padded, axis=1) / np.maximum(counts, 1), np.nan)
-
-
 def describe(plot: Plot, runs: Sequence[Run]) -> str:
     """What the picture shows, for those who do not see it."""
     axes = " and ".join(
@@ -376,7 +365,8 @@ def describe(plot: Plot, runs: Sequence[Run]) -> str:
         for name in plot.columns if plot.shows(run) else ():
             values = run.columns[name][np.isfinite(run.columns[name])]
             if len(values):
-                kind = "validation " if name == plot.validation and plot.every_step else ""
+                kind = "predicted " if name == plot.predicted else ""
+                kind = "validation " if name == plot.validation and plot.every_step else kind
                 ends.append(f"{kind}from {values[0]:,.4g} to {values[-1]:,.4g}")
         parts.append(f"{run.name}: {', '.join(ends) or 'no values'}")
     return f"{plot.title} ({plot.unit}) over {axes}. {'; '.join(parts)}."

@@ -27,9 +27,12 @@ DRAWN_MAGNITUDE = 1e30
 COLUMNS = (
     "step", "tokens", "seconds", "loss", "validation_loss", "perplexity", "tokens_per_second", "gradient_norm", "learning_rate",
     "loss_scale", "skipped", "skipped_steps", "bytes_sent", "communication_seconds_least", "communication_seconds_most",
+    "predicted_seconds", "predicted_communication_seconds",
 )  # fmt: skip
 SENT = "sent"
 """A column that is made of another: bytes that a rank has sent since the first step."""
+STEP = "step_seconds"
+"""Another: what a step took, where it was predicted."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,12 @@ def _columns(folder: Path) -> dict[str, Values]:
     with np.errstate(over="ignore"):
         sent = np.nancumsum(columns["bytes_sent"])
     # A run of one process sends nothing: there is nothing to draw over.
-    return {**columns, SENT: np.where(sent > 0, sent, np.nan)}
+    took = np.diff(columns["seconds"], prepend=0.0 if columns["step"][0] == 1 else math.nan)
+    return {
+        **columns,
+        SENT: np.where(sent > 0, sent, np.nan),
+        STEP: np.where(np.isfinite(columns["predicted_seconds"]), took, np.nan),
+    }
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:

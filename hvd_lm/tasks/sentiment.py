@@ -99,6 +99,8 @@ class SentimentTrainConfig:
         require(bool(self.data), "--data needs texts with labels")
         require(0.0 <= self.validation_share < 1.0, f"--validation-share must be in [0, 1), not {self.validation_share}")
         require(self.sequence_length >= 2, f"--sequence-length must be at least 2, not {self.sequence_length}")
+        planned = self.communication.plan or self.communication.link
+        require(planned is None, "--plan and --link predict micro-batches of one length: train without them")
         require(self.communication.target_batch is None, "--target-batch counts tokens: give --backward-passes-per-step")
 
 

@@ -183,7 +183,6 @@ class Leg:
         assert self.row is not None
         row, validation = dict(self.row), None
         to_validate, to_write = map(self._due, (self._config.validation_every, self._config.checkpoint_every))
-        row["bytes_sent"] += self._local.average(self.step, wanted=to_validate or to_write)
         if to_validate or to_write:
             self._late.catch_up(self.step)
         if to_validate:
@@ -241,6 +240,9 @@ class Leg:
         self._state, self._states_2SU = state, states_2SU
         self._cursor.pass_window(window)
         self.tokens += window.target_count
+        averaged = self._local.average(
+            self.step, wanted=any(map(self._due, (self._config.validation_every, self._config.checkpoint_every)))
+        )
         elapsed = time.perf_counter() - began
         self._seconds += elapsed
         row: Row = {
@@ -251,7 +253,7 @@ class Leg:
             "tokens_per_second": window.target_count / elapsed,
             "learning_rate": rate,
             "gradient_norm": outcome.gradient_norm,
-            "bytes_sent": outcome.bytes_sent,
+            "bytes_sent": outcome.bytes_sent + averaged,
             "seconds": self._seconds,
             "data_seconds": waited,
             "checkpoint_seconds": self._checkpoint_seconds,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ from hvd_lm.adapters import adapter as make_adapter
 from hvd_lm.adapters.base import Adapter
 from hvd_lm.adapters.ending import ending_together
 from hvd_lm.checkpoint import CheckpointWriter
+from hvd_lm.communication.auto import choose
+from hvd_lm.communication.link import read_link
+from hvd_lm.communication.measure import Work
 from hvd_lm.compression.compressors import Compression
 from hvd_lm.config import RunConfig, with_passes, with_vocabulary_size
 from hvd_lm.data.texts import read_texts
@@ -29,6 +32,7 @@ from hvd_lm.model.split import shares
 from hvd_lm.settings_file import write_yaml
 from hvd_lm.training.dataset import Dataset, TextDataset
 from hvd_lm.training.elastic import NOBODY, Elastic
+from hvd_lm.training.expectation import expecting
 from hvd_lm.training.final_test import tested
 from hvd_lm.training.folder import claimed, prepare_folder, writing
 from hvd_lm.training.leg import Leg
@@ -52,7 +56,7 @@ class TrainingResult:
     """Of the best weights, on the test split of a prepared folder."""
 
 
-OF_A_RANK = ("out", "resume", "threads", "data", "validation_data", "timeline_filename")
+OF_A_RANK = ("out", "resume", "threads", "data", "validation_data", "timeline_filename", "link")
 """Settings that may differ between ranks; their texts may not."""
 
 
@@ -92,6 +96,8 @@ def train_on(
         topology = arrange(config.topology, launcher.launched_rank(), launcher.launched_size())
         if config.elastic and comm is not None:
             raise ConfigError("an elastic job is all that its launcher starts: train without comm=, or without elastic")
+        if config.communication.plan and compressor:
+            raise ConfigError("a compressor says how gradients travel: train with it, or with --plan auto")
         if config.elastic and compressor:
             raise ConfigError("with a compressor every rank keeps a part of the gradients: train without elastic")
         elastic = Elastic(config.framework, stop, config.out, config.keep_checkpoints) if config.elastic else None
@@ -129,9 +135,10 @@ def _leg(
         common |= settings(config, without=OF_A_RANK)
         config = with_passes(config, topology.readers)
         newest = elastic.newest({"run another hvd_lm": source_digest(), **common}) if elastic else NOBODY
-        earlier = None
+        earlier = link = None
         with elastic.told() if elastic else nullcontext():
             if topology.is_writer:
+                link = read_link(config.communication.link) if config.communication.link else None
                 held.enter_context(claimed(config.out))
                 if newest.step is None:
                     earlier = begin(config.out, config.resume, config.model, config.optimizer, dataset.fingerprint)
@@ -141,6 +148,9 @@ def _leg(
         job = adapter.job
         job.stop = stop
         held.enter_context(ending_together(job))
+        settled = earlier.progress.settings if earlier else None
+        chosen, link = choose(adapter, link, config.framework, Work.of(config), config.topology, common, settled)
+        config = replace(config, communication=chosen)
         with job.trouble.noted():
             adapter.build(config.model, config.optimizer)
         job.agree({**common, "have another compressor": type(adapter.compressor).__qualname__})
@@ -161,6 +171,7 @@ def _leg(
         if elastic:
             elastic.entered(leg, newest)
         leg.outlets.metrics.say(f"{job.headline()}\n{leg.headline()}")
+        leg.outlets.metrics = expecting(leg.outlets.metrics, link, config.framework, Work.of(config), config.topology, job)
         if config.resume and not leg.step:
             leg.outlets.metrics.say(f"--resume {config.resume}: no checkpoint in {config.out.resolve()} yet, so the run begins")
         loss, validation = leg.run()
