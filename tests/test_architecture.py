@@ -165,7 +165,7 @@ def test_few_are_given_the_whole_config() -> None:
     }
     assert {place: found for place, found in takers.items() if place.startswith("training/")} == {
         "training/leg.py": ["__init__"],
-        "training/loop.py": ["train", "train_on", "_leg"],
+        "training/loop.py": ["train", "train_on", "_leg", "_describe"],
     }
     others = {"config/run.py", "idle_settings.py", "settings_file.py", "communication/measure.py", "communication/plan_files.py"}
     assert takers["communication/measure.py"] == ["of"]

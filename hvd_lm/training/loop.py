@@ -162,9 +162,7 @@ def _leg(
         with job.trouble.noted():
             leg = Leg(config, dataset, adapter, step, progress)
             if topology.is_writer:
-                with writing(config.out):
-                    write_yaml(config, config.out / "config.yaml")
-                    dataset.tokenizer.save(config.out / "tokenizer.json")
+                _describe(config, dataset)
                 metrics = held.enter_context(MetricsWriter(config.out, leg.total_steps, step, callbacks))
                 leg.outlets = Outlets(metrics, held.enter_context(CheckpointWriter(config.out, config.keep_checkpoints)))
         job.agree()
@@ -180,3 +178,10 @@ def _leg(
             leg.outlets.metrics.say(say)
         test = tested(adapter, dataset, config.data, config.out, leg.step, leg.outlets.metrics) if config.test else None
     return TrainingResult(leg.step, loss, validation, leg.skipped_steps, config.out, test)
+
+
+def _describe(config: RunConfig, dataset: Dataset) -> None:
+    """What the run is, for those who go on with it."""
+    with writing(config.out):
+        write_yaml(config, config.out / "config.yaml")
+        dataset.tokenizer.save(config.out / "tokenizer.json")
