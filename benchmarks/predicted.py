@@ -9,9 +9,9 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,15 @@ from hvd_lm.communication.measure import Work
 from hvd_lm.communication.predict import predict
 from hvd_lm.config import FRAMEWORKS, CommunicationConfig, DataConfig, Framework, OptimizerConfig, TopologyConfig
 
-Compression = Literal["none", "fp16", "powersgd"]
+Way = Literal["none", "fp16", "powersgd", "topk", "late", "every-2"]
+_SETTINGS: Mapping[Way, Mapping[str, Any]] = {
+    "none": {},
+    "fp16": {"compression": "fp16"},
+    "powersgd": {"compression": "powersgd", "powersgd_start_steps": 1},
+    "topk": {"compression": "topk", "topk_start_steps": 0},
+    "late": {"late_gradients": True},
+    "every-2": {"reduce_every": 2},
+}
 
 
 @dataclass(frozen=True)
@@ -43,8 +51,8 @@ class Predicted:
     """How many hosts, on the limited links."""
     accumulations: tuple[int, ...] = (1, 4, 10)
     """Micro-batches of a window."""
-    compressions: tuple[Compression, ...] = ("none", "fp16")
-    """What travels; powersgd at rank 4, exact in the first step of the warm-up alone."""
+    compressions: tuple[Way, ...] = ("none", "fp16")
+    """What travels, and when; powersgd at rank 4, exact in the first step of the warm-up alone."""
     frameworks: tuple[Framework, ...] = FRAMEWORKS
     """Which."""
     controllers: tuple[Literal["gloo", "mpi"], ...] = ("gloo",)
@@ -107,7 +115,8 @@ class _Bench:
             run = f"{name}-{count}-{compression}"
             out = self.folder / run
             self._launch(run, "train", "--config", self._config(count, compression, out.with_suffix(".yaml")), "--out", out)
-            seconds = step_seconds((out / "metrics.jsonl").read_text(encoding="utf-8"), self.workload.warmup)
+            together = int(_SETTINGS[compression].get("reduce_every", 1))
+            seconds = step_seconds((out / "metrics.jsonl").read_text(encoding="utf-8"), self.workload.warmup, together)
             yield {
                 "link": self.network.rate,
                 "ranks": self.ranks,
@@ -119,17 +128,17 @@ class _Bench:
                 **self._predicted(link, count, compression),
             }
 
-    def _predicted(self, link: Link, count: int, compression: Compression) -> dict[str, float]:
+    def _predicted(self, link: Link, count: int, compression: Way) -> dict[str, float]:
         work = Work(
             self.workload.model,
             DataConfig(batch_size=self.workload.batch_size, sequence_length=self.workload.sequence_length),
             OptimizerConfig(),
-            CommunicationConfig(backward_passes_per_step=count, compression=compression),
+            CommunicationConfig(backward_passes_per_step=count, **_SETTINGS[compression]),
         )
         found = predict(link, self.framework, work, TopologyConfig(), self.ranks)
         return {"predicted": found.step_seconds, "exposed": found.exposed_seconds, "bound": found.bandwidth_bound_seconds}
 
-    def _config(self, count: int, compression: Compression, path: Path) -> Path:
+    def _config(self, count: int, compression: Way, path: Path) -> Path:
         work = self.workload
         values = {
             "framework": self.framework,
@@ -141,15 +150,13 @@ class _Bench:
             "sequence_length": work.sequence_length,
             "learning_rate": work.learning_rate,
             "backward_passes_per_step": count,
-            "compression": compression,
+            **_SETTINGS[compression],
             "threads": work.threads,
             "steps": work.warmup + work.windows,
             "epochs": 1000,
             "data": [str(self.folder / "work" / "text.txt")],
             "validation_share": 0.0,
         }
-        if compression == "powersgd":
-            values["powersgd_start_steps"] = 1
         path.write_text(yaml.safe_dump(values), encoding="utf-8")
         return path
 
@@ -158,10 +165,10 @@ class _Bench:
         launching.run(job, self.network, self.settings.out / "logs" / f"{name}.txt", timeout=self.settings.timeout)
 
 
-def step_seconds(metrics: str, warmup: int) -> list[float]:
-    """Seconds of each step after the first `warmup`, by rank 0's clock, ascending."""
-    ends = [json.loads(line)["seconds"] for line in metrics.splitlines()]
-    return sorted(after - before for before, after in zip(ends[warmup - 1 :], ends[warmup:], strict=False))
+def step_seconds(metrics: str, warmup: int, together: int = 1) -> list[float]:
+    """Seconds of a step after the first `warmup`, by rank 0's clock, in the mean of so many `together`, ascending."""
+    ends = [json.loads(line)["seconds"] for line in metrics.splitlines()][warmup - 1 :: together]
+    return sorted((after - before) / together for before, after in pairwise(ends))
 
 
 def error(row: dict[str, Any]) -> float:

@@ -273,6 +273,7 @@ def test_report(tmp_path: Path) -> None:
 def test_predictions_are_judged_by_the_median_step_after_the_warm_up() -> None:
     metrics = "\n".join(json.dumps({"seconds": end}) for end in (5.0, 6.0, 7.0, 9.0, 10.0))
     assert predicted.step_seconds(metrics, 2) == [1.0, 1.0, 2.0]
+    assert predicted.step_seconds(metrics, 1, together=2) == [1.0, 1.5]
     row = {"link": "1gbit", "ranks": 2, "framework": "torch", "controller": "gloo", "accumulation": 4, "compression": "none"}
     rows = [{**row, "seconds": [1.0, 1.0, 2.0], "predicted": said, "exposed": 0.1} for said in (1.1, 0.7, 1.0)]
     assert [round(predicted.error(row), 9) for row in rows] == [0.1, -0.3, 0.0]

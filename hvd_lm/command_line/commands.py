@@ -267,7 +267,9 @@ def run_plan(argv: list[str]) -> int:
         link = read_link(config.link)
         require(not run.elastic, "a plan is for a number of ranks that stays: use it without --elastic")
         counts = planning.parse_ranks(config.ranks)
-        found = planning.plan(link, run.framework, Work.of(run), run.topology, counts, config.target_batch)
+        found = planning.plan(
+            link, run.framework, Work.of(run), run.topology, counts, config.target_batch, noise_scale=config.noise_scale
+        )
         if config.out:
             plan_files.write_plan(found, run, link, config.link, config.out)
         predicting.warn_of_other_hardware(link)

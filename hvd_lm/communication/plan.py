@@ -14,7 +14,7 @@ from hvd_lm.communication.measure import Work
 from hvd_lm.communication.memory import memory_of_machine, memory_of_rank
 from hvd_lm.communication.predict import Prediction, predict
 from hvd_lm.config import CommunicationConfig, DataConfig, Framework, TopologyConfig, passes_for, require_target_batch
-from hvd_lm.errors import ConfigError, require
+from hvd_lm.errors import ConfigError, require, require_positive
 from hvd_lm.job.messages import warn
 from hvd_lm.paths import make_paths
 
@@ -42,6 +42,8 @@ class PlanConfig:
     """How many ranks there may be: FIRST..LAST for both and all powers of two between, or a list such as 2,3,8."""
     target_batch: int
     """Tokens that an optimizer step of all ranks should have."""
+    noise_scale: float | None = None
+    """Gradient noise scale of the run, in tokens, as --noise-scale-every has written it: says what a batch costs in learning."""
     json: bool = False
     """Print one JSON object in place of words."""
     out: Path | None = None
@@ -51,6 +53,7 @@ class PlanConfig:
         make_paths(self, "link", "config", "out")
         parse_ranks(self.ranks)
         require(self.target_batch >= 1, f"--target-batch must be at least 1 token, not {self.target_batch}")
+        require_positive(self, "noise_scale")
 
 
 def parse_ranks(text: str) -> tuple[int, ...]:
@@ -143,6 +146,7 @@ def plan(
     ranks: Sequence[int],
     target_batch: int,
     compressions: Sequence[Compression] = COMPRESSIONS,
+    noise_scale: float | None = None,
 ) -> Plan:
     """The settings of `work` on each number of `ranks` of `link`, with about `target_batch` tokens a step, by `ways`.
 
@@ -167,7 +171,11 @@ def plan(
         )
     pick = near[0]
     limit, exact = planner.limit(works["none"], pick, counts, far)
-    explanation = (_what_limits(limit, exact), _what_it_does(work, pick, exact), _what_it_costs(work, target_batch, pick, exact))
+    explanation = (
+        _what_limits(limit, exact),
+        _what_it_does(work, pick, exact),
+        _what_it_costs(work, target_batch, pick, exact, noise_scale),
+    )
     return Plan(target_batch, link.ranks, limit, explanation, pick, (*near, *far), left_out)
 
 
@@ -331,8 +339,13 @@ def _what_it_does(work: Work, pick: Setting, exact: Prediction) -> str:
     }[pick.compression]
 
 
-def _what_it_costs(work: Work, target_batch: int, pick: Setting, exact: Prediction) -> str:
+def _what_it_costs(work: Work, target_batch: int, pick: Setting, exact: Prediction, noise_scale: float | None) -> str:
     batch = f"a step has {pick.global_batch:,} tokens where {target_batch:,} were asked for"
+    if noise_scale is not None:
+        # McCandlish et al. 2018, section 2.3, of a batch that is the same all along.
+        tokens, steps = 1 + pick.global_batch / noise_scale, 1 + noise_scale / pick.global_batch
+        least = f"{tokens:.2f} times the fewest tokens and {steps:.2f} times the fewest steps"
+        batch += f", at a noise scale of {noise_scale:,.0f} tokens {least}"
     begins = f"{work.communication.powersgd_start_steps} exact steps of {_time(exact.step_seconds)} come first"
     if pick.reduce_every > 1:
         return f"In learning it is another algorithm, whose curve depends on ranks and learning rate, and {batch}."

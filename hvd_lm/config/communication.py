@@ -102,6 +102,12 @@ class CommunicationConfig:
         require(self.plan in (None, "auto"), f"--plan must be auto, not {self.plan}")
         require_one_way(self)
 
+    @property
+    def sums_exactly(self) -> bool:
+        """Whether what is applied in each step is the sum of its own gradients, but for rounding."""
+        is_sum = self.compression in ("none", "fp16") and self.reduction == "sum"
+        return is_sum and self.reduce_every == 1 and not self.late_gradients
+
     def is_local(self, applied_steps: int) -> bool:
         """Whether the optimizer step after so many is each rank's own."""
         return self.reduce_every > 1 and applied_steps >= self.reduce_start_steps

@@ -46,6 +46,9 @@ class RunConfig:
     """Optimizer steps between texts that the model writes, for people to read; they are in metrics.jsonl, too. None: no texts."""
     sample_prompt: str = ""
     """What these texts go on from."""
+    noise_scale_every: int | None = None
+    """Optimizer steps between estimates of the gradient noise scale (McCandlish et al. 2018, arXiv:1812.06162), the batch in tokens
+    beyond which larger ones help little: in metrics.jsonl, for hvd-lm plan. None: no estimates."""
     max_hours: float | None = None
     """Stop after so many hours, with a checkpoint that --resume auto goes on with, and exit code 5."""
     checkpoint_every: int | None = None
@@ -73,7 +76,7 @@ class RunConfig:
         if self.resume is not None and self.resume.startswith("~"):
             object.__setattr__(self, "resume", str(at_home(Path(self.resume), "--resume")))
         require(self.framework in FRAMEWORKS, f"--framework must be one of {', '.join(FRAMEWORKS)}, not {self.framework}")
-        intervals = ("validation_every", "sample_every", "checkpoint_every")
+        intervals = ("validation_every", "sample_every", "checkpoint_every", "noise_scale_every")
         for name in ("steps", "epochs", "threads", "patience", "keep_checkpoints", *intervals):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, not {value}")
@@ -101,6 +104,17 @@ class RunConfig:
         require(
             self.sample_every is None or self.topology.split in (None, "optimizer"),
             f"--sample-every needs a whole model on rank 0: use it without --split {self.topology.split}",
+        )
+        require(
+            self.noise_scale_every is None or (self.communication.sums_exactly and self.topology.split is None),
+            "--noise-scale-every compares exact gradients of whole models: use it with --compression none or fp16 and --reduction "
+            "sum, and without --reduce-every, --late-gradients, --split and --model-parallel",
+        )
+        require(
+            self.noise_scale_every is None
+            or self.communication.backward_passes_per_step > 1
+            or self.communication.target_batch is not None,
+            "--noise-scale-every compares one micro-batch with a window of several: raise --backward-passes-per-step",
         )
         if self.communication.target_batch is not None:
             require_target_batch(self.communication.target_batch, self.data)

@@ -10,6 +10,7 @@ from hvd_lm.data.sources import MicroBatch, Window
 from hvd_lm.errors import DataError
 from hvd_lm.model.candidates import candidates
 from hvd_lm.training.cursor import Cursor, Masks
+from hvd_lm.training.noise_scale import NoiseScale
 
 
 def sharing(data: DataConfig, backward_tokens: int) -> int:
@@ -20,13 +21,18 @@ def sharing(data: DataConfig, backward_tokens: int) -> int:
 class Accumulation:
     """Reads what is to be accumulated, and has the adapter accumulate it."""
 
-    def __init__(self, adapter: Adapter, model: ModelConfig, data: DataConfig, backward_tokens: int, seed: int) -> None:
-        """Micro-batches of up to `backward_tokens` together share one backward; `seed` is that of sampled words."""
+    def __init__(
+        self, adapter: Adapter, model: ModelConfig, data: DataConfig, backward_tokens: int, seed: int, noise_scale: NoiseScale
+    ) -> None:
+        """Micro-batches of up to `backward_tokens` together share one backward; `seed` is that of sampled words. The `noise_scale`
+        is told of the first one where it is due, which then has a backward of its own."""
         self._adapter, self._model, self._data, self._seed = adapter, model, data, seed
         self._together = sharing(data, backward_tokens)
+        self._noise_scale = noise_scale
 
-    def run(self, window: Window, cursor: Cursor, state: State, *, weight: float) -> tuple[State, float]:
-        """Forward and backward of all micro-batches of `window`, which `cursor` stands before and `state` belongs to.
+    def run(self, window: Window, cursor: Cursor, state: State, *, weight: float, step: int) -> tuple[State, float]:
+        """Forward and backward of all micro-batches of `window`, which `cursor` stands before and `state` belongs to; it is that
+        of optimizer step `step`.
 
         Returns the state after them, and seconds that were waited for data. Collective.
         """
@@ -47,6 +53,8 @@ class Accumulation:
                 dropout_masks=masks,
                 candidates=candidates(self._model, micro_batch=cursor.micro_batches_read + index - window.start, seed=self._seed),
             )
+            if index == window.start and left and self._noise_scale.is_due(step):
+                self._noise_scale.note(batch.targets_TB, weight)
         return state, waited
 
     def _read(self, cursor: Cursor) -> tuple[MicroBatch, Masks]:

@@ -36,6 +36,7 @@ from hvd_lm.training.late_gradients import LateGradients
 from hvd_lm.training.local_steps import LocalSteps
 from hvd_lm.training.loss_scale import INITIAL, LossScale
 from hvd_lm.training.metrics import Row
+from hvd_lm.training.noise_scale import NoiseScale
 from hvd_lm.training.outlets import Outlets
 from hvd_lm.training.samples import Samples
 from hvd_lm.training.schedule import begun, learning_rate
@@ -53,8 +54,9 @@ class Leg:
         self._config, self._dataset, self._adapter = config, dataset, adapter
         data, communication, topology = config.data, config.communication, adapter.job.topology
         self.outlets = Outlets()
-        self._passes = communication.backward_passes_per_step
-        self._accumulation = Accumulation(adapter, config.model, data, communication.backward_tokens, config.seed)
+        self._passes, self._everies = communication.backward_passes_per_step, (config.validation_every, config.checkpoint_every)
+        self._noise = NoiseScale(adapter, config.noise_scale_every)
+        self._accumulation = Accumulation(adapter, config.model, data, communication.backward_tokens, config.seed, self._noise)
         self._local = LocalSteps(adapter)
         self._samples = Samples(adapter, dataset.tokenizer, config.sample_every, config.sample_prompt)
         self._validations = Validations(adapter, dataset, data, config.patience)
@@ -182,7 +184,7 @@ class Leg:
         """What is due after a step."""
         assert self.row is not None
         row, validation = dict(self.row), None
-        to_validate, to_write = map(self._due, (self._config.validation_every, self._config.checkpoint_every))
+        to_validate, to_write = map(self._due, self._everies)
         if to_validate or to_write:
             self._late.catch_up(self.step)
         if to_validate:
@@ -220,7 +222,7 @@ class Leg:
         scale = self._loss_scale.scale if self._loss_scale else 1.0
         predivide = self._config.communication.gradient_predivide_factor
         weight = scale / (predivide * window.target_count)
-        state, waited = self._accumulation.run(window, self._cursor, self._state, weight=weight)
+        state, waited = self._accumulation.run(window, self._cursor, self._state, weight=weight, step=self.step + 1)
         # Before the weights change: whoever has made the step has all that belongs to it.
         states_2SU = self._gathered(state) if self._config.elastic else None
         rate = self._learning_rate()
@@ -240,9 +242,7 @@ class Leg:
         self._state, self._states_2SU = state, states_2SU
         self._cursor.pass_window(window)
         self.tokens += window.target_count
-        averaged = self._local.average(
-            self.step, wanted=any(map(self._due, (self._config.validation_every, self._config.checkpoint_every)))
-        )
+        averaged = self._local.average(self.step, wanted=any(map(self._due, self._everies)))
         elapsed = time.perf_counter() - began
         self._seconds += elapsed
         row: Row = {
@@ -258,6 +258,7 @@ class Leg:
             "data_seconds": waited,
             "checkpoint_seconds": self._checkpoint_seconds,
             **outcome.waits,
+            **self._noise.figures(window.target_count, outcome.gradient_norm),
         }
         self._checkpoint_seconds = 0.0
         if self._config.model.softmax == "sampled":
