@@ -88,7 +88,7 @@ class Progress:
     """h and c of all streams, all layers side by side, ``float32 [2, S, U]``."""
     loss_scale: LossScale | None = None
     validation_loss: float | None = None
-    """Nats per token after this very step, if there was a validation."""
+    """Nats per token after this very step, if there was a validation; of a classifier its share of errors."""
     best_validation_loss: float | None = None
     """The lowest so far."""
     validations_since_best: int = 0

@@ -27,6 +27,12 @@ class Evaluation:
         return _exp(self.loss)
 
     @property
+    def criterion(self) -> float:
+        """What the best weights have least of: the loss; of a model that tells classes apart the share of errors, since its loss
+        rises with its confidence while errors still get fewer (Guo et al. 2017, arXiv:1706.04599)."""
+        return self.loss if self.accuracy is None else 1.0 - self.accuracy
+
+    @property
     def headline(self) -> dict[str, float]:
         """What is told of it beside the loss, by its name: the accuracy, or else the perplexity."""
         return {"perplexity": self.perplexity} if self.accuracy is None else {"accuracy": self.accuracy}

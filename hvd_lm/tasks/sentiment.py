@@ -80,13 +80,13 @@ class SentimentTrainConfig:
     threads: int | None = None
     """Compute threads of a rank. Unless given: the cores of the machine shared by its ranks."""
     patience: int | None = None
-    """End the run after so many epochs in a row whose validation loss is not below the lowest before them."""
+    """End the run after so many epochs in a row whose accuracy is not above the best before them."""
     max_hours: float | None = None
     """Stop after so many hours, with a checkpoint that --resume auto goes on with, and exit code 5."""
     checkpoint_every: int | None = None
     """Optimizer steps between checkpoints. Unless given: at the end of each epoch."""
     keep_checkpoints: int = 1
-    """How many checkpoints to keep: the newest ones, and the one with the lowest validation loss besides."""
+    """How many checkpoints to keep: the newest ones, and the one with the best accuracy besides."""
     resume: str | None = None
     """Go on with an earlier run, as of hvd-lm train."""
     deterministic: bool = False

@@ -105,7 +105,7 @@ class Leg:
 
     def _go_on(self, progress: Progress) -> None:
         self.tokens, self._seconds = progress.tokens, progress.seconds
-        self._validations.best_loss = progress.best_validation_loss
+        self._validations.best = progress.best_validation_loss
         self._validations.since_best = progress.validations_since_best
         self._saved_step = self.step
         if self._loss_scale and progress.loss_scale:
@@ -369,8 +369,8 @@ class Leg:
             lstm_state_2SU=self._gathered(self._state) if self._states_2SU is None else self._states_2SU,
             loss_scale=self._loss_scale and replace(self._loss_scale),
             schedule=replace(self._schedule),
-            validation_loss=validation.loss if validation else None,
-            best_validation_loss=self._validations.best_loss,
+            validation_loss=validation.criterion if validation else None,
+            best_validation_loss=self._validations.best,
             validations_since_best=self._validations.since_best,
             settings=to_dict(self._config),
         )

@@ -15,8 +15,8 @@ class Validations:
 
     def __init__(self, adapter: Adapter, dataset: Dataset, data: DataConfig, patience: int | None) -> None:
         self._adapter, self._dataset, self._data, self._patience = adapter, dataset, data, patience
-        self.best_loss: float | None = None
-        """Nats per token; None before the first that is a number."""
+        self.best: float | None = None
+        """The lowest `Evaluation.criterion`; None before the first that is a number."""
         self.since_best = 0
         """Validations after it, none of which was lower."""
 
@@ -28,8 +28,8 @@ class Validations:
 
     def note(self, validation: Evaluation) -> bool:
         """Whether it is the best so far."""
-        if math.isfinite(validation.loss) and (self.best_loss is None or validation.loss < self.best_loss):
-            self.best_loss, self.since_best = validation.loss, 0
+        if math.isfinite(validation.criterion) and (self.best is None or validation.criterion < self.best):
+            self.best, self.since_best = validation.criterion, 0
             return True
         self.since_best += 1
         return False
