@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from hvd_lm.communication.plan import COMPRESSIONS, Plan, plan
 from hvd_lm.communication.predict import require_predictable
 from hvd_lm.communication.ring import CollectiveName
 from hvd_lm.config import CommunicationConfig, Framework, TopologyConfig
+from hvd_lm.job.memory import return_freed_memory
 from hvd_lm.job.messages import tell
 
 SECONDS = 10.0
@@ -54,9 +56,11 @@ def choose(
     elif job.topology.size == 1:
         tell("--plan auto: one rank has nothing to send, and nothing to choose")
     else:
-        # Nothing is to be kept, or late, while it is measured.
-        adapter.communicate(replace(chosen, compression="none", reduce_every=1, late_gradients=False))
-        measured = measure_link(adapter, framework, SECONDS, LARGEST, work, _COLLECTIVES)
+        # Nothing is to be kept, or late, while it is measured; and nothing to be left of the model that is timed.
+        plain = replace(chosen, compression="none", reduce_every=1, late_gradients=False)
+        measured = measure_link(type(adapter)(job, plain), framework, SECONDS, LARGEST, work, _COLLECTIVES)
+        gc.collect()
+        return_freed_memory()
         found = of_link(measured, framework, work, topology, job.topology.size)
         # Unlike processors may round unlike: rank 0's is that of all.
         pick = job.broadcast(found.pick)
