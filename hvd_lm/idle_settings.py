@@ -15,7 +15,7 @@ class _Needs(NamedTuple):
     hold: Callable[[RunConfig], bool]
 
 
-_ADAM = _Needs("--optimizer adam", lambda config: config.optimizer.optimizer == "adam")
+_ADAM = _Needs("--optimizer adam or adamw", lambda config: config.optimizer.is_adam)
 _SGD = _Needs("--optimizer sgd", lambda config: config.optimizer.optimizer == "sgd")
 _ADAGRAD = _Needs("--optimizer adagrad", lambda config: config.optimizer.optimizer == "adagrad")
 _HALVES = _Needs("--compression fp16", lambda config: config.communication.compression == "fp16")
@@ -53,6 +53,8 @@ def idle_settings(config: RunConfig, *, validates: bool = True) -> list[str]:
     found = []
     if config.sample_prompt and config.sample_every is None:
         found.append("--sample-prompt has no effect without --sample-every")
+    if config.optimizer.optimizer == "adamw" and not config.optimizer.weight_decay:
+        found.append("--optimizer adamw has no effect without --weight-decay: it is adam then")
     if not validates:
         wants = {"--patience": config.patience is not None, "--decay plateau": config.optimizer.decay == "plateau"}
         found += [f"{flag} has no effect without a text to validate on" for flag, is_given in wants.items() if is_given]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,9 +13,10 @@ from hvd_lm.errors import require, require_positive
 class OptimizerConfig:
     """The update of an optimizer step."""
 
-    optimizer: Literal["adam", "sgd", "adagrad"] = "adam"
-    """Adam (Kingma & Ba 2015, arXiv:1412.6980, with bias correction and epsilon outside of it as in Algorithm 1),
-    SGD with --momentum, or Adagrad (Duchi et al. 2011) with --initial-accumulator and no epsilon."""
+    optimizer: Literal["adam", "adamw", "sgd", "adagrad"] = "adam"
+    """Adam (Kingma & Ba 2015, arXiv:1412.6980, with bias correction and epsilon outside of it as in Algorithm 1), AdamW, whose
+    --weight-decay is not part of the gradient (Loshchilov & Hutter 2019, arXiv:1711.05101), SGD with --momentum, or Adagrad
+    (Duchi et al. 2011) with --initial-accumulator and no epsilon."""
     learning_rate: float = 1e-3
     """Peak learning rate, before --learning-rate-scaling."""
     learning_rate_scaling: Literal["none", "linear", "sqrt"] = "none"
@@ -36,6 +38,9 @@ class OptimizerConfig:
     """step: epochs at the beginning of a run at the peak."""
     clip: float | None = 1.0
     """Largest global norm of the gradient; applied after the reduction. None: no clipping."""
+    weight_decay: float = 0.0
+    """adam, sgd: so much of every weight is added to its gradient, after clipping (L2, as in PyTorch's optimizers). adamw: every
+    weight loses rate x this of itself in a step (PyTorch's AdamW takes 0.01). Biases and words that did not occur too."""
     beta1: float = 0.9
     """Adam: decay of the first moment."""
     beta2: float = 0.999
@@ -58,13 +63,24 @@ class OptimizerConfig:
         )
         require(0 < self.decay_factor < 1, f"--decay-factor must be in (0, 1), not {self.decay_factor}")
         require(self.decay_start_epochs >= 0, f"--decay-start-epochs must not be negative, not {self.decay_start_epochs}")
+        require(0 <= self.weight_decay < math.inf, f"--weight-decay must be at least 0 and finite, not {self.weight_decay}")
+        require(
+            not self.weight_decay or not self.keeps_absent_rows,
+            f"--weight-decay does not go with --optimizer {self.optimizer}, which leaves words that did not occur as they are: "
+            "take adam, adamw or sgd",
+        )
         for name in ("beta1", "beta2", "momentum"):
             require(0 <= getattr(self, name) < 1, f"--{name} must be in [0, 1), not {getattr(self, name)}")
 
     @property
+    def is_adam(self) -> bool:
+        """Whether it has Adam's moments, wherever its weight decay goes."""
+        return self.optimizer in ("adam", "adamw")
+
+    @property
     def moments(self) -> tuple[str, ...]:
         """What the update remembers of each weight, beside it."""
-        if self.optimizer == "adam":
+        if self.is_adam:
             return ("first", "second")
         if self.optimizer == "adagrad":
             return ("accumulator",)

@@ -99,7 +99,7 @@ class RunConfig:
             require_any_ranks(self.communication)
         require(
             not self.communication.late_gradients or self.optimizer.optimizer != "adagrad",
-            "--late-gradients goes with --optimizer adam or sgd: adagrad updates the rows of one window",
+            "--late-gradients goes with --optimizer adam, adamw or sgd: adagrad updates the rows of one window",
         )
         require(
             self.sample_every is None or self.topology.split in (None, "optimizer"),

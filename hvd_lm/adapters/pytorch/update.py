@@ -50,7 +50,7 @@ class Update(ABC):
 
 
 class TorchUpdate(Update):
-    """Adam, or SGD with or without momentum."""
+    """Adam, AdamW, or SGD with or without momentum; weight decay is a part of torch's kernels."""
 
     def __init__(self, config: OptimizerConfig, weights: Mapping[str, nn.Parameter]) -> None:
         super().__init__(config, weights)
@@ -58,16 +58,17 @@ class TorchUpdate(Update):
         self.link()
 
     def _make(self, config: OptimizerConfig) -> torch.optim.Optimizer:
-        weights = self._weights.values()
-        if config.optimizer == "adam":
+        weights, decay = self._weights.values(), config.weight_decay
+        if config.is_adam:
+            kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
             betas = (config.beta1, config.beta2)
-            return torch.optim.Adam(weights, config.learning_rate, betas, config.epsilon, fused=True)
-        return torch.optim.SGD(weights, config.learning_rate, config.momentum, fused=True)
+            return kind(weights, config.learning_rate, betas, config.epsilon, decay, fused=True)
+        return torch.optim.SGD(weights, config.learning_rate, config.momentum, weight_decay=decay, fused=True)
 
     def link(self) -> None:
         for name, weight in self._weights.items():
             state: dict[str, Tensor] = {_KEYS[moment]: self.moments[f"{moment}/{name}"] for moment in self._config.moments}
-            if self._config.optimizer == "adam":
+            if self._config.is_adam:
                 state["step"] = torch.tensor(float(self.applied_steps), device=weight.device)
             self._optimizer.state[weight] = state
 

@@ -29,8 +29,18 @@ class _Gradient(NamedTuple):
     """Those that `values` are; None for all."""
 
 
+class _Rates(NamedTuple):
+    """Of a step, each a number."""
+
+    learning_rate: tf.Tensor
+    """Adam's with its bias correction."""
+    epsilon: tf.Tensor
+    decay: tf.Tensor
+    """AdamW: the share of itself that a weight loses."""
+
+
 class Update:
-    """Adam, SGD with or without momentum, or Adagrad, of `weights`.
+    """Adam, AdamW, SGD with or without momentum, or Adagrad, of `weights`.
 
     Adagrad (Duchi et al. 2011, JMLR 12): ``accumulator += gradient^2;  weight -= rate * gradient / sqrt(accumulator)``.
     """
@@ -53,7 +63,7 @@ class Update:
             for name, share in moment_shares.items()
             if name in weights
         }
-        signature = [*[tf.TensorSpec((), tf.float32)] * 4, tf.TensorSpec((), tf.bool)]
+        signature = [*[tf.TensorSpec((), tf.float32)] * 5, tf.TensorSpec((), tf.bool)]
         self.function = graph_function(self._graph, input_signature=signature)
 
     def begin(self) -> None:
@@ -69,19 +79,25 @@ class Update:
 
         It is not made, and nothing changes, if the norm is not finite or the window not `trusted`.
         """
-        epsilon = self._config.epsilon
-        if self._config.optimizer == "adam":
+        epsilon, decay = self._config.epsilon, self._config.weight_decay * learning_rate
+        if self._config.is_adam:
             t = self.applied_steps + 1
             correction = math.sqrt(1.0 - self._config.beta2**t)
             learning_rate *= correction / (1.0 - self._config.beta1**t)
             epsilon *= correction
-        norm, made = self.function(learning_rate, epsilon, math.inf if clip is None else clip, unscale, trusted)
+        norm, made = self.function(learning_rate, epsilon, decay, math.inf if clip is None else clip, unscale, trusted)
         applied = bool(made)
         self.applied_steps += applied
         return Applied(float(norm), applied)
 
     def _graph(
-        self, learning_rate: tf.Tensor, epsilon: tf.Tensor, clip: tf.Tensor, unscale: tf.Tensor, trusted: tf.Tensor
+        self,
+        learning_rate: tf.Tensor,
+        epsilon: tf.Tensor,
+        decay: tf.Tensor,
+        clip: tf.Tensor,
+        unscale: tf.Tensor,
+        trusted: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         by_rows = {weight.name: self._rows_of(weight) for weight in self._weights.values() if weight.by_rows}
         norm = self._global_norm(by_rows) * unscale
@@ -95,7 +111,7 @@ class Update:
                 with tf.control_dependencies(updated):
                     gradient = by_rows.get(weight.name) or _Gradient(weight.take_gradient())
                     gradient = gradient._replace(values=gradient.values * factor)
-                    updated = [self._update_weight(weight, gradient, learning_rate, epsilon)]
+                    updated = [self._update_weight(weight, gradient, _Rates(learning_rate, epsilon, decay))]
             return tf.group(*updated)
 
         tf.cond(made, update, tf.no_op)
@@ -124,31 +140,39 @@ class Update:
             squares.append(hvd.allreduce(square, name=f"norm.{over}", op=hvd.Sum, process_set=process_set))
         return tf.sqrt(tf.add_n(squares))
 
-    def _update_weight(self, weight: Weight, gradient: _Gradient, learning_rate: tf.Tensor, epsilon: tf.Tensor) -> tf.Operation:
+    def _update_weight(self, weight: Weight, gradient: _Gradient, rates: _Rates) -> tf.Operation:
         share = self._moment_shares[weight.name]
         if share == weight.share:
-            return self._update(weight.name, weight.value, gradient, learning_rate, epsilon)
+            return self._update(weight.name, weight.value, gradient, rates)
         # The operations of an update take variables, and that of the gradient is empty by now.
         with tf.control_dependencies([gradient.values]):
             part = weight.gradient.assign(weight.value[share.rows.start : share.rows.stop])
         with tf.control_dependencies([part]):
-            updated = self._update(weight.name, weight.gradient, gradient, learning_rate, epsilon)
+            updated = self._update(weight.name, weight.gradient, gradient, rates)
         with tf.control_dependencies([updated]):
             process_set = self._groups["data"].process_set
             rows = hvd.allgather(weight.take_gradient(), name=f"updated.{weight.name}", process_set=process_set)
         return weight.value.assign(tf.ensure_shape(rows, weight.shape)).op
 
-    def _update(
-        self, name: str, variable: tf.Variable, gradient: _Gradient, learning_rate: tf.Tensor, epsilon: tf.Tensor
-    ) -> tf.Operation:
-        handle, (values, rows) = variable.handle, gradient
+    def _update(self, name: str, variable: tf.Variable, gradient: _Gradient, rates: _Rates) -> tf.Operation:
+        if not self._config.weight_decay:
+            return self._move(name, variable.handle, gradient, rates)
+        if self._config.optimizer == "adamw":
+            with tf.control_dependencies([variable.assign(variable * (1.0 - rates.decay))]):
+                return self._move(name, variable.handle, gradient, rates)
+        decayed = gradient.values + self._config.weight_decay * variable
+        return self._move(name, variable.handle, gradient._replace(values=decayed), rates)
+
+    def _move(self, name: str, handle: tf.Tensor, gradient: _Gradient, rates: _Rates) -> tf.Operation:
+        """By the gradient, weight decay aside."""
+        (values, rows), (learning_rate, epsilon, _) = gradient, rates
         if self._config.optimizer == "adagrad":
             accumulator = self.moments[f"accumulator/{name}"].handle
             with_both = {"var": handle, "accum": accumulator, "lr": learning_rate, "epsilon": 0.0, "grad": values}
             if rows is None:
                 return tf.raw_ops.ResourceApplyAdagradV2(**with_both)
             return tf.raw_ops.ResourceSparseApplyAdagradV2(**with_both, indices=rows)
-        if self._config.optimizer == "adam":
+        if self._config.is_adam:
             # The kernel's own bias correction is float32 and puts epsilon inside; ours is in learning_rate and epsilon.
             return tf.raw_ops.ResourceApplyAdam(
                 var=handle,
