@@ -104,6 +104,7 @@ class Leg:
         self.tokens, self._seconds = progress.tokens, progress.seconds
         self._validations.best_loss = progress.best_validation_loss
         self._validations.since_best = progress.validations_since_best
+        self._validations.averages.go_on(progress.averaging)
         self._saved_step = self.step
         if self._loss_scale and progress.loss_scale:
             self._loss_scale.skipped_steps = progress.loss_scale.skipped_steps
@@ -368,12 +369,13 @@ class Leg:
             validation_loss=validation.loss if validation else None,
             best_validation_loss=self._validations.best_loss,
             validations_since_best=self._validations.since_best,
+            averaging=self._validations.averages.averaging,
             settings=to_dict(self._config),
         )
         return self._with_weights(progress)
 
     def _with_weights(self, progress: Progress) -> Snapshot:
-        return Snapshot(
+        snapshot = Snapshot(
             step=self.step,
             model=self._config.model,
             optimizer=self._config.optimizer,
@@ -383,6 +385,7 @@ class Leg:
             tokenizer=self._texts.tokenizer,
             progress=progress,
         )
+        return self._validations.averages.kept(snapshot)
 
     def _checkpoint(self, validation: Evaluation | None) -> None:
         """Write what the run is after this step. Collective."""

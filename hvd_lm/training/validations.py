@@ -10,6 +10,7 @@ from hvd_lm.data.streams import Streams, Tokens
 from hvd_lm.data.texts import Texts
 from hvd_lm.evaluation.exact_loss import evaluation_streams, exact_loss
 from hvd_lm.evaluation.figures import Evaluation
+from hvd_lm.training.averages import Averages
 
 
 class Validations:
@@ -17,6 +18,7 @@ class Validations:
 
     def __init__(self, adapter: Adapter, texts: Texts, data: DataConfig, patience: int | None) -> None:
         self._adapter, self._patience = adapter, patience
+        self.averages = Averages(adapter)
         self._tokens = texts.validation
         self._streams = streams_of(adapter, texts, texts.validation, data) if len(texts.validation) else None
         self.best_loss: float | None = None
@@ -26,10 +28,14 @@ class Validations:
 
     def run(self) -> Evaluation | None:
         """What the weights are worth now; None where there is no held-out text. Collective."""
-        return None if self._streams is None else evaluated(self._adapter, self._tokens, self._streams)
+        if self._streams is None:
+            return None
+        with self.averages.judged():
+            return evaluated(self._adapter, self._tokens, self._streams)
 
     def note(self, validation: Evaluation) -> bool:
         """Whether it is the best so far."""
+        self.averages.note(validation.loss)
         if math.isfinite(validation.loss) and (self.best_loss is None or validation.loss < self.best_loss):
             self.best_loss, self.since_best = validation.loss, 0
             return True
