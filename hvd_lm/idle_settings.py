@@ -17,6 +17,7 @@ class _Needs(NamedTuple):
 
 _ADAM = _Needs("--optimizer adam or adamw", lambda config: config.optimizer.is_adam)
 _SGD = _Needs("--optimizer sgd", lambda config: config.optimizer.optimizer == "sgd")
+_ASGD = _Needs("--optimizer asgd", lambda config: config.optimizer.optimizer == "asgd")
 _ADAGRAD = _Needs("--optimizer adagrad", lambda config: config.optimizer.optimizer == "adagrad")
 _HALVES = _Needs("--compression fp16", lambda config: config.communication.compression == "fp16")
 _POWERSGD = _Needs("--compression powersgd", lambda config: config.communication.compression == "powersgd")
@@ -29,6 +30,7 @@ _NEEDS: Mapping[str, _Needs] = {
     "beta2": _ADAM,
     "epsilon": _ADAM,
     "momentum": _SGD,
+    "average_patience": _ASGD,
     "initial_accumulator": _ADAGRAD,
     "base_batch_size": _Needs("--learning-rate-scaling", lambda config: config.optimizer.learning_rate_scaling != "none"),
     "final_learning_rate_fraction": _Needs(
@@ -57,6 +59,7 @@ def idle_settings(config: RunConfig, *, validates: bool = True) -> list[str]:
         found.append("--optimizer adamw has no effect without --weight-decay: it is adam then")
     if not validates:
         wants = {"--patience": config.patience is not None, "--decay plateau": config.optimizer.decay == "plateau"}
+        wants["--optimizer asgd"] = config.optimizer.optimizer == "asgd"
         found += [f"{flag} has no effect without a text to validate on" for flag, is_given in wants.items() if is_given]
     sections = (
         (config.model, ModelConfig()),

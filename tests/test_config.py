@@ -160,7 +160,7 @@ CONFIGS = st.builds(
     ),
     optimizer=st.builds(
         OptimizerConfig,
-        optimizer=st.sampled_from(["adam", "adamw", "sgd", "adagrad"]),
+        optimizer=st.sampled_from(["adam", "adamw", "sgd", "asgd", "adagrad"]),
         learning_rate=RATES,
         decay=st.sampled_from(["constant", "linear", "cosine", "exponential"]),
         clip=optional(RATES),

@@ -17,6 +17,8 @@ from hvd_lm.idle_settings import idle_settings
         ({"beta1": 0.8, "epsilon": 1e-6, "optimizer": "sgd"}, {}, ["--beta1", "--epsilon"]),
         ({"optimizer": "adamw"}, {}, ["--optimizer"]),
         ({"optimizer": "adamw", "weight_decay": 0.01, "beta1": 0.8}, {}, []),
+        ({"average_patience": 2}, {}, ["--average-patience"]),
+        ({"average_patience": 2, "optimizer": "asgd"}, {}, []),
         ({"base_batch_size": 8}, {}, ["--base-batch-size"]),
         ({"base_batch_size": 8, "learning_rate_scaling": "linear"}, {}, []),
         ({"final_learning_rate_fraction": 0.5}, {}, ["--final-learning-rate-fraction"]),

@@ -229,8 +229,8 @@ class Adapter(ABC):
         """
 
     @abstractmethod
-    def set_applied_steps(self, steps: int) -> None:
-        """Of the optimizer state, after its moments were set."""
+    def set_applied_steps(self, steps: int, averaged_since: int | None = None) -> None:
+        """Of the optimizer state, after its moments were set; asgd: weights are averaged over the steps after so many."""
 
     @abstractmethod
     def weights(self, *, copy: bool = True) -> Weights:

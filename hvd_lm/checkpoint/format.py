@@ -48,6 +48,7 @@ from hvd_lm.job.messages import warn
 from hvd_lm.model.stages import parameters, state_size
 from hvd_lm.model.weights import Array, Weights, check_weights
 from hvd_lm.plain_values import from_dict
+from hvd_lm.training.averaging import Averaging
 from hvd_lm.training.loss_scale import LossScale
 from hvd_lm.training.schedule import Schedule
 
@@ -93,6 +94,8 @@ class Progress:
     """The lowest so far."""
     validations_since_best: int = 0
     """None of which was lower."""
+    averaging: Averaging = field(default_factory=Averaging)
+    """Of --optimizer asgd. Once it has begun and a step was made, weights and the moment average have changed places."""
     schedule: Schedule | None = None
     """Of the learning rate; None from versions that counted it by steps alone."""
     settings: Mapping[str, Any] | None = None
@@ -291,10 +294,12 @@ def _progress(description: dict[str, Any], lstm_state_2SU: Array, model: ModelCo
     position = from_dict(Position, description["position"])
     loss_scale = None if description["loss_scale"] is None else from_dict(LossScale, description["loss_scale"])
     schedule = from_dict(Schedule, description["schedule"]) if description.get("schedule") else None
-    made = {"position": position, "loss_scale": loss_scale, "schedule": schedule, "lstm_state_2SU": lstm_state_2SU}
+    averaging = from_dict(Averaging, description.get("averaging") or {})
+    of_run = {"loss_scale": loss_scale, "schedule": schedule, "averaging": averaging}
+    made = {**of_run, "position": position, "lstm_state_2SU": lstm_state_2SU}
     progress = from_dict(Progress, description | made)
     counts = (progress.epoch, progress.micro_batches, progress.tokens, progress.validations_since_best)
-    for number in (*counts, position.micro_batches, *sum(position.segments, ())):
+    for number in (*counts, averaging.since or 0, position.micro_batches, *sum(position.segments, ())):
         count(number)
     if min(position.streams, position.sequence_length) < 1 or any(start > stop for start, stop in position.segments):
         raise CheckpointError("its position is none in a text")

@@ -13,9 +13,10 @@ from hvd_lm.errors import require, require_positive
 class OptimizerConfig:
     """The update of an optimizer step."""
 
-    optimizer: Literal["adam", "adamw", "sgd", "adagrad"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd", "asgd", "adagrad"] = "adam"
     """Adam (Kingma & Ba 2015, arXiv:1412.6980, with bias correction and epsilon outside of it as in Algorithm 1), AdamW, whose
-    --weight-decay is not part of the gradient (Loshchilov & Hutter 2019, arXiv:1711.05101), SGD with --momentum, or Adagrad
+    --weight-decay is not part of the gradient (Loshchilov & Hutter 2019, arXiv:1711.05101), SGD with --momentum, asgd,
+    which is SGD whose weights are averaged from when --average-patience says on (Merity et al. 2017, arXiv:1708.02182), or Adagrad
     (Duchi et al. 2011) with --initial-accumulator and no epsilon."""
     learning_rate: float = 1e-3
     """Peak learning rate, before --learning-rate-scaling."""
@@ -39,8 +40,8 @@ class OptimizerConfig:
     clip: float | None = 1.0
     """Largest global norm of the gradient; applied after the reduction. None: no clipping."""
     weight_decay: float = 0.0
-    """adam, sgd: so much of every weight is added to its gradient, after clipping (L2, as in PyTorch's optimizers). adamw: every
-    weight loses rate x this of itself in a step (PyTorch's AdamW takes 0.01). Biases and words that did not occur too."""
+    """adam, sgd, asgd: so much of every weight is added to its gradient, after clipping (L2, as in PyTorch's optimizers). adamw:
+    every weight loses rate x this of itself in a step (PyTorch's AdamW takes 0.01). Biases and words that did not occur too."""
     beta1: float = 0.9
     """Adam: decay of the first moment."""
     beta2: float = 0.999
@@ -49,12 +50,15 @@ class OptimizerConfig:
     """Adam: added to the square root of the bias-corrected second moment."""
     momentum: float = 0.0
     """SGD: momentum."""
+    average_patience: int = 5
+    """asgd: averages begin after a validation whose loss is above the lowest of all before it but the last so many."""
     initial_accumulator: float = 0.1
     """Adagrad: what the sum of squared gradients begins with, as TensorFlow's does (PyTorch's with 0, and an epsilon)."""
 
     def __post_init__(self) -> None:
         require_positive(self, "learning_rate", "epsilon", "initial_accumulator")
         require(self.base_batch_size >= 1, f"--base-batch-size must be at least 1, not {self.base_batch_size}")
+        require(self.average_patience >= 1, f"--average-patience must be at least 1, not {self.average_patience}")
         require(self.warmup_steps >= 0, f"--warmup-steps must not be negative, not {self.warmup_steps}")
         require(self.clip is None or self.clip > 0, f"--clip must be above 0 (or None), not {self.clip}")
         require(
@@ -84,6 +88,8 @@ class OptimizerConfig:
             return ("first", "second")
         if self.optimizer == "adagrad":
             return ("accumulator",)
+        if self.optimizer == "asgd":
+            return ("average",)
         return ("momentum",) if self.momentum else ()
 
     @property

@@ -102,6 +102,11 @@ class RunConfig:
             "--late-gradients goes with --optimizer adam, adamw or sgd: adagrad updates the rows of one window",
         )
         require(
+            self.optimizer.optimizer != "asgd" or (self.topology.split != "optimizer" and self.communication.reduce_every == 1),
+            "--optimizer asgd averages whole weights that all ranks have in common: use it without --split optimizer and "
+            "--reduce-every",
+        )
+        require(
             self.sample_every is None or self.topology.split in (None, "optimizer"),
             f"--sample-every needs a whole model on rank 0: use it without --split {self.topology.split}",
         )

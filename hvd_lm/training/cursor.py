@@ -6,16 +6,18 @@ Shapes: B sequences of this rank, S sequences of all ranks.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hvd_lm.checkpoint.format import Progress
-from hvd_lm.config import DataConfig
+from hvd_lm.config import DataConfig, ModelConfig
 from hvd_lm.data.read_ahead import read_ahead
 from hvd_lm.data.sources import IGNORED, MicroBatch, Position, Source, Window
 from hvd_lm.job.topology import Topology
+from hvd_lm.model.noise import dropout_masks, dropout_widths
 from hvd_lm.training.dataset import Dataset
 
 Masks = list[NDArray[np.bool_]]
@@ -104,6 +106,11 @@ class Cursor:
     def position(self) -> Position:
         """Within the epoch."""
         return self.source.position(self.micro_batch)
+
+
+def dropout_noise(model: ModelConfig, seed: int) -> Noise:
+    """That of a run of `model`."""
+    return partial(dropout_masks, model.dropout, widths=dropout_widths(model), seed=seed)
 
 
 def dataset_cursor(dataset: Dataset, data: DataConfig, topology: Topology, noise: Noise) -> Cursor:

@@ -23,12 +23,14 @@ def tested(adapter: Adapter, dataset: Dataset, data: DataConfig, out: Path, step
     if not dataset.has("test"):
         return None
     job, best = adapter.job, None
+    # The adapter holds the plain weights, which are not what is judged.
+    averages = adapter.update_config is not None and adapter.update_config.optimizer == "asgd"
     with job.trouble.noted():
-        if job.topology.is_writer and (folder := best_of(out)) and step_of(folder) != step:
+        if job.topology.is_writer and (folder := best_of(out)) and (averages or step_of(folder) != step):
             best = checkpoints.mapped(folder)
     job.agree()
-    judged = job.broadcast(best.step if best else step)
-    if judged != step:
+    judged, is_read = job.broadcast((best.step if best else step, best is not None))
+    if is_read:
         enter(adapter, best, seed=0)
     test = dataset.judged("test", adapter, data)
     job.agree()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +24,10 @@ from hvd_lm.errors import CheckpointError, HvdLmError, MembersChangedError, Stop
 from hvd_lm.evaluation.figures import Evaluation
 from hvd_lm.job.agreement import Trouble
 from hvd_lm.job.stop import SIGNALS
-from hvd_lm.model.noise import dropout_masks, dropout_widths
 from hvd_lm.plain_values import to_dict
 from hvd_lm.training import headline, parts, replicas
 from hvd_lm.training.accumulation import Accumulation
-from hvd_lm.training.cursor import dataset_cursor, go_on
+from hvd_lm.training.cursor import dataset_cursor, dropout_noise, go_on
 from hvd_lm.training.dataset import Dataset
 from hvd_lm.training.judgement import refused
 from hvd_lm.training.late_gradients import LateGradients
@@ -64,13 +62,7 @@ class Leg:
         if communication.compression == "fp16" and adapter.job.groups["all"].communicates:
             self._loss_scale = LossScale(communication.loss_scale or INITIAL, communication.loss_scale_growth_steps)
         self._late = LateGradients(adapter, self._loss_scale)
-        noise = partial(
-            dropout_masks,
-            config.model.dropout,
-            widths=dropout_widths(config.model),
-            seed=config.seed,
-        )
-        self._cursor = dataset_cursor(dataset, data, topology, noise)
+        self._cursor = dataset_cursor(dataset, data, topology, dropout_noise(config.model, config.seed))
         self._entered = progress if config.elastic else None
         self._state: State = adapter.zero_state(data.batch_size)
         self.step = step
@@ -107,6 +99,7 @@ class Leg:
         self.tokens, self._seconds = progress.tokens, progress.seconds
         self._validations.best = progress.best_validation_loss
         self._validations.since_best = progress.validations_since_best
+        self._validations.averages.go_on(progress.averaging)
         self._saved_step = self.step
         if self._loss_scale and progress.loss_scale:
             self._loss_scale.skipped_steps = progress.loss_scale.skipped_steps
@@ -372,12 +365,13 @@ class Leg:
             validation_loss=validation.criterion if validation else None,
             best_validation_loss=self._validations.best,
             validations_since_best=self._validations.since_best,
+            averaging=self._validations.averages.averaging,
             settings=to_dict(self._config),
         )
         return self._with_weights(progress)
 
     def _with_weights(self, progress: Progress) -> Snapshot:
-        return Snapshot(
+        snapshot = Snapshot(
             step=self.step,
             model=self._config.model,
             optimizer=self._config.optimizer,
@@ -387,6 +381,7 @@ class Leg:
             tokenizer=self._dataset.tokenizer,
             progress=progress,
         )
+        return self._validations.averages.kept(snapshot)
 
     def _checkpoint(self, validation: Evaluation | None) -> None:
         """Write what the run is after this step. Collective."""

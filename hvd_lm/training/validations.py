@@ -7,6 +7,7 @@ import math
 from hvd_lm.adapters.base import Adapter
 from hvd_lm.config import DataConfig
 from hvd_lm.evaluation.figures import Evaluation
+from hvd_lm.training.averages import Averages
 from hvd_lm.training.dataset import Dataset
 
 
@@ -15,6 +16,7 @@ class Validations:
 
     def __init__(self, adapter: Adapter, dataset: Dataset, data: DataConfig, patience: int | None) -> None:
         self._adapter, self._dataset, self._data, self._patience = adapter, dataset, data, patience
+        self.averages = Averages(adapter)
         self.best: float | None = None
         """The lowest `Evaluation.criterion`; None before the first that is a number."""
         self.since_best = 0
@@ -24,10 +26,12 @@ class Validations:
         """What the weights are worth now; None where nothing is held out. Collective."""
         if not self._dataset.has("validation"):
             return None
-        return self._dataset.judged("validation", self._adapter, self._data)
+        with self.averages.judged():
+            return self._dataset.judged("validation", self._adapter, self._data)
 
     def note(self, validation: Evaluation) -> bool:
         """Whether it is the best so far."""
+        self.averages.note(validation.loss)
         if math.isfinite(validation.criterion) and (self.best is None or validation.criterion < self.best):
             self.best, self.since_best = validation.criterion, 0
             return True

@@ -112,8 +112,8 @@ class PyTorchAdapter(Adapter):
         named = {name: weight.data for name, weight in self._weights.items()}
         return named | (self._update.moments if self._update else {}) | self._memory
 
-    def set_applied_steps(self, steps: int) -> None:
-        self._trained.applied_steps = steps
+    def set_applied_steps(self, steps: int, averaged_since: int | None = None) -> None:
+        self._trained.applied_steps, self._trained.averaged_since = steps, averaged_since
         self._trained.link()
 
     def _weights_changed(self) -> None:

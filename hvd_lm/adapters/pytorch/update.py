@@ -23,6 +23,8 @@ class Update(ABC):
     def __init__(self, config: OptimizerConfig, weights: Mapping[str, nn.Parameter]) -> None:
         self._config, self._weights = config, weights
         self.applied_steps = 0
+        self.averaged_since: int | None = None
+        """asgd: updates that had been applied when averages began."""
         self.moments = {
             f"{moment}/{name}": lasting(*weight.shape, device=weight.device).fill_(config.initial_moment)
             for moment in config.moments
@@ -50,7 +52,7 @@ class Update(ABC):
 
 
 class TorchUpdate(Update):
-    """Adam, AdamW, or SGD with or without momentum; weight decay is a part of torch's kernels."""
+    """Adam, AdamW, or SGD with or without momentum, averaged or not; weight decay is a part of torch's kernels."""
 
     def __init__(self, config: OptimizerConfig, weights: Mapping[str, nn.Parameter]) -> None:
         super().__init__(config, weights)
@@ -63,11 +65,13 @@ class TorchUpdate(Update):
             kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
             betas = (config.beta1, config.beta2)
             return kind(weights, config.learning_rate, betas, config.epsilon, decay, fused=True)
-        return torch.optim.SGD(weights, config.learning_rate, config.momentum, weight_decay=decay, fused=True)
+        momentum = config.momentum if config.optimizer == "sgd" else 0.0
+        return torch.optim.SGD(weights, config.learning_rate, momentum, weight_decay=decay, fused=True)
 
     def link(self) -> None:
         for name, weight in self._weights.items():
-            state: dict[str, Tensor] = {_KEYS[moment]: self.moments[f"{moment}/{name}"] for moment in self._config.moments}
+            kept = [moment for moment in self._config.moments if moment in _KEYS]
+            state: dict[str, Tensor] = {_KEYS[moment]: self.moments[f"{moment}/{name}"] for moment in kept}
             if self._config.is_adam:
                 state["step"] = torch.tensor(float(self.applied_steps), device=weight.device)
             self._optimizer.state[weight] = state
@@ -79,6 +83,11 @@ class TorchUpdate(Update):
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.step()
+        if self.averaged_since is not None:
+            share = 1.0 / (self.applied_steps + 1 - self.averaged_since)
+            with torch.no_grad():
+                for name, weight in self._weights.items():
+                    self.moments[f"average/{name}"].lerp_(weight, share)
 
 
 class Adagrad(Update):

@@ -212,8 +212,8 @@ class TensorFlowAdapter(Adapter):
         """All that this rank holds, by the names of a checkpoint."""
         return {**self._values, **(self._update.moments if self._update else {}), **self._memory}
 
-    def set_applied_steps(self, steps: int) -> None:
-        self._trained.applied_steps = steps
+    def set_applied_steps(self, steps: int, averaged_since: int | None = None) -> None:
+        self._trained.applied_steps, self._trained.averaged_since = steps, averaged_since
 
     def weights(self, *, copy: bool = True) -> Weights:
         return to_numpy(self._values, copy=copy)

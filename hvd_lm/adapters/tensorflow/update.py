@@ -37,10 +37,12 @@ class _Rates(NamedTuple):
     epsilon: tf.Tensor
     decay: tf.Tensor
     """AdamW: the share of itself that a weight loses."""
+    share: tf.Tensor
+    """asgd: that the weight after this step has in the average."""
 
 
 class Update:
-    """Adam, AdamW, SGD with or without momentum, or Adagrad, of `weights`.
+    """Adam, AdamW, SGD with or without momentum, averaged or not, or Adagrad, of `weights`.
 
     Adagrad (Duchi et al. 2011, JMLR 12): ``accumulator += gradient^2;  weight -= rate * gradient / sqrt(accumulator)``.
     """
@@ -57,13 +59,15 @@ class Update:
         self._groups, self._moment_shares, self._touched_rows = groups, moment_shares, touched_rows
         self._config, self._weights = config, weights
         self.applied_steps = 0
+        self.averaged_since: int | None = None
+        """asgd: updates that had been applied when averages began."""
         self.moments = {
             f"{kind}/{name}": tf.Variable(tf.fill(share.shape, config.initial_moment), name=f"{kind}_{name}", trainable=False)
             for kind in config.moments
             for name, share in moment_shares.items()
             if name in weights
         }
-        signature = [*[tf.TensorSpec((), tf.float32)] * 5, tf.TensorSpec((), tf.bool)]
+        signature = [*[tf.TensorSpec((), tf.float32)] * 6, tf.TensorSpec((), tf.bool)]
         self.function = graph_function(self._graph, input_signature=signature)
 
     def begin(self) -> None:
@@ -85,7 +89,8 @@ class Update:
             correction = math.sqrt(1.0 - self._config.beta2**t)
             learning_rate *= correction / (1.0 - self._config.beta1**t)
             epsilon *= correction
-        norm, made = self.function(learning_rate, epsilon, decay, math.inf if clip is None else clip, unscale, trusted)
+        share = 0.0 if self.averaged_since is None else 1.0 / (self.applied_steps + 1 - self.averaged_since)
+        norm, made = self.function(learning_rate, epsilon, decay, share, math.inf if clip is None else clip, unscale, trusted)
         applied = bool(made)
         self.applied_steps += applied
         return Applied(float(norm), applied)
@@ -95,6 +100,7 @@ class Update:
         learning_rate: tf.Tensor,
         epsilon: tf.Tensor,
         decay: tf.Tensor,
+        share: tf.Tensor,
         clip: tf.Tensor,
         unscale: tf.Tensor,
         trusted: tf.Tensor,
@@ -111,7 +117,7 @@ class Update:
                 with tf.control_dependencies(updated):
                     gradient = by_rows.get(weight.name) or _Gradient(weight.take_gradient())
                     gradient = gradient._replace(values=gradient.values * factor)
-                    updated = [self._update_weight(weight, gradient, _Rates(learning_rate, epsilon, decay))]
+                    updated = [self._update_weight(weight, gradient, _Rates(learning_rate, epsilon, decay, share))]
             return tf.group(*updated)
 
         tf.cond(made, update, tf.no_op)
@@ -165,7 +171,7 @@ class Update:
 
     def _move(self, name: str, handle: tf.Tensor, gradient: _Gradient, rates: _Rates) -> tf.Operation:
         """By the gradient, weight decay aside."""
-        (values, rows), (learning_rate, epsilon, _) = gradient, rates
+        (values, rows), (learning_rate, epsilon, *_) = gradient, rates
         if self._config.optimizer == "adagrad":
             accumulator = self.moments[f"accumulator/{name}"].handle
             with_both = {"var": handle, "accum": accumulator, "lr": learning_rate, "epsilon": 0.0, "grad": values}
@@ -186,6 +192,11 @@ class Update:
                 epsilon=epsilon,
                 grad=values,
             )
+        if self._config.optimizer == "asgd":
+            moved = tf.raw_ops.ResourceApplyGradientDescent(var=handle, alpha=learning_rate, delta=values)
+            with tf.control_dependencies([moved]):
+                average, weight = self.moments[f"average/{name}"], self._weights[name].value
+                return average.assign_add((weight - average) * rates.share).op
         if self.moments:
             accumulator = self.moments[f"momentum/{name}"].handle
             return tf.raw_ops.ResourceApplyMomentum(
