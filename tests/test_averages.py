@@ -127,3 +127,28 @@ def test_runs_go_on_bit_for_bit_and_keep_the_averages(split: list[str], tmp_path
             np.testing.assert_allclose(weight, np.mean(plain, 0, np.float64), atol=1e-5, err_msg=name)
         curves.append(figures)
     np.testing.assert_allclose(curves[0], curves[-1], rtol=1e-3)
+
+
+def test_the_test_split_is_read_by_the_averages(framework: str, tmp_path: Path) -> None:
+    """Those of the best checkpoint: the adapter itself holds plain weights."""
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"the {name} sat on the {place}\n" for name in ("cat", "dog", "owl") * 40 for place in ("mat", "log")))
+    hvd_lm.prepare(hvd_lm.PrepareConfig(text=(text,), out=tmp_path / "prepared", validation_share=0.2, test_share=0.1))
+    config = RunConfig(
+        framework=framework,  # type: ignore[arg-type]
+        out=tmp_path / "run",
+        steps=14,
+        threads=1,
+        validation_every=1,
+        model=ModelConfig(embedding_size=6, hidden_size=8),
+        data=hvd_lm.DataConfig(data=(tmp_path / "prepared",), batch_size=2, sequence_length=8),
+        optimizer=OptimizerConfig(optimizer="asgd", average_patience=1, learning_rate=12.0, clip=None),
+    )
+    result = hvd_lm.train(config)
+    best = checkpoints.load(config.out / checkpoints.FOLDER / "best")
+    since = best.progress.averaging.since
+    assert since is not None
+    assert best.step > since
+    assert result.test is not None
+    expected = hvd_lm.evaluate(config.out / checkpoints.FOLDER / "best", tmp_path / "prepared", framework=framework, threads=1)  # type: ignore[arg-type]
+    assert result.test.loss == pytest.approx(expected.loss, rel=1e-6)
