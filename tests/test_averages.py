@@ -82,7 +82,7 @@ def test_no_patience_is_refused() -> None:
 
 FLAGS = [
     *launcher.TINY, "--hidden-size", "12", "--optimizer", "asgd", "--average-patience", "1", "--learning-rate", "24", "--clip", "5",
-    "--validation-every", "1", "--checkpoint-every", "1", "--keep-checkpoints", "99", "--threads", "1", "--deterministic",
+    "--validation-share", "0.02", "--validation-every", "1", "--checkpoint-every", "1", "--keep-checkpoints", "99", "--threads", "1", "--deterministic",
 ]  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def test_runs_go_on_bit_for_bit_and_keep_the_averages(split: list[str], tmp_path
         assert since is not None
         assert 1 < since < 9
         folder = whole / checkpoints.FOLDER
-        for at in (since - 1, since, since + 2):
+        for at in (since + 2,) if split else (since - 1, since + 2):
             out = parts.with_name(f"from-{at}")
             assert train(out, 12, "--resume", str(folder / f"step-{at:08d}")) == figures[at:]
         last = [checkpoints.load(folder / f"step-{at:08d}") for at in range(since + 1, 13)]
