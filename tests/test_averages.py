@@ -82,7 +82,8 @@ def test_no_patience_is_refused() -> None:
 
 FLAGS = [
     *launcher.TINY, "--hidden-size", "12", "--optimizer", "asgd", "--average-patience", "1", "--learning-rate", "24", "--clip", "5",
-    "--validation-share", "0.02", "--validation-every", "1", "--checkpoint-every", "1", "--keep-checkpoints", "99", "--threads", "1", "--deterministic",
+    "--validation-share", "0.02", "--validation-every", "1",
+    "--checkpoint-every", "1", "--keep-checkpoints", "99", "--threads", "1", "--deterministic",
 ]  # fmt: skip
 
 
