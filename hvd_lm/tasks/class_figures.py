@@ -105,6 +105,7 @@ def draw(figures: ClassFigures, theme: Theme = LIGHT) -> Figure:
             axes.text(column, row, text, ha="center", va="center", color=ink)
     axes.set_xticks(range(count), figures.classes)
     axes.set_yticks(range(count), figures.classes)
+    axes.grid(visible=False)
     axes.set_xlabel("taken for")
     axes.set_ylabel("class")
     axes.set_title(f"{figures.texts:,} texts, accuracy {figures.accuracy:.1%}", loc="left", fontweight="bold")
