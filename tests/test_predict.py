@@ -565,3 +565,14 @@ def test_words_tell_what_compression_takes(files: tuple[Path, Path], capsys: pyt
     files[1].write_text(files[1].read_text() + "compression: powersgd\n")
     assert main(["predict", "--link", str(files[0]), "--config", str(files[1]), "--ranks", "4"]) == 0
     assert "\n  compression  " in capsys.readouterr().out
+
+
+def test_a_link_of_an_older_version_knows_fewer_settings() -> None:
+    """Of a model, whose settings it does not have are at their defaults."""
+    link = a_link()
+    assert link.compute is not None
+    older = {name: value for name, value in link.compute.model.items() if name not in ("classes", "forget_bias")}
+    old = replace(link, compute=replace(link.compute, model=older))
+    assert of(old).step_seconds == of(link).step_seconds
+    with pytest.raises(ConfigError, match=r"timed with forget_bias 0\.0, and the run has 1\.0"):
+        of(old, replace(WORK, model=replace(MODEL, forget_bias=1.0)))

@@ -15,7 +15,7 @@ from hvd_lm.communication.link import Compute, Link
 from hvd_lm.communication.measure import Work, processor
 from hvd_lm.communication.ring import bandwidth_bound, course
 from hvd_lm.communication.simulation import HorovodsThread, Served, Service, served_in_turn
-from hvd_lm.config import CommunicationConfig, Framework, TopologyConfig
+from hvd_lm.config import CommunicationConfig, Framework, ModelConfig, TopologyConfig
 from hvd_lm.errors import ConfigError, require
 from hvd_lm.job.messages import warn
 from hvd_lm.paths import make_paths
@@ -224,6 +224,8 @@ def _compute(link: Link, work: Work) -> Compute:
         "sequence_length": work.data.sequence_length,
     }
     timed: Mapping[str, Any] = {
+        # What an older version did not know is as it was then.
+        **to_dict(ModelConfig()),
         **compute.model,
         "optimizer": compute.optimizer,
         "batch_size": compute.batch_size,
