@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import launcher
@@ -152,4 +153,29 @@ def test_the_test_split_is_read_by_the_averages(framework: str, tmp_path: Path) 
     assert best.step > since
     assert result.test is not None
     expected = hvd_lm.evaluate(config.out / checkpoints.FOLDER / "best", tmp_path / "prepared", framework=framework, threads=1)  # type: ignore[arg-type]
+    assert result.test.loss == pytest.approx(expected.loss, rel=1e-6)
+
+
+def test_without_a_best_checkpoint_the_last_averages_read_the_test_split(framework: str, tmp_path: Path) -> None:
+    """Of a run that goes on in another folder and gets no better."""
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"the {name} sat on the {place}\n" for name in ("cat", "dog", "owl") * 40 for place in ("mat", "log")))
+    hvd_lm.prepare(hvd_lm.PrepareConfig(text=(text,), out=tmp_path / "prepared", validation_share=0.2, test_share=0.1))
+    config = RunConfig(
+        framework=framework,  # type: ignore[arg-type]
+        out=tmp_path / "begun",
+        steps=12,
+        threads=1,
+        validation_every=1,
+        model=ModelConfig(embedding_size=6, hidden_size=8),
+        data=hvd_lm.DataConfig(data=(tmp_path / "prepared",), batch_size=2, sequence_length=8),
+        optimizer=OptimizerConfig(optimizer="asgd", average_patience=1, learning_rate=12.0, clip=None),
+    )
+    hvd_lm.train(config)
+    worse = replace(config.optimizer, learning_rate=200.0)
+    result = hvd_lm.train(replace(config, out=tmp_path / "on", steps=14, resume=str(config.out), optimizer=worse))
+    assert not (tmp_path / "on" / checkpoints.FOLDER / "best").exists()
+    assert checkpoints.load(tmp_path / "on").progress.averaging.since is not None
+    assert result.test is not None
+    expected = hvd_lm.evaluate(tmp_path / "on", tmp_path / "prepared", framework=framework, threads=1)  # type: ignore[arg-type]
     assert result.test.loss == pytest.approx(expected.loss, rel=1e-6)

@@ -139,7 +139,7 @@ def test_other_algorithms_are_refused(settings: dict[str, Any]) -> None:
     [
         ({"elastic": True}, "--late-gradients keeps whole gradients on their way"),
         ({"topology": TopologyConfig(split="optimizer")}, "--late-gradients keeps whole gradients on their way"),
-        ({"optimizer": OptimizerConfig(optimizer="adagrad")}, "--late-gradients goes with --optimizer adam, adamw or sgd"),
+        ({"optimizer": OptimizerConfig(optimizer="adagrad")}, "--late-gradients goes with --optimizer adam, adamw, sgd or asgd"),
     ],
 )
 def test_what_it_does_not_go_with(rest: dict[str, Any], words: str) -> None:

@@ -181,7 +181,7 @@ def test_a_step_whose_validation_fails_has_its_row(tmp_path: Path, monkeypatch: 
     def fail() -> NoReturn:
         raise DataError("cannot read it again")
 
-    monkeypatch.setattr(leg._validations, "run", fail)
+    monkeypatch.setattr(leg.validations, "run", fail)
     with pytest.raises(DataError, match="again"):
         leg.run()
     assert [row["step"] for row in noted.rows] == [1, 2, 3]

@@ -80,7 +80,7 @@ def test_a_step_that_is_dropped_leaves_the_weights(make_adapter: MakeAdapter, op
 
 
 def test_adagrad_leaves_absent_rows_and_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"--weight-decay does not go with --optimizer adagrad, .* take adam, adamw or sgd"):
+    with pytest.raises(ConfigError, match=r"--weight-decay does not go with --optimizer adagrad, .* take adam, adamw, sgd or asgd"):
         OptimizerConfig(optimizer="adagrad", weight_decay=0.1)
 
 

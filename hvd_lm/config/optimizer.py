@@ -71,7 +71,7 @@ class OptimizerConfig:
         require(
             not self.weight_decay or not self.keeps_absent_rows,
             f"--weight-decay does not go with --optimizer {self.optimizer}, which leaves words that did not occur as they are: "
-            "take adam, adamw or sgd",
+            "take adam, adamw, sgd or asgd",
         )
         for name in ("beta1", "beta2", "momentum"):
             require(0 <= getattr(self, name) < 1, f"--{name} must be in [0, 1), not {getattr(self, name)}")

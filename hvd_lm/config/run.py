@@ -99,7 +99,7 @@ class RunConfig:
             require_any_ranks(self.communication)
         require(
             not self.communication.late_gradients or self.optimizer.optimizer != "adagrad",
-            "--late-gradients goes with --optimizer adam, adamw or sgd: adagrad updates the rows of one window",
+            "--late-gradients goes with --optimizer adam, adamw, sgd or asgd: adagrad updates the rows of one window",
         )
         require(
             self.optimizer.optimizer != "asgd" or (self.topology.split != "optimizer" and self.communication.reduce_every == 1),

@@ -32,7 +32,7 @@ class Averages:
         self.averaging = Averaging()
 
     @property
-    def _are_there(self) -> bool:
+    def are_there(self) -> bool:
         """Whether a step has been averaged."""
         since = self.averaging.since
         return since is not None and self._adapter.applied_steps > since
@@ -67,7 +67,7 @@ class Averages:
 
     def _exchange(self) -> None:
         """Weights and averages, in place, block by block."""
-        if not self._are_there:
+        if not self.are_there:
             return
         adapter = self._adapter
         weights, averages = dict(adapter.weights(copy=False)), dict(adapter.optimizer_state(copy=False).moments)
@@ -83,7 +83,7 @@ class Averages:
 
     def kept(self, checkpoint: Checkpoint) -> Checkpoint:
         """As it is written: its weights are the averages."""
-        if not self._are_there:
+        if not self.are_there:
             return checkpoint
         state = checkpoint.optimizer_state
         plain = {f"{_MOMENT}/{name}": weight for name, weight in checkpoint.weights.items()}

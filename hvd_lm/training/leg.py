@@ -57,7 +57,7 @@ class Leg:
         self._accumulation = Accumulation(adapter, config.model, data, communication.backward_tokens, config.seed, self._noise)
         self._local = LocalSteps(adapter)
         self._samples = Samples(adapter, dataset.tokenizer, config.sample_every, config.sample_prompt)
-        self._validations = Validations(adapter, dataset, data, config.patience)
+        self.validations = Validations(adapter, dataset, data, config.patience)
         self._loss_scale: LossScale | None = None
         if communication.compression == "fp16" and adapter.job.groups["all"].communicates:
             self._loss_scale = LossScale(communication.loss_scale or INITIAL, communication.loss_scale_growth_steps)
@@ -97,9 +97,9 @@ class Leg:
 
     def _go_on(self, progress: Progress) -> None:
         self.tokens, self._seconds = progress.tokens, progress.seconds
-        self._validations.best = progress.best_validation_loss
-        self._validations.since_best = progress.validations_since_best
-        self._validations.averages.go_on(progress.averaging)
+        self.validations.best = progress.best_validation_loss
+        self.validations.since_best = progress.validations_since_best
+        self.validations.averages.go_on(progress.averaging)
         self._saved_step = self.step
         if self._loss_scale and progress.loss_scale:
             self._loss_scale.skipped_steps = progress.loss_scale.skipped_steps
@@ -114,7 +114,7 @@ class Leg:
     @property
     def ended_early(self) -> bool:
         """Whether validations have stopped getting better."""
-        return self._validations.is_over
+        return self.validations.is_over
 
     @property
     def skipped_steps(self) -> int:
@@ -160,7 +160,7 @@ class Leg:
             if stopped:
                 raise stopped
             if self.ended_early and last[1]:
-                self.outlets.metrics.say(f"the run ends after step {self.step}: {self._validations.why_over}")
+                self.outlets.metrics.say(f"the run ends after step {self.step}: {self.validations.why_over}")
         return last
 
     def _step(self) -> tuple[float, Evaluation | None]:
@@ -182,7 +182,7 @@ class Leg:
             self._late.catch_up(self.step)
         if to_validate:
             try:
-                validation = self._validations.run()
+                validation = self.validations.run()
                 self._agree()
                 self._mend_replicas()
             except HvdLmError:
@@ -197,7 +197,7 @@ class Leg:
             row |= {"validation_loss": validation.loss, **validation.headline}
         with self._trouble.noted():
             self.outlets.metrics.write(row)
-        improved = validation is not None and self._validations.note(validation)
+        improved = validation is not None and self.validations.note(validation)
         if validation and not improved:
             self._schedule.plateau(self._config.optimizer)
         if improved or to_write:
@@ -363,9 +363,9 @@ class Leg:
             loss_scale=self._loss_scale and replace(self._loss_scale),
             schedule=replace(self._schedule),
             validation_loss=validation.criterion if validation else None,
-            best_validation_loss=self._validations.best,
-            validations_since_best=self._validations.since_best,
-            averaging=self._validations.averages.averaging,
+            best_validation_loss=self.validations.best,
+            validations_since_best=self.validations.since_best,
+            averaging=self.validations.averages.averaging,
             settings=to_dict(self._config),
         )
         return self._with_weights(progress)
@@ -381,7 +381,7 @@ class Leg:
             tokenizer=self._dataset.tokenizer,
             progress=progress,
         )
-        return self._validations.averages.kept(snapshot)
+        return self.validations.averages.kept(snapshot)
 
     def _checkpoint(self, validation: Evaluation | None) -> None:
         """Write what the run is after this step. Collective."""

@@ -176,7 +176,8 @@ def _leg(
         if leg.skipped_steps:
             say = f"{leg.skipped_steps} of {leg.step} steps were skipped because a gradient overflowed in fp16"
             leg.outlets.metrics.say(say)
-        test = tested(adapter, dataset, config.data, config.out, leg.step, leg.outlets.metrics) if config.test else None
+        averages = leg.validations.averages
+        test = tested(adapter, dataset, config.data, config.out, leg.step, averages, leg.outlets.metrics) if config.test else None
     return TrainingResult(leg.step, loss, validation, leg.skipped_steps, config.out, test)
 
 

@@ -31,7 +31,7 @@ class Validations:
 
     def note(self, validation: Evaluation) -> bool:
         """Whether it is the best so far."""
-        self.averages.note(validation.loss)
+        self.averages.note(validation.criterion)
         if math.isfinite(validation.criterion) and (self.best is None or validation.criterion < self.best):
             self.best, self.since_best = validation.criterion, 0
             return True
