@@ -131,21 +131,26 @@ def test_runs_go_on_bit_for_bit_and_keep_the_averages(split: list[str], tmp_path
     np.testing.assert_allclose(curves[0], curves[-1], rtol=1e-3)
 
 
-def test_the_test_split_is_read_by_the_averages(framework: str, tmp_path: Path) -> None:
-    """Those of the best checkpoint: the adapter itself holds plain weights."""
-    text = tmp_path / "text.txt"
+def config_of(framework: str, folder: Path, out: str, *, steps: int) -> RunConfig:
+    """Of a run that soon averages, on a text with a test split, which is made in `folder`."""
+    text = folder / "text.txt"
     text.write_text("".join(f"the {name} sat on the {place}\n" for name in ("cat", "dog", "owl") * 40 for place in ("mat", "log")))
-    hvd_lm.prepare(hvd_lm.PrepareConfig(text=(text,), out=tmp_path / "prepared", validation_share=0.2, test_share=0.1))
-    config = RunConfig(
+    hvd_lm.prepare(hvd_lm.PrepareConfig(text=(text,), out=folder / "prepared", validation_share=0.2, test_share=0.1))
+    return RunConfig(
         framework=framework,  # type: ignore[arg-type]
-        out=tmp_path / "run",
-        steps=14,
+        out=folder / out,
+        steps=steps,
         threads=1,
         validation_every=1,
         model=ModelConfig(embedding_size=6, hidden_size=8),
-        data=hvd_lm.DataConfig(data=(tmp_path / "prepared",), batch_size=2, sequence_length=8),
+        data=hvd_lm.DataConfig(data=(folder / "prepared",), batch_size=2, sequence_length=8),
         optimizer=OptimizerConfig(optimizer="asgd", average_patience=1, learning_rate=12.0, clip=None),
     )
+
+
+def test_the_test_split_is_read_by_the_averages(framework: str, tmp_path: Path) -> None:
+    """Those of the best checkpoint: the adapter itself holds plain weights."""
+    config = config_of(framework, tmp_path, "run", steps=14)
     result = hvd_lm.train(config)
     best = checkpoints.load(config.out / checkpoints.FOLDER / "best")
     since = best.progress.averaging.since
@@ -158,19 +163,7 @@ def test_the_test_split_is_read_by_the_averages(framework: str, tmp_path: Path) 
 
 def test_without_a_best_checkpoint_the_last_averages_read_the_test_split(framework: str, tmp_path: Path) -> None:
     """Of a run that goes on in another folder and gets no better."""
-    text = tmp_path / "text.txt"
-    text.write_text("".join(f"the {name} sat on the {place}\n" for name in ("cat", "dog", "owl") * 40 for place in ("mat", "log")))
-    hvd_lm.prepare(hvd_lm.PrepareConfig(text=(text,), out=tmp_path / "prepared", validation_share=0.2, test_share=0.1))
-    config = RunConfig(
-        framework=framework,  # type: ignore[arg-type]
-        out=tmp_path / "begun",
-        steps=12,
-        threads=1,
-        validation_every=1,
-        model=ModelConfig(embedding_size=6, hidden_size=8),
-        data=hvd_lm.DataConfig(data=(tmp_path / "prepared",), batch_size=2, sequence_length=8),
-        optimizer=OptimizerConfig(optimizer="asgd", average_patience=1, learning_rate=12.0, clip=None),
-    )
+    config = config_of(framework, tmp_path, "begun", steps=12)
     hvd_lm.train(config)
     worse = replace(config.optimizer, learning_rate=200.0)
     result = hvd_lm.train(replace(config, out=tmp_path / "on", steps=14, resume=str(config.out), optimizer=worse))

@@ -3,12 +3,13 @@
 Texts of a batch are aligned at their ends. Each joins the others, with the zero state, where it begins; so no state runs over the
 end of its text, and nothing is padded.
 
-Shapes: T time, B texts read side by side, U units of all layers, V what the output judges: words, or classes; 2: h and c.
+Shapes: T time, B texts read side by side, N texts, F figures of each, U units of all layers, V what the output judges: words, or
+classes; 2: h and c.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,27 @@ class Endings:
     logits_BV: Array
     """After the last token."""
     state_2BU: Array
+
+
+def of_every_text(
+    adapter: Adapter,
+    texts: Sequence[NDArray[np.int32]],
+    batch_size: int,
+    sequence_length: int,
+    width: int,
+    figures: Callable[[Endings], Array],
+) -> Array:
+    """What `figures`, ``float32 [B, F]``, finds after each of `texts`, in their order: ``float32 [N, F]``, the same on all ranks;
+    F is `width`. Collective.
+
+    A rank that cannot read notes it (`job.trouble`): the caller lets the ranks agree.
+    """
+    found_NF = np.zeros((len(texts), width), np.float32)
+    with adapter.job.trouble.noted():
+        for of in endings(adapter, texts, batch_size, sequence_length):
+            found_NF[of.texts] = figures(of)
+    # Every text is read by one rank, and 0 on the others.
+    return adapter.job.sum(found_NF)
 
 
 def endings(adapter: Adapter, texts: Sequence[NDArray[np.int32]], batch_size: int, sequence_length: int) -> Iterator[Endings]:

@@ -6,7 +6,8 @@ Shapes: B texts read side by side, N texts, C classes, U units of all layers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,11 @@ from hvd_lm.checkpoint.format import best_of
 from hvd_lm.config import Framework
 from hvd_lm.data.labelled import Columns, LabelledText, read_labelled
 from hvd_lm.data.walk import STANDARD_INPUT
-from hvd_lm.errors import CheckpointError, DataError, require
-from hvd_lm.evaluation.endings import Endings, endings
+from hvd_lm.errors import CheckpointError, DataError, require, why
+from hvd_lm.evaluation.endings import Endings, of_every_text
 from hvd_lm.evaluation.perplexity import model_digest
 from hvd_lm.job.agreement import settings
-from hvd_lm.job.launcher import launched_size
+from hvd_lm.job.launcher import launched_rank, launched_size
 from hvd_lm.model.weights import Array
 from hvd_lm.paths import make_paths
 from hvd_lm.tasks import state_features
@@ -111,11 +112,11 @@ def evaluate(config: ClassEvaluateConfig) -> ClassFigures:
     texts = read_labelled(config.data, Columns(config.text_column, config.label_column))
     numbers_N = numbers_of(texts, loaded.classes)
     figures = class_figures(loaded.classes, _read(config, loaded, texts), numbers_N)
-    if config.picture:
+    if config.picture and launched_rank() == 0:
         try:
             config.picture.write_bytes(figures.png())
         except OSError as error:
-            raise DataError(f"cannot write {config.picture}: {error.strerror}") from error
+            raise DataError(f"cannot write {config.picture}: {why(error, config.picture)}") from error
     return figures
 
 
@@ -137,20 +138,30 @@ def _read(config: ClassifyConfig, loaded: Classifier, texts: Sequence[LabelledTe
     """Log-probabilities, ``float32 [N, C]``, on every rank. Collective."""
     most = config.sequence_length or loaded.most_tokens
     inputs = [token_ids(text.text, loaded.read.tokenizer, most, ended=loaded.ended) for text in texts]
-    adapter = adapters.adapter(config.framework, threads=config.threads)
+    with reading(config.framework, config.threads, loaded.read, inputs, settings(config, without=_OF_A_RANK)) as adapter:
+        found_NC = of_every_text(
+            adapter, inputs, config.batch_size, most, len(loaded.classes), lambda of: log_softmax(loaded.logits(of))
+        )
+        adapter.job.agree()
+    return found_NC
+
+
+@contextmanager
+def reading(
+    framework: Framework, threads: int | None, model: Checkpoint, texts: Sequence[NDArray[np.int32]], common: Mapping[str, Any]
+) -> Iterator[Adapter]:
+    """An adapter that holds `model`, on ranks that all have it, the same `texts` and what is `common` (`Job.agree`). Collective."""
+    adapter = adapters.adapter(framework, threads=threads)
     job = adapter.job
     with ending_together(job):
         if job.topology.size > 1:
-            read = hashlib.sha256(b"".join(ids_T.tobytes() for ids_T in inputs)).hexdigest()
-            common = {"have another model": model_digest(loaded.read), "read other texts": read}
-            job.agree({**common, **settings(config, without=_OF_A_RANK)})
+            read = hashlib.sha256(b"".join(ids_T.tobytes() for ids_T in texts)).hexdigest()
+            job.agree({"have another model": model_digest(model), "read other texts": read, **common})
         with job.trouble.noted():
-            adapter.build(loaded.read.model)
-            adapter.load_weights(loaded.read.weights)
+            adapter.build(model.model)
+            adapter.load_weights(model.weights)
         job.agree()
-        found_NC = log_probabilities(adapter, inputs, config.batch_size, most, len(loaded.classes), loaded.logits)
-        job.agree()
-    return found_NC
+        yield adapter
 
 
 @dataclass(frozen=True)
@@ -187,26 +198,6 @@ def load_classifier(folder: Path) -> Classifier:
 def by_output(of: Endings) -> Array:
     """What a model says whose output judges classes, ``float32 [B, C]``."""
     return of.logits_BV
-
-
-def log_probabilities(
-    adapter: Adapter,
-    texts: Sequence[NDArray[np.int32]],
-    batch_size: int,
-    sequence_length: int,
-    classes: int,
-    logits: Callable[[Endings], Array] = by_output,
-) -> Array:
-    """Of every one of so many classes after each of `texts`: ``float32 [N, C]``, the same on all ranks. Collective.
-
-    A rank that cannot read notes it (`job.trouble`): the caller lets the ranks agree.
-    """
-    found_NC = np.zeros((len(texts), classes), np.float32)
-    with adapter.job.trouble.noted():
-        for of in endings(adapter, texts, batch_size, sequence_length):
-            found_NC[of.texts] = log_softmax(logits(of))
-    # Every text is read by one rank, and 0 on the others.
-    return adapter.job.sum(found_NC)
 
 
 def log_softmax(logits_BC: Array) -> Array:

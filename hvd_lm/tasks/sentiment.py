@@ -9,30 +9,28 @@ Shapes: N texts, C classes.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from hvd_lm import adapters
 from hvd_lm import checkpoint as checkpoints
 from hvd_lm.adapters.base import Adapter
-from hvd_lm.adapters.ending import ending_together
-from hvd_lm.checkpoint import Checkpoint, save
+from hvd_lm.checkpoint import save
 from hvd_lm.checkpoint.files import new_folder
 from hvd_lm.config import CommunicationConfig, DataConfig, Framework, ModelConfig, OptimizerConfig, RunConfig
 from hvd_lm.data.examples import Examples
 from hvd_lm.data.labelled import Columns, LabelledText, read_labelled
 from hvd_lm.errors import DataError, require
+from hvd_lm.evaluation.endings import of_every_text
 from hvd_lm.evaluation.figures import Evaluation
-from hvd_lm.evaluation.perplexity import model_digest
 from hvd_lm.job.agreement import settings
+from hvd_lm.model.stages import state_size
 from hvd_lm.paths import make_paths
 from hvd_lm.tasks.class_figures import ClassFigures, class_figures
-from hvd_lm.tasks.classifier import READ_TOGETHER, log_probabilities, log_softmax
+from hvd_lm.tasks.classifier import READ_TOGETHER, log_softmax, reading
 from hvd_lm.tasks.labels import MOST_TOKENS, classes_of, examples, held_apart, numbers_of, token_ids
-from hvd_lm.tasks.state_features import DESCRIPTION, Regression, all_features, fitted, unit_png
+from hvd_lm.tasks.state_features import DESCRIPTION, Regression, features, fitted, unit_png
 from hvd_lm.tasks.state_features import save as save_regression
 from hvd_lm.training.example_dataset import ExampleDataset
 from hvd_lm.training.loop import TrainingResult, train_on
@@ -108,7 +106,6 @@ class SentimentTrainConfig:
 class _Read:
     """What is learned from."""
 
-    language_model: Checkpoint
     classes: tuple[str, ...]
     training: Sequence[LabelledText]
     validation: Sequence[LabelledText]
@@ -119,19 +116,19 @@ def train(config: SentimentTrainConfig) -> TrainingResult:
 
     Raises what `hvd_lm.train` raises; DataError for texts or labels that are missing or damaged, or of one class only.
     """
-    read = _read(config)
+    read, language_model = _read(config), checkpoints.mapped(config.checkpoint)
     model = replace(
-        read.language_model.model,
+        language_model.model,
         classes=read.classes,
         dropout=config.dropout,
         softmax="full",
         tie_embedding=False,
         adaptive_cutoffs=(),
     )
-    of_model = read.classes, read.language_model.tokenizer, config.sequence_length
+    of_model = read.classes, language_model.tokenizer, config.sequence_length
     learned = examples(read.training, *of_model, everywhere=config.labels_everywhere)
     held_out = examples(read.validation, *of_model)
-    dataset = ExampleDataset(read.language_model.tokenizer, learned, {"validation": held_out}, judged)
+    dataset = ExampleDataset(language_model.tokenizer, learned, {"validation": held_out}, judged)
     return train_on(lambda _: dataset, _run(config, model))
 
 
@@ -140,30 +137,20 @@ def train_features(config: SentimentTrainConfig) -> tuple[Regression, ClassFigur
 
     Raises as `train`; FrameworkError if scikit-learn is absent; ConfigError if there is something in ``config.out``.
     """
-    read = _read(config)
-    language_model, tokenizer = read.language_model, read.language_model.tokenizer
-    parts = [read.training, read.validation]
-    most = config.sequence_length
+    read, language_model = _read(config), checkpoints.load_model(config.checkpoint)
+    parts, most = [read.training, read.validation], config.sequence_length
     # A language model forgets at the end of a line what it has read.
-    inputs = [[token_ids(text.text, tokenizer, most, ended=False) for text in part] for part in parts]
+    inputs = [[token_ids(text.text, language_model.tokenizer, most, ended=False) for text in part] for part in parts]
     numbers = [numbers_of(part, read.classes) for part in parts]
-    adapter = adapters.adapter(config.framework, threads=config.threads)
-    job = adapter.job
-    with ending_together(job):
-        if job.topology.size > 1:
-            told = hashlib.sha256(b"".join(ids_T.tobytes() for part in inputs for ids_T in part)).hexdigest()
-            common = {"have another model": model_digest(language_model), "read other texts": told}
-            job.agree({**common, **settings(config, without=_OF_A_RANK)})
-        with job.trouble.noted():
-            adapter.build(language_model.model)
-            adapter.load_weights(language_model.weights)
-        job.agree()
-        training_NU, validation_NU = (all_features(adapter, part, config.batch_size, config.sequence_length) for part in inputs)
+    common = settings(config, without=_OF_A_RANK)
+    with reading(config.framework, config.threads, language_model, [*inputs[0], *inputs[1]], common) as adapter:
+        job, units = adapter.job, state_size(language_model.model)
+        training_NU, validation_NU = (of_every_text(adapter, part, config.batch_size, most, units, features) for part in inputs)
         job.agree()
         found: Regression | None = None
         with job.trouble.noted():
             if job.topology.is_writer:
-                found = fitted(read.classes, training_NU, numbers[0], validation_NU, numbers[1], config.sequence_length)
+                found = fitted(read.classes, training_NU, numbers[0], validation_NU, numbers[1], most)
                 with new_folder(config.out, DESCRIPTION) as staging:
                     save(language_model, staging, keep=1)
                     save_regression(found, staging)
@@ -186,7 +173,7 @@ def _read(config: SentimentTrainConfig) -> _Read:
         training, validation = held_apart(training, config.validation_share)
     if not training:
         raise DataError("no text is left to train on: give more, or a smaller --validation-share")
-    return _Read(checkpoints.load_model(config.checkpoint), classes_of(training), training, validation)
+    return _Read(classes_of(training), training, validation)
 
 
 def _run(config: SentimentTrainConfig, model: ModelConfig) -> RunConfig:
@@ -220,6 +207,7 @@ def judged(adapter: Adapter, texts: Examples) -> Evaluation:
     last = texts.starts[1:] - 1
     inputs = [texts.inputs(index) for index in range(len(texts))]
     classes = adapter.model.classes
-    found_NC = log_probabilities(adapter, inputs, READ_TOGETHER, max(map(len, inputs)), len(classes))
+    longest = max(map(len, inputs))
+    found_NC = of_every_text(adapter, inputs, READ_TOGETHER, longest, len(classes), lambda of: log_softmax(of.logits_BV))
     figures = class_figures(classes, found_NC, texts.targets_N[last])
     return Evaluation(figures.loss, len(texts), accuracy=figures.accuracy)

@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from hvd_lm.adapters.base import Adapter
 from hvd_lm.config import ModelConfig
 from hvd_lm.conform import count
 from hvd_lm.errors import CheckpointError, FrameworkError, why
-from hvd_lm.evaluation.endings import Endings, endings
+from hvd_lm.evaluation.endings import Endings
 from hvd_lm.model.stages import state_size
 from hvd_lm.model.weights import Array
 from hvd_lm.report.plots import COLOURS, LIGHT, Theme, png_of
@@ -41,19 +40,6 @@ def features(of: Endings) -> Array:
     """``float32 [B, U]``: tanh of the cell states."""
     found: Array = np.tanh(of.state_2BU[1])
     return found
-
-
-def all_features(adapter: Adapter, texts: Sequence[NDArray[np.int32]], batch_size: int, sequence_length: int) -> Array:
-    """Of each of `texts`, ``float32 [N, U]``, the same on all ranks. Collective.
-
-    A rank that cannot read notes it (`job.trouble`): the caller lets the ranks agree.
-    """
-    found_NU = np.zeros((len(texts), state_size(adapter.model)), np.float32)
-    with adapter.job.trouble.noted():
-        for of in endings(adapter, texts, batch_size, sequence_length):
-            found_NU[of.texts] = features(of)
-    # Every text is read by one rank, and 0 on the others.
-    return adapter.job.sum(found_NU)
 
 
 @dataclass(frozen=True)
