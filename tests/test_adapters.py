@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from hvd_lm.adapters.base import Adapter, OptimizerState
 from hvd_lm.config import ModelConfig, OptimizerConfig
 from hvd_lm.errors import CheckpointError
-from hvd_lm.model.noise import dropout_masks, dropout_widths, keep_probability
+from hvd_lm.model.noise import Mask, dropout_masks, dropout_widths, keep_probability, step_noise
 from hvd_lm.model.weights import initial_weights
 
 T, B, V = 7, 5, 40
@@ -31,6 +32,10 @@ MULTIPLICATIVE = ModelConfig(vocabulary_size=V, embedding_size=12, hidden_size=(
 ADAPTIVE = ModelConfig(
     vocabulary_size=V, embedding_size=12, hidden_size=(20, 16), dropout=0.2, softmax="adaptive", adaptive_cutoffs=(10, 24)
 )
+NOISY = ModelConfig(
+    vocabulary_size=V, embedding_size=12, hidden_size=(16, 20, 12), tie_embedding=True, dropout=0.3, locked_dropout=True,
+    input_dropout=0.5, output_dropout=0.2, embedding_dropout=0.25,
+)  # fmt: skip
 MODELS = [
     pytest.param(model, id=name)
     for name, model in {
@@ -42,6 +47,8 @@ MODELS = [
         "mlstm": MULTIPLICATIVE,
         "adaptive": ADAPTIVE,
         "projected": PROJECTED,
+        "noisy": NOISY,
+        "words drop": replace(PLAIN, embedding_dropout=0.4, output_dropout=0.3),
     }.items()
 ]
 
@@ -53,15 +60,26 @@ def random_tokens(seed: int, steps: int = T) -> tuple[Tokens, Tokens]:
     return inputs, targets
 
 
-def masks_of(model: ModelConfig, micro_batch: int) -> list[NDArray[np.bool_]]:
-    return dropout_masks(
-        model.dropout,
+def masks_of(model: ModelConfig, micro_batch: int, inputs_TB: Tokens) -> list[Mask]:
+    """Of all that drops, as training makes them."""
+    of_activations = dropout_masks(
+        model.dropout_rates,
         widths=dropout_widths(model),
         sequence_length=T,
         stream_ids=range(B),
         micro_batch=micro_batch,
         seed=5,
+        locked=model.locked_dropout,
     )
+    return step_noise(model, step=1, seed=5).masks(inputs_TB, of_activations)
+
+
+def scales_of(model: ModelConfig, masks: list[Mask]) -> list[NDArray[np.float64]]:
+    """What the reference multiplies with at each place, from below."""
+    left = iter(masks)
+    of_words = next(left) / keep_probability(model.embedding_dropout) if model.embedding_dropout else np.ones(())
+    scales = [next(left) / keep_probability(rate) if rate else np.ones(()) for rate in model.dropout_rates]
+    return [of_words * scales[0], *scales[1:]]
 
 
 def ready(make_adapter: MakeAdapter, model: ModelConfig, optimizer: OptimizerConfig | None = None) -> Adapter:
@@ -99,11 +117,11 @@ def test_gradients_are_those_of_the_reference(make_adapter: MakeAdapter, model: 
     for index in range(3):
         inputs, targets = random_tokens(index)
         targets[index + 1 :, index] = -1
-        masks = masks_of(model, index)
+        masks = masks_of(model, index, inputs)
         state = adapter.accumulate(
             inputs, targets, state, weight=0.25, last=index == 2, defer=index in deferred, dropout_masks=masks
         )
-        outcome = reference_lstm.run(weights, inputs, targets, reference_state, masks, keep_probability(model.dropout))
+        outcome = reference_lstm.run(weights, inputs, targets, reference_state, scales_of(model, masks))
         reference_state = outcome.state
         loss_sum += outcome.loss_sum
         for name, gradient in outcome.gradients.items():
@@ -300,7 +318,7 @@ def test_a_step_needs_a_whole_window(make_adapter: MakeAdapter) -> None:
         adapter.dynamic_step()
 
 
-@pytest.mark.parametrize("model", [DROPPING, ADAPTIVE], ids=["dropout", "adaptive"])
+@pytest.mark.parametrize("model", [DROPPING, ADAPTIVE, NOISY], ids=["dropout", "adaptive", "noisy"])
 def test_evaluate_is_the_loss_of_the_reference(make_adapter: MakeAdapter, model: ModelConfig) -> None:
     adapter = ready(make_adapter, model)
     inputs, targets = random_tokens(0)
@@ -311,7 +329,7 @@ def test_evaluate_is_the_loss_of_the_reference(make_adapter: MakeAdapter, model:
     np.testing.assert_allclose(outcome.losses_TB, losses_TB, rtol=1e-5)
     assert outcome.losses_TB.sum() == pytest.approx(expected.loss_sum, rel=1e-6)
     state = adapter.state_to_numpy(outcome.state)
-    np.testing.assert_allclose(outcome.outputs_TBH[-1], state[0, :, -16:], atol=1e-6)
+    np.testing.assert_allclose(outcome.outputs_TBH[-1], state[0, :, -model.widths[-1] :], atol=1e-6)
     np.testing.assert_allclose(state, np.concatenate(expected.state, axis=2), atol=1e-5)
 
 

@@ -38,7 +38,8 @@ def _make_lstm(_: ModelConfig, __: declared.Stage, weights: Weights) -> Stage:
 
 
 _MAKERS: dict[declared.Kind, Callable[[ModelConfig, declared.Stage, Weights], Stage]] = {
-    "drop": lambda config, stage, _: Drop(stage.output_size, keep_probability(config.dropout)),
+    "drop": lambda _, stage, __: Drop(stage.output_size, keep_probability(stage.rate)),
+    "drop_words": lambda _, stage, __: Drop(1, keep_probability(stage.rate)),
     "lstm": _make_lstm,
     "mlstm": lambda _, stage, weights: MultiplicativeLstm(weights, stage.input_size, stage.units),
     "projected_lstm": lambda _, stage, weights: ProjectedLstm(weights, stage.input_size, stage.units),
