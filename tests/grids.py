@@ -31,6 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
         "input_dropout": 0.4,
         "output_dropout": 0.1,
         "embedding_dropout": 0.2,
+        "weight_dropout": 0.3,
     },
     "three layers": {"vocabulary_size": 51, "layers": 3, "tie_embedding": True, "embedding_size": 16, "dropout": 0.25},
 }

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from hvd_lm.adapters.base import Adapter, OptimizerState
 from hvd_lm.config import ModelConfig, OptimizerConfig
 from hvd_lm.errors import CheckpointError
-from hvd_lm.model.noise import Mask, dropout_masks, dropout_widths, keep_probability, step_noise
+from hvd_lm.model.noise import Mask, dropout_masks, dropout_widths, keep_probability, step_noise, weight_masks
+from hvd_lm.model.stages import stages
 from hvd_lm.model.weights import initial_weights
 
 T, B, V = 7, 5, 40
@@ -34,7 +35,7 @@ ADAPTIVE = ModelConfig(
 )
 NOISY = ModelConfig(
     vocabulary_size=V, embedding_size=12, hidden_size=(16, 20, 12), tie_embedding=True, dropout=0.3, locked_dropout=True,
-    input_dropout=0.5, output_dropout=0.2, embedding_dropout=0.25,
+    input_dropout=0.5, output_dropout=0.2, embedding_dropout=0.25, weight_dropout=0.5,
 )  # fmt: skip
 MODELS = [
     pytest.param(model, id=name)
@@ -48,6 +49,9 @@ MODELS = [
         "adaptive": ADAPTIVE,
         "projected": PROJECTED,
         "noisy": NOISY,
+        "weights drop": replace(PLAIN, weight_dropout=0.3),
+        "weights of projected drop": replace(PROJECTED, weight_dropout=0.3),
+        "weights of mlstm drop": replace(MULTIPLICATIVE, weight_dropout=0.3),
         "words drop": replace(PLAIN, embedding_dropout=0.4, output_dropout=0.3),
     }.items()
 ]
@@ -82,6 +86,13 @@ def scales_of(model: ModelConfig, masks: list[Mask]) -> list[NDArray[np.float64]
     return [of_words * scales[0], *scales[1:]]
 
 
+def factors_of(model: ModelConfig, step: int = 1) -> dict[str, NDArray[np.float64]]:
+    """What the reference multiplies weights with, and their gradients."""
+    keep = keep_probability(model.weight_dropout)
+    factors = {parameter.name: np.ones(()) for stage in stages(model) for parameter in stage.parameters.values()}
+    return factors | {name: mask / keep for name, mask in weight_masks(model, factors, step=step, seed=5).items()}
+
+
 def ready(make_adapter: MakeAdapter, model: ModelConfig, optimizer: OptimizerConfig | None = None) -> Adapter:
     adapter = make_adapter(model, optimizer)
     adapter.load_weights(initial_weights(model, seed=2))
@@ -110,7 +121,9 @@ def test_logits_are_those_of_the_reference(make_adapter: MakeAdapter, model: Mod
 def test_gradients_are_those_of_the_reference(make_adapter: MakeAdapter, model: ModelConfig, deferred: tuple[int, ...]) -> None:
     """Accumulated over three micro-batches with the state carried and cut, ignored targets, and dropout."""
     adapter = ready(make_adapter, model)
-    weights = adapter.weights()
+    factors = factors_of(model)
+    adapter.drop_weights(weight_masks(model, factors, step=1, seed=5))
+    weights = {name: value * factors[name] for name, value in adapter.weights().items()}
     state, reference_state = adapter.zero_state(B), None
     expected = {name: np.zeros(value.shape) for name, value in weights.items()}
     loss_sum = 0.0
@@ -125,7 +138,7 @@ def test_gradients_are_those_of_the_reference(make_adapter: MakeAdapter, model: 
         reference_state = outcome.state
         loss_sum += outcome.loss_sum
         for name, gradient in outcome.gradients.items():
-            expected[name] += 0.25 * gradient
+            expected[name] += 0.25 * gradient * factors[name]
     gradients = adapter.gradients()
     assert set(gradients) == set(expected)
     for name, gradient in gradients.items():
@@ -134,6 +147,34 @@ def test_gradients_are_those_of_the_reference(make_adapter: MakeAdapter, model: 
     assert result.loss_sum == pytest.approx(loss_sum, rel=1e-6)
     norm = math.sqrt(sum(float((g**2).sum()) for g in expected.values()))
     assert result.gradient_norm == pytest.approx(2.0 * norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_weights_drop_in_training_alone(make_adapter: MakeAdapter, by_hand: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever reads the model between the windows, in which other weights drop each time."""
+    model = replace(PLAIN, weight_dropout=0.5, dropout=0.2)
+    if by_hand:
+        monkeypatch.setattr(pytest.importorskip("hvd_lm.adapters.pytorch.stages"), "ONEDNN_UNITS", 1)
+    adapter = ready(make_adapter, model)
+    inputs, targets = random_tokens(0)
+    for step in range(3):
+        stored, factors = adapter.weights(), factors_of(model, step)
+        adapter.drop_weights(weight_masks(model, factors, step=step, seed=5))
+        masks = masks_of(model, step, inputs)
+        for last in (False, True):
+            adapter.accumulate(inputs, targets, adapter.zero_state(B), weight=0.5, last=last, dropout_masks=masks)
+        dropped = {name: value * factors[name] for name, value in stored.items()}
+        outcome = reference_lstm.run(dropped, inputs, targets, masks=scales_of(model, masks))
+        for name, gradient in adapter.gradients().items():
+            assert_close_to_scale(gradient, outcome.gradients[name] * factors[name], name)
+        for changed in (False, True):
+            if changed:
+                adapter.step(learning_rate=0.1, clip=None, unscale=1.0)
+            logits, _ = adapter.logits(inputs, adapter.zero_state(B))
+            expected = reference_lstm.run(adapter.weights(), inputs, targets)
+            np.testing.assert_allclose(logits, expected.logits_TBV, rtol=1e-5, atol=1e-5)
+            loss = adapter.evaluate(inputs, targets, adapter.zero_state(B)).losses_TB.sum()
+            assert loss == pytest.approx(expected.loss_sum, rel=1e-6)
 
 
 def test_padded_positions_change_nothing(make_adapter: MakeAdapter) -> None:

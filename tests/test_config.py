@@ -39,6 +39,7 @@ REFUSALS: list[tuple[type[Any], dict[str, Any], str]] = [
     (ModelConfig, {"input_dropout": 1.0}, "--input-dropout must be in [0, 0.99], not 1.0"),
     (ModelConfig, {"output_dropout": -0.1}, "--output-dropout"),
     (ModelConfig, {"embedding_dropout": NAN}, "--embedding-dropout"),
+    (ModelConfig, {"weight_dropout": 1.0}, "--weight-dropout"),
     (ModelConfig, {"tie_embedding": True, "embedding_size": 3, "hidden_size": 4}, "--tie-embedding"),
     (DataConfig, {"batch_size": 0}, "--batch-size"),
     (DataConfig, {"sequence_length": 0}, "--sequence-length"),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hvd_lm.config import ModelConfig
 from hvd_lm.errors import ConfigError
-from hvd_lm.model.noise import dropout_masks, dropout_widths, keep_probability, step_noise
+from hvd_lm.model.noise import dropout_masks, dropout_widths, keep_probability, step_noise, weight_masks
 from hvd_lm.model.stages import stages
 
 
@@ -157,8 +157,30 @@ def test_without_embedding_dropout_no_words_drop() -> None:
     assert step_noise(replace(WORDS, embedding_dropout=0.0), step=1, seed=1).masks(np.zeros((2, 2), np.int32), []) == []
 
 
+WEIGHTS = ModelConfig(vocabulary_size=9, embedding_size=30, hidden_size=(40, 50), weight_dropout=0.2)
+
+
+def test_weights_drop_for_a_whole_step() -> None:
+    names = ["lstm.0.recurrent_kernel", "lstm.1.recurrent_kernel"]
+    masks, others = (weight_masks(WEIGHTS, [*names, "embedding"], step=step, seed=1) for step in (3, 4))
+    assert [(name, mask.shape) for name, mask in masks.items()] == list(zip(names, [(160, 40), (200, 50)], strict=True))
+    for name, mask in masks.items():
+        assert mask.mean() == pytest.approx(0.8, abs=0.02)
+        assert agreement(mask, others[name]) == pytest.approx(0.68, abs=0.03)
+        (alone,) = weight_masks(WEIGHTS, [name], step=3, seed=1).values()
+        np.testing.assert_array_equal(alone, mask)
+    assert agreement(masks[names[0]], masks[names[1]][:160, :40]) == pytest.approx(0.68, abs=0.03)
+    assert weight_masks(replace(WEIGHTS, weight_dropout=0.0), names, step=3, seed=1) == {}
+
+
+def test_of_a_projection_what_recurs_drops() -> None:
+    model = replace(WEIGHTS, projection_size=20)
+    (mask,) = weight_masks(model, ["lstm.1.recurrent_kernel"], step=1, seed=1).values()
+    assert mask.shape == (200, 20)
+
+
 def test_a_model_without_noise_has_the_same_weights_and_drops_nothing() -> None:
-    noisy = replace(WORDS, dropout=0.2, locked_dropout=True, input_dropout=0.4, output_dropout=0.5)
+    noisy = replace(WORDS, dropout=0.2, locked_dropout=True, input_dropout=0.4, output_dropout=0.5, weight_dropout=0.1)
     assert noisy.without_noise() == ModelConfig(vocabulary_size=20_000)
     assert [stage.kind for stage in stages(noisy) if stage.parameters] == [stage.kind for stage in stages(noisy.without_noise())]
 

@@ -21,6 +21,7 @@ NOISE: dict[str, Any] = {
     "input_dropout": 0.3,
     "output_dropout": 0.1,
     "embedding_dropout": 0.15,
+    "weight_dropout": 0.2,
 }
 
 

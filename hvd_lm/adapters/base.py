@@ -298,6 +298,11 @@ class Adapter(ABC):
         return 0.0
 
     @abstractmethod
+    def drop_weights(self, masks: Mapping[str, NDArray[np.bool_]]) -> None:
+        """From here on train without the recurrent weights that `masks` (`noise.weight_masks`) drop, until others are given: called
+        before the first micro-batch of a window. Whatever only reads the model has all of them."""
+
+    @abstractmethod
     def accumulate(
         self,
         inputs_TB: NDArray[np.int32],

@@ -11,7 +11,7 @@ from hvd_lm.communication.link import Compute
 from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig, OptimizerConfig
 from hvd_lm.data.sources import MicroBatch
 from hvd_lm.model.candidates import candidates
-from hvd_lm.model.noise import step_noise
+from hvd_lm.model.noise import step_noise, weight_masks
 from hvd_lm.model.weights import initial_weights
 from hvd_lm.plain_values import to_dict
 from hvd_lm.training.accumulation import sharing
@@ -94,6 +94,7 @@ class _Timed:
             stream_ids=range(data.batch_size), micro_batch=0, sequence_length=data.sequence_length
         )
         self._masks = step_noise(model, step=1, seed=_SEED).masks(self._batch.inputs_TB, of_activations)
+        adapter.drop_weights(weight_masks(model, adapter.shares, step=1, seed=_SEED))
         self._state: State = adapter.zero_state(data.batch_size)
 
     def window(self, together: int) -> tuple[float, float, float, float]:

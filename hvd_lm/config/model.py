@@ -52,6 +52,9 @@ class ModelConfig:
     embedding_dropout: float = 0.0
     """Share of the words whose embedding is zero wherever it is looked up, for a whole optimizer step on all ranks
     (Gal & Ghahramani 2016, arXiv:1512.05287)."""
+    weight_dropout: float = 0.0
+    """Share of each recurrent kernel's weights dropped for a whole optimizer step on all ranks (DropConnect, Wan et al. 2013; in
+    LSTMs Merity et al. 2017, arXiv:1708.02182)."""
     tie_embedding: bool = False
     """Use the embedding as output kernel too (Press & Wolf 2017, arXiv:1608.05859); needs E = H of the last layer."""
     softmax: Literal["full", "sampled", "adaptive"] = "full"
@@ -95,7 +98,7 @@ class ModelConfig:
         )
         require_positive(self, "initial_range")
         require(math.isfinite(self.forget_bias), f"--forget-bias must be a number, not {self.forget_bias}")
-        for name in ("dropout", "input_dropout", "output_dropout", "embedding_dropout"):
+        for name in ("dropout", "input_dropout", "output_dropout", "embedding_dropout", "weight_dropout"):
             rate = getattr(self, name)
             require(rate is None or 0.0 <= rate <= 0.99, f"--{name.replace('_', '-')} must be in [0, 0.99], not {rate}")
         require(self.softmax in ("full", "sampled", "adaptive"), f"--softmax must be full, sampled or adaptive, not {self.softmax}")
@@ -142,4 +145,5 @@ class ModelConfig:
 
     def without_noise(self) -> ModelConfig:
         """The same model where nothing drops."""
-        return replace(self, dropout=0.0, locked_dropout=False, input_dropout=None, output_dropout=None, embedding_dropout=0.0)
+        of_places = replace(self, dropout=0.0, locked_dropout=False, input_dropout=None, output_dropout=None)
+        return replace(of_places, embedding_dropout=0.0, weight_dropout=0.0)

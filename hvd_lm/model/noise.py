@@ -1,25 +1,27 @@
 """Dropout masks, made in NumPy from counters: the same for both frameworks and for any split of the streams over ranks.
 
-A mask of activations is a pure function of (seed, stream, micro-batch, place), one of words of (seed, step), through Philox
-(Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), so a resumed run needs no saved generator state.
+A mask of activations is a pure function of (seed, stream, micro-batch, place), one of words of (seed, step), one of weights of
+(seed, layer, step), through Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), so a resumed run needs no
+saved generator state.
 
-Shapes: T time, B sequences, V vocabulary.
+Shapes: T time, B sequences, V vocabulary, H units of a layer, P what it gives (H, unless it projects).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hvd_lm.config import ModelConfig
+from hvd_lm.model.stages import stages
 
 Mask = NDArray[np.bool_]
 _LEVELS = 1 << 16
-_OF_WORDS = 2**63 - 2
-"""In place of a stream's number: no mask of activations shares its random numbers (nor do `candidates`, with the next one)."""
+_OF_WORDS, _OF_WEIGHTS = 2**63 - 2, 2**63 - 3
+"""In place of a stream's number: no mask of activations shares their random numbers (nor do `candidates`, with the one above)."""
 
 
 def dropout_widths(config: ModelConfig) -> list[int]:
@@ -81,6 +83,19 @@ def step_noise(config: ModelConfig, *, step: int, seed: int) -> StepNoise:
         assert config.vocabulary_size is not None
         words_V = _kept(config.embedding_dropout, (config.vocabulary_size,), key=(seed, _OF_WORDS), counter=(0, step))
     return StepNoise(words_V)
+
+
+def weight_masks(config: ModelConfig, names: Container[str], *, step: int, seed: int) -> dict[str, Mask]:
+    """Of optimizer step `step`, the first of which is 1: of each recurrent kernel among `names`, ``bool [4H, P]``, True where a
+    weight is kept; none at all if none drop."""
+    if not config.weight_dropout:
+        return {}
+    kernels = [stage.parameters["recurrent_kernel"] for stage in stages(config) if "recurrent_kernel" in stage.parameters]
+    return {
+        kernel.name: _kept(config.weight_dropout, kernel.shape, key=(seed, _OF_WEIGHTS), counter=(layer, step))
+        for layer, kernel in enumerate(kernels)
+        if kernel.name in names
+    }
 
 
 def keep_probability(rate: float) -> float:

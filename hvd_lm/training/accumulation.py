@@ -9,7 +9,7 @@ from hvd_lm.config import DataConfig, ModelConfig
 from hvd_lm.data.sources import MicroBatch, Window
 from hvd_lm.errors import DataError
 from hvd_lm.model.candidates import candidates
-from hvd_lm.model.noise import step_noise
+from hvd_lm.model.noise import step_noise, weight_masks
 from hvd_lm.training.cursor import Cursor, Masks
 from hvd_lm.training.noise_scale import NoiseScale
 
@@ -38,6 +38,8 @@ class Accumulation:
         Returns the state after them, and seconds that were waited for data. Collective.
         """
         waited, noise = 0.0, step_noise(self._model, step=step, seed=self._seed)
+        held = [name for name, share in self._adapter.shares.items() if share.rows]
+        self._adapter.drop_weights(weight_masks(self._model, held, step=step, seed=self._seed))
         for index in range(window.start, window.stop):
             asked = time.perf_counter()
             batch, masks = self._read(cursor)

@@ -20,7 +20,7 @@ import hvd_lm.data.sources
 from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig, TopologyConfig
 from hvd_lm.model import cost
 from hvd_lm.model.candidates import candidates
-from hvd_lm.model.noise import dropout_masks, dropout_widths, step_noise
+from hvd_lm.model.noise import dropout_masks, dropout_widths, step_noise, weight_masks
 from hvd_lm.model.weights import initial_rows
 
 LENGTH, WHOLE_WINDOW, LAST_WINDOW = 4, 4, 2
@@ -53,6 +53,8 @@ def main(framework: str, settings: str) -> dict[str, Any]:
         targets[-1, -1, :2] = hvd_lm.data.sources.IGNORED
         counted = int((targets >= 0).sum())
         noise = step_noise(model, step=step, seed=9)
+        held = [name for name, share in adapter.shares.items() if share.rows]
+        adapter.drop_weights(weight_masks(model, held, step=step, seed=9))
         for index in range(count):
             masks = dropout_masks(
                 model.dropout_rates,

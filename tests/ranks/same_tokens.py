@@ -16,7 +16,7 @@ import numpy as np
 from common import MODEL, build, report
 
 import hvd_lm
-from hvd_lm.model.noise import step_noise
+from hvd_lm.model.noise import step_noise, weight_masks
 from hvd_lm.training.cursor import dropout_noise
 
 STEPS, BATCH, LENGTH, WHOLE_WINDOW, LAST_WINDOW = 20, 3, 6, 8, 4
@@ -36,6 +36,7 @@ def main(framework: str, settings: str = "{}") -> list[tuple[float, float]]:
         targets = ((3 * inputs + generator.integers(0, 2, inputs.shape)) % 50).astype(np.int32)
         mine = range(rank * count // ranks, (rank + 1) * count // ranks)
         noise = step_noise(model, step=step, seed=3)
+        adapter.drop_weights(weight_masks(model, adapter.shares, step=step, seed=3))
         for index in mine:
             masks = of_activations(stream_ids=range(BATCH), micro_batch=step * WHOLE_WINDOW + index, sequence_length=LENGTH)
             adapter.accumulate(

@@ -19,6 +19,7 @@ from hvd_lm.adapters.tensorflow.stages.projected_lstm import ProjectedLstm
 from hvd_lm.adapters.tensorflow.stages.split_lookup import SplitLookup
 from hvd_lm.adapters.tensorflow.stages.split_output import SplitOutput
 from hvd_lm.adapters.tensorflow.weight import Weight
+from hvd_lm.adapters.tensorflow.weight_drop import reading_what_is_stored
 from hvd_lm.config import ModelConfig
 from hvd_lm.model import stages as declared
 from hvd_lm.model.noise import keep_probability
@@ -53,5 +54,5 @@ _KIT: Kit[Lookup, Stage, Output | Depart] = Kit(
     adaptive_output=AdaptiveOutput,
     arrive=Arrive,
     depart=Depart,
-    others=_MAKERS,
+    others={kind: reading_what_is_stored(make) for kind, make in _MAKERS.items()},
 )
