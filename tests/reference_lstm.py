@@ -31,6 +31,8 @@ class Outcome:
     loss_sum: float
     gradients: dict[str, Array]
     state: State
+    penalty: float = 0.0
+    """Whose gradient is a part of that of the weights."""
 
 
 @dataclass
@@ -53,10 +55,14 @@ def run(
     masks: Sequence[NDArray[np.bool_] | Array] = (),
     keep_probability: float = 1.0,
     sampled: tuple[NDArray[np.int32], int] | None = None,
+    activation_penalty: float = 0.0,
+    temporal_penalty: float = 0.0,
 ) -> Outcome:
     """Cross-entropy summed over the targets >= 0, and its gradient for every weight.
 
-    `sampled`: the candidates of a sampled softmax, and in how many log-uniform draws they were found.
+    Besides, the gradient of penalties, of the tokens that count: of squares of what goes to the output, and of the differences of
+    the last layer's outputs before a mask. `sampled`: the candidates of a sampled softmax, and in how many log-uniform draws they
+    were found.
     """
     w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
     layers = sum(name.endswith(".recurrent_kernel") for name in w)
@@ -115,9 +121,16 @@ def run(
         gradients["output_kernel" if "output_kernel" in w else "embedding"] += np.einsum("tbv,tbh->vh", d_logits, x_TBD)
         gradients["output_bias"] += d_logits.sum((0, 1))
         d_x = d_logits @ kernel
+    raw_TBH, changes = np.stack(tape[-1].h[1:]), np.diff(np.stack(tape[-1].h[1:]), axis=0)
+    of_squares, of_changes = (factor / raw_TBH.shape[-1] * counted[..., None] for factor in (activation_penalty, temporal_penalty))
+    penalty = float((of_squares * x_TBD**2).sum() + (of_changes[1:] * changes**2).sum())
+    d_x = d_x + 2 * of_squares * x_TBD
     for index in reversed(range(layers)):
         layer = tape[index]
         d_x = d_x * scales[index + 1]
+        if index == layers - 1:
+            d_x[1:] += 2 * of_changes[1:] * changes
+            d_x[:-1] -= 2 * of_changes[1:] * changes
         d_inputs = np.zeros_like(layer.inputs_TBD)
         d_h, d_c = (np.zeros_like(one[0]) for one in (layer.h, layer.c))
         projection = w.get(f"lstm.{index}.projection_kernel")
@@ -148,7 +161,7 @@ def run(
             d_h = d_from_h @ w[f"lstm.{index}.multiplicative_recurrent_kernel"]
         d_x = d_inputs
     np.add.at(gradients["embedding"], inputs_TB, d_x * scales[0])
-    return Outcome(logits_TBV, loss_sum, gradients, after)
+    return Outcome(logits_TBV, loss_sum, gradients, after, penalty)
 
 
 def _log_softmax(logits: Array) -> Array:

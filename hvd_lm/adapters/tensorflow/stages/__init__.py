@@ -15,6 +15,7 @@ from hvd_lm.adapters.tensorflow.stages.lstm import Lstm
 from hvd_lm.adapters.tensorflow.stages.mlstm import MultiplicativeLstm
 from hvd_lm.adapters.tensorflow.stages.neighbours import Arrive, Depart, neighbour
 from hvd_lm.adapters.tensorflow.stages.output import Output
+from hvd_lm.adapters.tensorflow.stages.penalty import ActivationPenalty, TemporalPenalty
 from hvd_lm.adapters.tensorflow.stages.projected_lstm import ProjectedLstm
 from hvd_lm.adapters.tensorflow.stages.split_lookup import SplitLookup
 from hvd_lm.adapters.tensorflow.stages.split_output import SplitOutput
@@ -41,6 +42,8 @@ def _make_lstm(_: ModelConfig, __: declared.Stage, weights: Weights) -> Stage:
 _MAKERS: dict[declared.Kind, Callable[[ModelConfig, declared.Stage, Weights], Stage]] = {
     "drop": lambda _, stage, __: Drop(stage.output_size, keep_probability(stage.rate)),
     "drop_words": lambda _, stage, __: Drop(1, keep_probability(stage.rate)),
+    "activation_penalty": lambda _, stage, __: ActivationPenalty(stage.output_size, stage.rate),
+    "temporal_penalty": lambda _, stage, __: TemporalPenalty(stage.output_size, stage.rate),
     "lstm": _make_lstm,
     "mlstm": lambda _, stage, weights: MultiplicativeLstm(weights, stage.input_size, stage.units),
     "projected_lstm": lambda _, stage, weights: ProjectedLstm(weights, stage.input_size, stage.units),
