@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import reference_attention
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -53,10 +54,12 @@ def run(
     masks: Sequence[NDArray[np.bool_]] = (),
     keep_probability: float = 1.0,
     sampled: tuple[NDArray[np.int32], int] | None = None,
+    source_end: int | None = None,
 ) -> Outcome:
     """Cross-entropy summed over the targets >= 0, and its gradient for every weight.
 
-    `sampled`: the candidates of a sampled softmax, and in how many log-uniform draws they were found.
+    `sampled`: the candidates of a sampled softmax, and in how many log-uniform draws they were found. `source_end`: with which token
+    a source ends that is attended to; the inputs begin with it.
     """
     w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
     layers = sum(name.endswith(".recurrent_kernel") for name in w)
@@ -91,7 +94,10 @@ def run(
             layer.gates.append((i, f, g, o))
         tape.append(layer)
         after.append((layer.h[-1], layer.c[-1]))
-        x_TBD = np.stack(layer.h[1:]) * scales[index + 1]
+        x_TBD = np.stack(layer.h[1:])
+        if source_end is not None and index == layers - 1:
+            x_TBD, attended = reference_attention.forward(w, x_TBD, inputs_TB, source_end)
+        x_TBD = x_TBD * scales[index + 1]
     kernel = w.get("output_kernel", w["embedding"])
     logits_TBV = _adaptive(w, x_TBD) if _tails(w) else x_TBD @ kernel.T + w["output_bias"]
 
@@ -118,6 +124,8 @@ def run(
     for index in reversed(range(layers)):
         layer = tape[index]
         d_x = d_x * scales[index + 1]
+        if source_end is not None and index == layers - 1:
+            d_x = reference_attention.backward(w, attended, d_x, gradients)
         d_inputs = np.zeros_like(layer.inputs_TBD)
         d_h, d_c = (np.zeros_like(one[0]) for one in (layer.h, layer.c))
         projection = w.get(f"lstm.{index}.projection_kernel")

@@ -59,6 +59,13 @@ class ModelConfig:
 
     classes: tuple[str, ...] = ()
     """Names of what the model tells apart, in place of words: set by hvd-lm sentiment train. None: a language model."""
+    source_end: int | None = None
+    """Token that ends the sentence which the model translates: set by hvd-lm translate train, as are the next two. None: a language
+    model."""
+    source_reversed: bool = False
+    """Whether the model reads a sentence that it translates from its end (Sutskever et al. 2014, arXiv:1409.3215)."""
+    source_attention: bool = False
+    """Whether a translation attends to the states of its source (Luong et al. 2015, arXiv:1508.04025)."""
 
     def __post_init__(self) -> None:
         """Brings `hidden_size` and `layers` to one form: a number where all layers are as wide, and how many there are."""
@@ -108,6 +115,11 @@ class ModelConfig:
             require(
                 self.softmax == "full" and not self.tie_embedding, "--classes goes with --softmax full, without --tie-embedding"
             )
+        require(
+            self.source_end is not None or not (self.source_reversed or self.source_attention),
+            "--source-reversed and --source-attention are of models that translate: hvd-lm translate train sets them",
+        )
+        require(self.source_end is None or not self.classes, "a model translates, or it tells --classes apart")
         if self.softmax == "adaptive":
             require(not self.tie_embedding, "--tie-embedding does not go with --softmax adaptive: its clusters are narrower")
             check_clusters(self.widths[-1], self.adaptive_cutoffs, self.adaptive_division, self.vocabulary_size)

@@ -7,6 +7,8 @@
     lstm.<l>.projection_kernel                 [P, H]    of an LSTM with a projection
     lstm.<l>.multiplicative_input_kernel       [H, D]    of the multiplicative LSTM
     lstm.<l>.multiplicative_recurrent_kernel   [H, H]    the same
+    attention.query_kernel                     [H, H]    of a model that translates with attention
+    attention.output_kernel                    [H, 2H]   the same: of what it attends to, then of its own output
     output_kernel                              [V, H]    or [V, P]; absent if tied to the embedding; looked up by a sampled softmax
     output_bias                                [V]       the same
     class_kernel                               [C, H]    or [C, P]; in place of the output's, of a model that tells C classes apart

@@ -1,6 +1,6 @@
 """The model, declared: the stages of a forward pass from below, each with its parameters. What computes them is an adapter's.
 
-    lookup -> [drop] -> cell -> [drop] -> ... -> cell -> [drop] -> output
+    lookup -> [drop] -> cell -> [drop] -> ... -> cell -> [attention] -> [drop] -> output
 
 Shapes: V vocabulary, E embedding, D input width, H units of a layer, P what it projects them to, U units of all layers together.
 """
@@ -17,7 +17,7 @@ from hvd_lm.errors import ConfigError
 from hvd_lm.model.clusters import clusters, widths
 from hvd_lm.model.parameters import LookedUp, Parameter, key_of_name
 
-Kind = Literal["lookup", "drop", "output", "adaptive", "projected_lstm"] | Cell
+Kind = Literal["lookup", "drop", "output", "adaptive", "projected_lstm", "attention"] | Cell
 
 _EMBEDDING_RANGE = 0.1
 OF_CLASSES = "class_"
@@ -80,6 +80,8 @@ def _stages(config: ModelConfig) -> Iterator[Stage]:
     kind: Kind = config.cell if config.projection_size is None else "projected_lstm"
     for layer, (units, above) in enumerate(zip(config.units, config.widths, strict=True)):
         yield Stage(kind, width, above, _cell_parameters(kind, layer, width, units, above), units)
+        if config.source_attention and layer == len(config.units) - 1:
+            yield _attention(above)
         yield from _drop(config, above)
         width = above
     # Keys of the first format count its parameters: its initial values are bit for bit what they were.
@@ -96,6 +98,16 @@ def _stages(config: ModelConfig) -> Iterator[Stage]:
     bias = Parameter("output_bias", (vocabulary,), 0.0, (of_bias,), split="rows", looked_up=sampled)
     kernel = embedding if config.tie_embedding else kernel
     yield Stage("output", width, vocabulary, {"kernel": kernel, "bias": bias})
+
+
+def _attention(width: int) -> Stage:
+    """What a translation reads of its source. Initial values are uniform in +-1/sqrt(inputs), PyTorch's default."""
+    shapes = {"query_kernel": (width, width), "output_kernel": (width, 2 * width)}
+    names = {role: f"attention.{role}" for role in shapes}
+    declared = {
+        role: Parameter(names[role], shape, 1.0 / math.sqrt(shape[1]), key_of_name(names[role])) for role, shape in shapes.items()
+    }
+    return Stage("attention", width, width, declared)
 
 
 def _classes(width: int, count: int) -> Stage:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hvd_lm.adapters.assembly import Divided, Made
 from hvd_lm.adapters.base import INCOMPLETE, READ_ONLY, Adapter, Applied, Evaluated, OptimizerState, State, StepResult
+from hvd_lm.adapters.pytorch import states
 from hvd_lm.adapters.pytorch.compressed import Compressed
 from hvd_lm.adapters.pytorch.job import PyTorchJob
 from hvd_lm.adapters.pytorch.late import LateUpdate
@@ -177,18 +178,16 @@ class PyTorchAdapter(Adapter):
         self._weights_changed()
 
     def zero_state(self, batch_size: int) -> State:
-        def zeros(units: int) -> Tensor:
-            return torch.zeros(batch_size, units, device=self._device)
+        return states.zero(self._stages, batch_size, self._device)
 
-        return [(zeros(stage.units), zeros(stage.units)) for stage in self._stages]
+    def select_state(self, state: State, sequences: Sequence[int]) -> State:
+        return states.select(state, sequences)
 
     def _state_to_numpy(self, state: State) -> NDArray[np.float32]:
-        return np.stack([np.concatenate([to_numpy(tensor) for tensor in kind], axis=1) for kind in zip(*state, strict=True)])
+        return states.numpy_of(state, self._stages)
 
     def _state_from_numpy(self, state_2BU: NDArray[np.float32]) -> State:
-        widths = [stage.units for stage in self._stages]
-        h, c = (torch.split(kind, widths, dim=1) for kind in torch.tensor(state_2BU, device=self._device))
-        return list(zip(h, c, strict=True))
+        return states.of_numpy(state_2BU, self._stages, self._device)
 
     # --- a window ----------------------------------------------------------------------------------------
 
@@ -239,7 +238,7 @@ class PyTorchAdapter(Adapter):
         activations, masks_left = inputs_TB, iter(masks)
         after: list[LayerState | None] = []
         for stage, before in zip(made.stages, state, strict=True):
-            noise = next(masks_left, None) if isinstance(stage, Drop) else None
+            noise = inputs_TB if stage.reads_tokens else next(masks_left, None) if isinstance(stage, Drop) else None
             activations, stage_after = stage.forward(activations, before, noise, keep=keep)
             after.append(stage_after)
         return activations, after

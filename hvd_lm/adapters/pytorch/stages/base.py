@@ -27,6 +27,8 @@ class Stage(ABC):
 
     units = 0
     """Width of h, and of c, in its state; 0 if it has none."""
+    reads_tokens = False
+    """Whether its `noise` is the tokens of the micro-batch, [T, B]."""
 
     @abstractmethod
     def forward(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from hvd_lm.adapters.assembly import Divided, Kit, Made, assemble
 from hvd_lm.adapters.tensorflow.products import on_gpu
 from hvd_lm.adapters.tensorflow.stages.adaptive_softmax import AdaptiveOutput
+from hvd_lm.adapters.tensorflow.stages.attention import Attention
 from hvd_lm.adapters.tensorflow.stages.base import Stage
 from hvd_lm.adapters.tensorflow.stages.cudnn_lstm import CudnnLstm
 from hvd_lm.adapters.tensorflow.stages.drop import Drop
@@ -41,6 +42,7 @@ _MAKERS: dict[declared.Kind, Callable[[ModelConfig, declared.Stage, Weights], St
     "drop": lambda config, stage, _: Drop(stage.output_size, keep_probability(config.dropout)),
     "lstm": _make_lstm,
     "mlstm": lambda _, stage, weights: MultiplicativeLstm(weights, stage.input_size, stage.units),
+    "attention": lambda config, stage, weights: Attention(weights, stage.output_size, config.source_end),
     "projected_lstm": lambda _, stage, weights: ProjectedLstm(weights, stage.input_size, stage.units),
 }
 
