@@ -58,8 +58,8 @@ def run(
 ) -> Outcome:
     """Cross-entropy summed over the targets >= 0, and its gradient for every weight.
 
-    `sampled`: the candidates of a sampled softmax, and in how many log-uniform draws they were found. `source_end`: with which token
-    a source ends that is attended to; the inputs begin with it.
+    `sampled`: the candidates of a sampled softmax, and in how many log-uniform draws they were found. `source_end`: the token
+    that ends a source, with which the inputs begin, and which is attended to.
     """
     w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
     layers = sum(name.endswith(".recurrent_kernel") for name in w)

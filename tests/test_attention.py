@@ -40,9 +40,7 @@ def test_gradients(make_adapter: MakeAdapter) -> None:
     losses = 0.0
     for number in range(3):
         _, inputs_TB, targets_TB = some(seed=number)
-        masks = dropout_masks(
-            0.3, widths=dropout_widths(MODEL), sequence_length=T, stream_ids=range(B), micro_batch=number, seed=2
-        )
+        masks = dropout_masks(0.3, widths=dropout_widths(MODEL), sequence_length=T, stream_ids=range(B), micro_batch=number, seed=2)
         adapter.accumulate(
             inputs_TB, targets_TB, adapter.zero_state(B), weight=0.5, last=number == 2, defer=2 - number, dropout_masks=masks
         )

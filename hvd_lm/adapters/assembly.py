@@ -72,6 +72,12 @@ class Kit(Generic[Lookup, Stage, Output]):
     """What drops, and the cells."""
 
 
+def source_end(config: ModelConfig) -> int:
+    """Of a model with attention."""
+    assert config.source_end is not None
+    return config.source_end
+
+
 def assemble(
     config: ModelConfig, weights: Mapping[str, Any], divided: Divided, kit: Kit[Lookup, Stage, Output]
 ) -> Made[Lookup, Stage, Output]:

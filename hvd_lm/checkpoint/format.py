@@ -163,7 +163,10 @@ def mapped(path: Path) -> Checkpoint:
 
 
 def language_model(found: Checkpoint, path: Path) -> Checkpoint:
-    """What was `found` in `path`, for those who want words of it. Raises CheckpointError if it tells classes apart, or translates."""
+    """What was `found` in `path`, for those who want a text of it.
+
+    Raises CheckpointError if it tells classes apart, or translates.
+    """
     if found.model.classes:
         classes = ", ".join(found.model.classes[:5])
         raise CheckpointError(f"{path} is no language model, it tells classes apart ({classes}): hvd-lm sentiment predict asks it")

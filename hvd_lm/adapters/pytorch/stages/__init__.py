@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from hvd_lm.adapters.assembly import Divided, Kit, Made, assemble
+from hvd_lm.adapters.assembly import Divided, Kit, Made, assemble, source_end
 from hvd_lm.adapters.pytorch.products import has_avx512, uses_onednn
 from hvd_lm.adapters.pytorch.stages.adaptive_softmax import AdaptiveOutput
 from hvd_lm.adapters.pytorch.stages.attention import Attention
@@ -45,16 +45,11 @@ def _make_lstm(_: ModelConfig, stage: declared.Stage, weights: Weights) -> Stage
     return (OneDnnLstm if by_hand else TorchLstm)(weights, stage.units)
 
 
-def _of_source(config: ModelConfig) -> int:
-    assert config.source_end is not None
-    return config.source_end
-
-
 _MAKERS: dict[declared.Kind, Callable[[ModelConfig, declared.Stage, Weights], Stage]] = {
     "drop": lambda config, *_: Drop(keep_probability(config.dropout)),
     "lstm": _make_lstm,
     "mlstm": lambda _, stage, weights: MultiplicativeLstm(weights, stage.units),
-    "attention": lambda config, _, weights: Attention(weights, _of_source(config)),
+    "attention": lambda config, _, weights: Attention(weights, source_end(config)),
     "projected_lstm": lambda _, stage, weights: ProjectedLstm(weights, stage.units),
 }
 

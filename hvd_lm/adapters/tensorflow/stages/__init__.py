@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from hvd_lm.adapters.assembly import Divided, Kit, Made, assemble
+from hvd_lm.adapters.assembly import Divided, Kit, Made, assemble, source_end
 from hvd_lm.adapters.tensorflow.products import on_gpu
 from hvd_lm.adapters.tensorflow.stages.adaptive_softmax import AdaptiveOutput
 from hvd_lm.adapters.tensorflow.stages.attention import Attention
@@ -42,7 +42,7 @@ _MAKERS: dict[declared.Kind, Callable[[ModelConfig, declared.Stage, Weights], St
     "drop": lambda config, stage, _: Drop(stage.output_size, keep_probability(config.dropout)),
     "lstm": _make_lstm,
     "mlstm": lambda _, stage, weights: MultiplicativeLstm(weights, stage.input_size, stage.units),
-    "attention": lambda config, stage, weights: Attention(weights, stage.output_size, config.source_end),
+    "attention": lambda config, stage, weights: Attention(weights, stage.output_size, source_end(config)),
     "projected_lstm": lambda _, stage, weights: ProjectedLstm(weights, stage.input_size, stage.units),
 }
 
