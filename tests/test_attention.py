@@ -27,7 +27,7 @@ def some(model: ModelConfig = MODEL, seed: int = 1) -> tuple[Weights, np.ndarray
     inputs_TB, targets_TB = np.random.default_rng(seed).integers(END + 1, 20, (2, T, B), dtype=np.int32)
     inputs_TB[[0, 2, 4], [0, 1, 2]] = END
     inputs_TB[6, 1] = END  # a second one is a word like others
-    targets_TB[:2] = IGNORED
+    targets_TB[:2], targets_TB[5, 3] = IGNORED, IGNORED
     return weights, inputs_TB, targets_TB
 
 
@@ -108,3 +108,17 @@ def test_padding_says_nothing(make_adapter: MakeAdapter) -> None:
 def test_what_cannot_be(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         ModelConfig(10, **settings)
+
+
+def test_a_micro_batch_without_targets(make_adapter: MakeAdapter) -> None:
+    """As of a rank for which no example is left."""
+    adapter = make_adapter(MODEL, OptimizerConfig("sgd"))
+    weights, inputs_TB, targets_TB = some()
+    adapter.load_weights(weights)
+    masks = dropout_masks(0.3, widths=dropout_widths(MODEL), sequence_length=T, stream_ids=range(B), micro_batch=0, seed=2)
+    nothing = np.full_like(targets_TB, IGNORED)
+    assert not adapter.evaluate(inputs_TB, nothing, adapter.zero_state(B)).losses_TB.any()
+    adapter.accumulate(inputs_TB, nothing, adapter.zero_state(B), weight=1.0, last=True, dropout_masks=masks)
+    assert adapter.step(learning_rate=0.1, clip=None, unscale=1.0).loss_sum == 0.0
+    for name, array in adapter.weights().items():
+        np.testing.assert_array_equal(array, weights[name], err_msg=name)

@@ -17,6 +17,7 @@ from hvd_lm.adapters.pytorch.stages.mlstm import MultiplicativeLstm
 from hvd_lm.adapters.pytorch.stages.neighbours import Arrive, Depart, neighbour
 from hvd_lm.adapters.pytorch.stages.onednn_lstm import OneDnnLstm
 from hvd_lm.adapters.pytorch.stages.output import Output
+from hvd_lm.adapters.pytorch.stages.picked_output import PickedOutput
 from hvd_lm.adapters.pytorch.stages.projected_lstm import ProjectedLstm
 from hvd_lm.adapters.pytorch.stages.split_lookup import SplitLookup
 from hvd_lm.adapters.pytorch.stages.split_output import SplitOutput
@@ -57,6 +58,7 @@ _KIT: Kit[Lookup, Stage, Output | Depart] = Kit(
     lookup=Lookup,
     split_lookup=SplitLookup,
     output=Output,
+    picked_output=PickedOutput,
     split_output=SplitOutput,
     adaptive_output=AdaptiveOutput,
     arrive=Arrive,

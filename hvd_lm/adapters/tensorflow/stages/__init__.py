@@ -16,6 +16,7 @@ from hvd_lm.adapters.tensorflow.stages.lstm import Lstm
 from hvd_lm.adapters.tensorflow.stages.mlstm import MultiplicativeLstm
 from hvd_lm.adapters.tensorflow.stages.neighbours import Arrive, Depart, neighbour
 from hvd_lm.adapters.tensorflow.stages.output import Output
+from hvd_lm.adapters.tensorflow.stages.picked_output import PickedOutput
 from hvd_lm.adapters.tensorflow.stages.projected_lstm import ProjectedLstm
 from hvd_lm.adapters.tensorflow.stages.split_lookup import SplitLookup
 from hvd_lm.adapters.tensorflow.stages.split_output import SplitOutput
@@ -50,6 +51,7 @@ _KIT: Kit[Lookup, Stage, Output | Depart] = Kit(
     lookup=Lookup,
     split_lookup=SplitLookup,
     output=Output,
+    picked_output=PickedOutput,
     split_output=SplitOutput,
     adaptive_output=AdaptiveOutput,
     arrive=Arrive,
