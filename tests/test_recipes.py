@@ -35,7 +35,7 @@ def test_lstm_2048_512() -> None:
     assert (optimizer.clip or 0) * config.data.sequence_length == pytest.approx(10.0)
 
 
-@pytest.mark.parametrize("name", ["zaremba-small", "word-language-model"])
+@pytest.mark.parametrize("name", ["zaremba-small", "word-language-model", "word-language-model-650", "reference"])
 def test_a_recipe_trains(name: str, tmp_path: Path) -> None:
     """A few steps of it, with the other settings as they are."""
     text = tmp_path / "text.txt"
