@@ -1,4 +1,4 @@
-"""A plain PyTorch encoder-decoder LSTM that translates, as the tutorials write it: the decoder begins with the encoder's last state.
+"""A plain PyTorch encoder-decoder LSTM that translates, as tutorials write it: the decoder begins with the encoder's last state.
 
     python -m benchmarks.peers.seq2seq TOKENIZER SOURCE TARGET TEST_SOURCE TEST_TARGET [--epochs 10] [--hidden-size 256] ...
 
