@@ -34,7 +34,7 @@ from hvd_lm.adapters.waits import Waits
 from hvd_lm.job.topology import GroupName
 from hvd_lm.model.candidates import Candidates
 from hvd_lm.model.cost import multiply_adds
-from hvd_lm.model.split import blocks
+from hvd_lm.model.split import BROADCAST, blocks
 from hvd_lm.model.weights import Array, Weights
 
 _Made = Made[Lookup, Stage, Output | Depart]
@@ -163,14 +163,13 @@ class PyTorchAdapter(Adapter):
             # Up to two thirds of all that would travel, and one number.
             named = {name: tensor for name, tensor in named.items() if name not in update.moments}
             update.begin()
-        # Block by block: Gloo gives up what is on a slow link for 30 seconds.
         handles = [
             hvd.broadcast_async_(
                 tensor[rows.start : rows.stop], group.ranks[0], name=f"state.{name}.{rows.start}", process_set=group.process_set
             )
             for name, tensor in named.items()
             if (group := self.job.holders(self.held[name])).communicates
-            for rows in blocks(range(len(tensor)), tensor.shape)
+            for rows in blocks(range(len(tensor)), tensor.shape, BROADCAST)
         ]
         for handle in handles:
             hvd.synchronize(handle)

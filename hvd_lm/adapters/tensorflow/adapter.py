@@ -34,7 +34,7 @@ from hvd_lm.adapters.tensorflow.weight import Accumulation, Arriving, Weight, to
 from hvd_lm.adapters.tensorflow.wire import Wire
 from hvd_lm.adapters.waits import Waits
 from hvd_lm.model.candidates import Candidates
-from hvd_lm.model.split import blocks
+from hvd_lm.model.split import BROADCAST, blocks
 from hvd_lm.model.weights import Array, Weights
 
 with native_stderr_closed():
@@ -257,9 +257,8 @@ class TensorFlowAdapter(Adapter):
         group = self.job.holders(share)
         if not group.communicates:
             return
-        # Block by block: Gloo gives up what is on a slow link for 30 seconds.
         first, arriving, values = share.rows.start, Arriving(share), variable.read_value()
-        for rows in blocks(share.rows, share.shape):
+        for rows in blocks(share.rows, share.shape, BROADCAST):
             sent = values[rows.start - first : rows.stop - first]
             named = f"state.{name}.{rows.start}"
             received = hvd.broadcast(sent, group.ranks[0], name=named, process_set=group.process_set)
