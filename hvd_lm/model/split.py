@@ -24,8 +24,8 @@ from hvd_lm.model.stages import parameters, stages
 BLOCK = 1 << 22
 """Values that are read, summed or written at a time (16 MiB)."""
 BROADCAST = 1 << 19
-"""Values that one broadcast has (2 MiB). Ranks far down its tree wait for all above them, and Gloo gives up after 30 seconds: 16 MiB
-were too much for four hosts on 10 Mbit/s. A sum passes in pieces by itself."""
+"""Values that one broadcast has (2 MiB). Ranks far down its tree wait for all above them, and Gloo gives up after 30 seconds: four
+hosts on 10 Mbit/s lost each other in 16 MiB. A sum passes in pieces by itself."""
 SUMMED_VALUES = 1 << 19
 """Values that are sent at a time where a rank gets a part of a sum (2 MiB)."""
 ON_THE_WAY = 4
