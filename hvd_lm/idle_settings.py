@@ -26,6 +26,7 @@ _ADAPTIVE = _Needs("--softmax adaptive", lambda config: config.model.softmax == 
 _NEEDS: Mapping[str, _Needs] = {
     "adaptive_cutoffs": _ADAPTIVE,
     "adaptive_division": _ADAPTIVE,
+    "locked_dropout": _Needs("--dropout", lambda config: any(config.model.dropout_rates)),
     "beta1": _ADAM,
     "beta2": _ADAM,
     "epsilon": _ADAM,

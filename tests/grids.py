@@ -23,6 +23,16 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "adaptive": {"vocabulary_size": 51, "dropout": 0.25, "softmax": "adaptive", "adaptive_cutoffs": [8, 20]},
     "projected": {"vocabulary_size": 51, "hidden_size": [16, 20], "projection_size": 8, "dropout": 0.25},
+    "noisy": {
+        "vocabulary_size": 51,
+        "hidden_size": [16, 20],
+        "dropout": 0.25,
+        "locked_dropout": True,
+        "input_dropout": 0.4,
+        "output_dropout": 0.1,
+        "embedding_dropout": 0.2,
+        "weight_dropout": 0.3,
+    },
     "three layers": {"vocabulary_size": 51, "layers": 3, "tie_embedding": True, "embedding_size": 16, "dropout": 0.25},
 }
 

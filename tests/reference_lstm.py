@@ -51,7 +51,7 @@ def run(
     inputs_TB: NDArray[np.int32],
     targets_TB: NDArray[np.int32],
     state: State | None = None,
-    masks: Sequence[NDArray[np.bool_]] = (),
+    masks: Sequence[NDArray[np.bool_] | Array] = (),
     keep_probability: float = 1.0,
     sampled: tuple[NDArray[np.int32], int] | None = None,
     source_end: int | None = None,

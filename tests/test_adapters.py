@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from hvd_lm.adapters.base import Adapter, OptimizerState
 from hvd_lm.config import ModelConfig, OptimizerConfig
 from hvd_lm.errors import CheckpointError
-from hvd_lm.model.noise import dropout_masks, dropout_widths, keep_probability
+from hvd_lm.model.noise import Mask, dropout_masks, dropout_widths, keep_probability, step_noise, weight_masks
+from hvd_lm.model.stages import stages
 from hvd_lm.model.weights import initial_weights
 
 T, B, V = 7, 5, 40
@@ -31,6 +33,10 @@ MULTIPLICATIVE = ModelConfig(vocabulary_size=V, embedding_size=12, hidden_size=(
 ADAPTIVE = ModelConfig(
     vocabulary_size=V, embedding_size=12, hidden_size=(20, 16), dropout=0.2, softmax="adaptive", adaptive_cutoffs=(10, 24)
 )
+NOISY = ModelConfig(
+    vocabulary_size=V, embedding_size=12, hidden_size=(16, 20, 12), tie_embedding=True, dropout=0.3, locked_dropout=True,
+    input_dropout=0.5, output_dropout=0.2, embedding_dropout=0.25, weight_dropout=0.5,
+)  # fmt: skip
 MODELS = [
     pytest.param(model, id=name)
     for name, model in {
@@ -42,6 +48,11 @@ MODELS = [
         "mlstm": MULTIPLICATIVE,
         "adaptive": ADAPTIVE,
         "projected": PROJECTED,
+        "noisy": NOISY,
+        "weights drop": replace(PLAIN, weight_dropout=0.3),
+        "weights of projected drop": replace(PROJECTED, weight_dropout=0.3),
+        "weights of mlstm drop": replace(MULTIPLICATIVE, weight_dropout=0.3),
+        "words drop": replace(PLAIN, embedding_dropout=0.4, output_dropout=0.3),
     }.items()
 ]
 
@@ -53,15 +64,33 @@ def random_tokens(seed: int, steps: int = T) -> tuple[Tokens, Tokens]:
     return inputs, targets
 
 
-def masks_of(model: ModelConfig, micro_batch: int) -> list[NDArray[np.bool_]]:
-    return dropout_masks(
-        model.dropout,
+def masks_of(model: ModelConfig, micro_batch: int, inputs_TB: Tokens) -> list[Mask]:
+    """Of all that drops, as training makes them."""
+    of_activations = dropout_masks(
+        model.dropout_rates,
         widths=dropout_widths(model),
         sequence_length=T,
         stream_ids=range(B),
         micro_batch=micro_batch,
         seed=5,
+        locked=model.locked_dropout,
     )
+    return step_noise(model, step=1, seed=5).masks(inputs_TB, of_activations)
+
+
+def scales_of(model: ModelConfig, masks: list[Mask]) -> list[NDArray[np.float64]]:
+    """What the reference multiplies with at each place, from below."""
+    left = iter(masks)
+    of_words = next(left) / keep_probability(model.embedding_dropout) if model.embedding_dropout else np.ones(())
+    scales = [next(left) / keep_probability(rate) if rate else np.ones(()) for rate in model.dropout_rates]
+    return [of_words * scales[0], *scales[1:]]
+
+
+def factors_of(model: ModelConfig, step: int = 1) -> dict[str, NDArray[np.float64]]:
+    """What the reference multiplies weights with, and their gradients."""
+    keep = keep_probability(model.weight_dropout)
+    factors = {parameter.name: np.ones(()) for stage in stages(model) for parameter in stage.parameters.values()}
+    return factors | {name: mask / keep for name, mask in weight_masks(model, factors, step=step, seed=5).items()}
 
 
 def ready(make_adapter: MakeAdapter, model: ModelConfig, optimizer: OptimizerConfig | None = None) -> Adapter:
@@ -92,22 +121,24 @@ def test_logits_are_those_of_the_reference(make_adapter: MakeAdapter, model: Mod
 def test_gradients_are_those_of_the_reference(make_adapter: MakeAdapter, model: ModelConfig, deferred: tuple[int, ...]) -> None:
     """Accumulated over three micro-batches with the state carried and cut, ignored targets, and dropout."""
     adapter = ready(make_adapter, model)
-    weights = adapter.weights()
+    factors = factors_of(model)
+    adapter.drop_weights(weight_masks(model, factors, step=1, seed=5))
+    weights = {name: value * factors[name] for name, value in adapter.weights().items()}
     state, reference_state = adapter.zero_state(B), None
     expected = {name: np.zeros(value.shape) for name, value in weights.items()}
     loss_sum = 0.0
     for index in range(3):
         inputs, targets = random_tokens(index)
         targets[index + 1 :, index] = -1
-        masks = masks_of(model, index)
+        masks = masks_of(model, index, inputs)
         state = adapter.accumulate(
             inputs, targets, state, weight=0.25, last=index == 2, defer=index in deferred, dropout_masks=masks
         )
-        outcome = reference_lstm.run(weights, inputs, targets, reference_state, masks, keep_probability(model.dropout))
+        outcome = reference_lstm.run(weights, inputs, targets, reference_state, scales_of(model, masks))
         reference_state = outcome.state
         loss_sum += outcome.loss_sum
         for name, gradient in outcome.gradients.items():
-            expected[name] += 0.25 * gradient
+            expected[name] += 0.25 * gradient * factors[name]
     gradients = adapter.gradients()
     assert set(gradients) == set(expected)
     for name, gradient in gradients.items():
@@ -116,6 +147,34 @@ def test_gradients_are_those_of_the_reference(make_adapter: MakeAdapter, model: 
     assert result.loss_sum == pytest.approx(loss_sum, rel=1e-6)
     norm = math.sqrt(sum(float((g**2).sum()) for g in expected.values()))
     assert result.gradient_norm == pytest.approx(2.0 * norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_weights_drop_in_training_alone(make_adapter: MakeAdapter, by_hand: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever reads the model between the windows, in which other weights drop each time."""
+    model = replace(PLAIN, weight_dropout=0.5, dropout=0.2)
+    if by_hand:
+        monkeypatch.setattr(pytest.importorskip("hvd_lm.adapters.pytorch.stages"), "ONEDNN_UNITS", 1)
+    adapter = ready(make_adapter, model)
+    inputs, targets = random_tokens(0)
+    for step in range(3):
+        stored, factors = adapter.weights(), factors_of(model, step)
+        adapter.drop_weights(weight_masks(model, factors, step=step, seed=5))
+        masks = masks_of(model, step, inputs)
+        for last in (False, True):
+            adapter.accumulate(inputs, targets, adapter.zero_state(B), weight=0.5, last=last, dropout_masks=masks)
+        dropped = {name: value * factors[name] for name, value in stored.items()}
+        outcome = reference_lstm.run(dropped, inputs, targets, masks=scales_of(model, masks))
+        for name, gradient in adapter.gradients().items():
+            assert_close_to_scale(gradient, outcome.gradients[name] * factors[name], name)
+        for changed in (False, True):
+            if changed:
+                adapter.step(learning_rate=0.1, clip=None, unscale=1.0)
+            logits, _ = adapter.logits(inputs, adapter.zero_state(B))
+            expected = reference_lstm.run(adapter.weights(), inputs, targets)
+            np.testing.assert_allclose(logits, expected.logits_TBV, rtol=1e-5, atol=1e-5)
+            loss = adapter.evaluate(inputs, targets, adapter.zero_state(B)).losses_TB.sum()
+            assert loss == pytest.approx(expected.loss_sum, rel=1e-6)
 
 
 def test_padded_positions_change_nothing(make_adapter: MakeAdapter) -> None:
@@ -300,7 +359,7 @@ def test_a_step_needs_a_whole_window(make_adapter: MakeAdapter) -> None:
         adapter.dynamic_step()
 
 
-@pytest.mark.parametrize("model", [DROPPING, ADAPTIVE], ids=["dropout", "adaptive"])
+@pytest.mark.parametrize("model", [DROPPING, ADAPTIVE, NOISY], ids=["dropout", "adaptive", "noisy"])
 def test_evaluate_is_the_loss_of_the_reference(make_adapter: MakeAdapter, model: ModelConfig) -> None:
     adapter = ready(make_adapter, model)
     inputs, targets = random_tokens(0)
@@ -311,7 +370,7 @@ def test_evaluate_is_the_loss_of_the_reference(make_adapter: MakeAdapter, model:
     np.testing.assert_allclose(outcome.losses_TB, losses_TB, rtol=1e-5)
     assert outcome.losses_TB.sum() == pytest.approx(expected.loss_sum, rel=1e-6)
     state = adapter.state_to_numpy(outcome.state)
-    np.testing.assert_allclose(outcome.outputs_TBH[-1], state[0, :, -16:], atol=1e-6)
+    np.testing.assert_allclose(outcome.outputs_TBH[-1], state[0, :, -model.widths[-1] :], atol=1e-6)
     np.testing.assert_allclose(state, np.concatenate(expected.state, axis=2), atol=1e-5)
 
 

@@ -13,20 +13,28 @@ from numpy.typing import NDArray
 
 from hvd_lm.config import ModelConfig
 from hvd_lm.errors import ConfigError
-from hvd_lm.model.noise import dropout_masks, dropout_widths, keep_probability
+from hvd_lm.model.noise import dropout_masks, dropout_widths, keep_probability, step_noise, weight_masks
+from hvd_lm.model.stages import stages
 
 
 def masks_of(
-    rate: float = 0.5,
+    rate: float | tuple[float, ...] = 0.5,
     *,
     widths: tuple[int, ...] = (24, 32, 32),
     sequence_length: int = 8,
     stream_ids: range = range(8),
     micro_batch: int = 0,
     seed: int = 1,
+    locked: bool = False,
 ) -> list[NDArray[np.bool_]]:
     return dropout_masks(
-        rate, widths=widths, sequence_length=sequence_length, stream_ids=stream_ids, micro_batch=micro_batch, seed=seed
+        rate,
+        widths=widths,
+        sequence_length=sequence_length,
+        stream_ids=stream_ids,
+        micro_batch=micro_batch,
+        seed=seed,
+        locked=locked,
     )
 
 
@@ -34,7 +42,6 @@ def test_a_place_drops_before_each_layer_and_the_output() -> None:
     model = ModelConfig(vocabulary_size=9, embedding_size=3, hidden_size=5, layers=2, dropout=0.5)
     assert dropout_widths(model) == [3, 5, 5]
     assert dropout_widths(replace(model, hidden_size=(7, 4))) == [3, 7, 4]
-    assert dropout_widths(replace(model, dropout=0.0)) == []
 
 
 def test_shapes_and_type() -> None:
@@ -93,6 +100,89 @@ def test_masks_differ_across_places() -> None:
     for first in range(3):
         for second in range(first):
             assert agreement(masks[first], masks[second]) == pytest.approx(0.5, abs=0.03)
+
+
+def test_locked_masks_are_one_for_all_steps() -> None:
+    masks = masks_of(locked=True, sequence_length=7, stream_ids=range(4), widths=(300, 500))
+    assert [mask.shape for mask in masks] == [(1, 4, 300), (1, 4, 500)]
+    for mask, of_rank in zip(masks, masks_of(locked=True, stream_ids=range(2, 4), widths=(300, 500)), strict=True):
+        np.testing.assert_array_equal(mask[:, 2:], of_rank)
+        assert mask.mean() == pytest.approx(0.5, abs=0.05)
+        assert agreement(mask[:, 0], mask[:, 1]) == pytest.approx(0.5, abs=0.1)
+
+
+def test_places_have_rates_of_their_own() -> None:
+    """A rate has no say in the masks of other places."""
+    model = ModelConfig(hidden_size=5, layers=3, dropout=0.3, input_dropout=0.6, output_dropout=0.0)
+    assert model.dropout_rates == (0.6, 0.3, 0.3, 0.0)
+    assert replace(model, layers=1).dropout_rates == (0.6, 0.0)
+    assert replace(model, input_dropout=None, output_dropout=None).dropout_rates == (0.3,) * 4
+    same = masks_of(0.3)
+    input_mask, output_mask = masks_of((0.6, 0.0, 0.3))
+    np.testing.assert_array_equal(output_mask, same[2])
+    assert input_mask.mean() == pytest.approx(0.4, abs=0.05)
+
+
+WORDS = ModelConfig(vocabulary_size=20_000, embedding_dropout=0.1)
+
+
+def words_of(**which: int) -> NDArray[np.bool_]:
+    words_V = step_noise(WORDS, **which).words_V
+    assert words_V is not None
+    return words_V
+
+
+def test_words_drop_for_a_whole_step() -> None:
+    noise = step_noise(WORDS, step=3, seed=1)
+    inputs = np.random.default_rng(0).integers(0, 20_000, (7, 5), dtype=np.int32)
+    activations = masks_of(widths=(4,), sequence_length=7, stream_ids=range(5))
+    words, of_activations = noise.masks(inputs, activations)
+    assert (words.shape, words.dtype) == ((7, 5, 1), np.dtype(bool))
+    assert of_activations is activations[0]
+    words_V = words_of(step=3, seed=1)
+    assert words_V.mean() == pytest.approx(0.9, abs=0.01)
+    np.testing.assert_array_equal(words[..., 0], words_V[inputs])
+    np.testing.assert_array_equal(noise.masks(inputs.T, [])[0], words.transpose(1, 0, 2))
+    assert not noise.masks(np.full((2, 2), np.argmin(words_V), np.int32), [])[0].any()
+
+
+@pytest.mark.parametrize("other", [{"step": 4}, {"seed": 2}, {"seed": 2**40}])
+def test_other_steps_drop_other_words(other: dict[str, int]) -> None:
+    first, same, second = (words_of(**{"step": 3, "seed": 1} | more) for more in ({}, {}, other))
+    np.testing.assert_array_equal(first, same)
+    assert agreement(first, second) == pytest.approx(0.82, abs=0.02)
+
+
+def test_without_embedding_dropout_no_words_drop() -> None:
+    assert step_noise(replace(WORDS, embedding_dropout=0.0), step=1, seed=1).masks(np.zeros((2, 2), np.int32), []) == []
+
+
+WEIGHTS = ModelConfig(vocabulary_size=9, embedding_size=30, hidden_size=(40, 50), weight_dropout=0.2)
+
+
+def test_weights_drop_for_a_whole_step() -> None:
+    names = ["lstm.0.recurrent_kernel", "lstm.1.recurrent_kernel"]
+    masks, others = (weight_masks(WEIGHTS, [*names, "embedding"], step=step, seed=1) for step in (3, 4))
+    assert [(name, mask.shape) for name, mask in masks.items()] == list(zip(names, [(160, 40), (200, 50)], strict=True))
+    for name, mask in masks.items():
+        assert mask.mean() == pytest.approx(0.8, abs=0.02)
+        assert agreement(mask, others[name]) == pytest.approx(0.68, abs=0.03)
+        (alone,) = weight_masks(WEIGHTS, [name], step=3, seed=1).values()
+        np.testing.assert_array_equal(alone, mask)
+    assert agreement(masks[names[0]], masks[names[1]][:160, :40]) == pytest.approx(0.68, abs=0.03)
+    assert weight_masks(replace(WEIGHTS, weight_dropout=0.0), names, step=3, seed=1) == {}
+
+
+def test_of_a_projection_what_recurs_drops() -> None:
+    model = replace(WEIGHTS, projection_size=20)
+    (mask,) = weight_masks(model, ["lstm.1.recurrent_kernel"], step=1, seed=1).values()
+    assert mask.shape == (200, 20)
+
+
+def test_a_model_without_noise_has_the_same_weights_and_drops_nothing() -> None:
+    noisy = replace(WORDS, dropout=0.2, locked_dropout=True, input_dropout=0.4, output_dropout=0.5, weight_dropout=0.1)
+    assert noisy.without_noise() == ModelConfig(vocabulary_size=20_000)
+    assert [stage.kind for stage in stages(noisy) if stage.parameters] == [stage.kind for stage in stages(noisy.without_noise())]
 
 
 def test_seed_and_stream_are_not_interchangeable() -> None:

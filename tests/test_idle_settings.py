@@ -48,6 +48,11 @@ def test_what_waits_for_validations_has_no_effect_without() -> None:
     assert idle_settings(RunConfig(), validates=False) == []
 
 
+def test_locked_masks_have_no_effect_where_nothing_drops() -> None:
+    assert idle_settings(RunConfig(model=ModelConfig(locked_dropout=True))) == ["--locked-dropout has no effect without --dropout"]
+    assert idle_settings(RunConfig(model=ModelConfig(locked_dropout=True, output_dropout=0.1))) == []
+
+
 def test_clusters_have_no_effect_without_their_softmax() -> None:
     (said,) = idle_settings(RunConfig(model=ModelConfig(adaptive_cutoffs=(2000,))))
     assert said == "--adaptive-cutoffs has no effect without --softmax adaptive"

@@ -26,6 +26,9 @@ RECIPE = [
     "--learning-rate",
     "0.002",
 ]
+NOISE = [
+    "--dropout", "0.2", "--locked-dropout", "--input-dropout", "0.3", "--embedding-dropout", "0.1", "--weight-dropout", "0.3",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -35,6 +38,7 @@ RECIPE = [
         pytest.param(1, 40, ["--embedding-size", "96", "--tie-embedding"], id="tied"),
         pytest.param(1, 100, ["--embedding-size", "48", "--dropout", "0.3"], id="dropout"),
         pytest.param(2, 40, ["--embedding-size", "48"], id="two-ranks"),
+        pytest.param(1, 40, ["--embedding-size", "48", *NOISE], id="noisy"),
         pytest.param(1, 40, ["--embedding-size", "48", "--cell", "mlstm", "--dropout", "0.2"], id="mlstm"),
         pytest.param(1, 40, ["--embedding-size", "48", "--projection-size", "32", "--dropout", "0.2"], id="projected"),
         pytest.param(1, 40, ["--embedding-size", "48", "--hidden-size", "96", "64"], id="tapered"),

@@ -34,7 +34,7 @@ def layer_weights() -> dict[str, Weight]:
     initial = initial_weights(LAYER, seed=3)
     weights = {role: Weight(whole(parameter)) for role, parameter in stages(LAYER)[1].parameters.items()}
     for weight in weights.values():
-        weight.value.assign(initial[weight.name])
+        weight.stored.assign(initial[weight.name])
     return weights
 
 
@@ -47,9 +47,9 @@ def test_no_weight_stays_in_the_memory_it_came_in(units: int) -> None:
     for _ in range(8):
         arriving, weight = Arriving(share), Weight(share)
         assert arriving.add(0, draw(*share.shape, seed=1))
-        weight.value.assign(arriving.values)
+        weight.stored.assign(arriving.values)
         arriving.values[:] = 0
-        np.testing.assert_array_equal(weight.value.numpy(), draw(*share.shape, seed=1))
+        np.testing.assert_array_equal(weight.stored.numpy(), draw(*share.shape, seed=1))
 
 
 def draw(*shape: int, seed: int) -> NDArray[np.float32]:

@@ -27,7 +27,7 @@ from hvd_lm.job.topology import GroupName
 from hvd_lm.model.candidates import Candidates
 from hvd_lm.model.pipeline import stages_of_ranks
 from hvd_lm.model.split import Share, blocks, moment_shares, shares
-from hvd_lm.model.stages import stages
+from hvd_lm.model.stages import DROPS, stages
 from hvd_lm.model.weights import Array, Rows, Weights, check_weights
 
 READ_ONLY = "the model was built without an update: it can only be read"
@@ -302,6 +302,11 @@ class Adapter(ABC):
         return 0.0
 
     @abstractmethod
+    def drop_weights(self, masks: Mapping[str, NDArray[np.bool_]]) -> None:
+        """From here on train without the recurrent weights that `masks` (`noise.weight_masks`) drop, until others are given: called
+        before the first micro-batch of a window. Whatever only reads the model has all of them."""
+
+    @abstractmethod
     def accumulate(
         self,
         inputs_TB: NDArray[np.int32],
@@ -374,7 +379,7 @@ class Adapter(ABC):
     @property
     def _drops_below(self) -> int:
         """How many of the declared stages below those of this rank drop."""
-        return sum(stage.kind == "drop" for stage in stages(self.model)[: self.places.start])
+        return sum(stage.kind in DROPS for stage in stages(self.model)[: self.places.start])
 
     def _of_last_rank(self, losses_TB: Array) -> Array:
         """The losses that the last rank of a pipeline tells, on all of them; of others they are as they are."""

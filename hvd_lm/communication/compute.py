@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hvd_lm.adapters.base import Adapter, State
 from hvd_lm.communication.link import Compute
 from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig, OptimizerConfig
 from hvd_lm.data.sources import MicroBatch
 from hvd_lm.model.candidates import candidates
-from hvd_lm.model.noise import dropout_masks, dropout_widths
+from hvd_lm.model.noise import step_noise, weight_masks
 from hvd_lm.model.weights import initial_weights
 from hvd_lm.plain_values import to_dict
 from hvd_lm.training.accumulation import sharing
+from hvd_lm.training.cursor import dropout_noise
 
 _FEWEST, _MOST = 3, 30
 """Windows that are timed, after one that is not."""
@@ -91,14 +90,11 @@ class _Timed:
         self._adapter, self._model, self._data = adapter, model, data
         generator = np.random.default_rng(_SEED + adapter.job.topology.rank)
         self._batch = _words(generator, model, data)
-        self._masks: Sequence[NDArray[np.bool_]] = dropout_masks(
-            model.dropout,
-            widths=dropout_widths(model),
-            sequence_length=data.sequence_length,
-            stream_ids=range(data.batch_size),
-            micro_batch=0,
-            seed=_SEED,
+        of_activations = dropout_noise(model, _SEED)(
+            stream_ids=range(data.batch_size), micro_batch=0, sequence_length=data.sequence_length
         )
+        self._masks = step_noise(model, step=1, seed=_SEED).masks(self._batch.inputs_TB, of_activations)
+        adapter.drop_weights(weight_masks(model, adapter.shares, step=1, seed=_SEED))
         self._state: State = adapter.zero_state(data.batch_size)
 
     def window(self, together: int) -> tuple[float, float, float, float]:

@@ -10,7 +10,7 @@ from hvd_lm.communication.compute import micro_batches_together
 from hvd_lm.communication.measure import Work
 from hvd_lm.compression.compressors import PowerSGD
 from hvd_lm.compression.selectors import TopK
-from hvd_lm.model.stages import Stage, parameters, stages
+from hvd_lm.model.stages import DROPS, Stage, parameters, stages
 
 _FLOAT = 4
 _CHUNK = 256
@@ -48,7 +48,7 @@ def _activations(work: Work, *, is_cpu: bool) -> float:
     for stage in stages(work.model):
         if stage.units:
             found += 4 * tokens * stage.units + 2 * (tokens + sequences) * stage.units
-        elif stage.kind in ("lookup", "drop"):
+        elif stage.kind in ("lookup", *DROPS):
             found += tokens * stage.output_size
         elif stage.kind == "attention":
             # Of each step queries, what they attend to and outputs, and weights of all steps.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from hvd_lm.errors import require, require_positive
@@ -43,6 +43,18 @@ class ModelConfig:
     dropout: float = 0.0
     """Share of activations dropped on the embedding, between the layers and before the output
     (Zaremba et al. 2014, arXiv:1409.2329). The masks are the same in both frameworks and for any number of ranks."""
+    locked_dropout: bool = False
+    """Drop the same activations at all steps of a sequence of a micro-batch (Gal & Ghahramani 2016, arXiv:1512.05287)."""
+    input_dropout: float | None = None
+    """Share of activations dropped on the embedding. Unless given: --dropout."""
+    output_dropout: float | None = None
+    """Share of activations dropped before the output. Unless given: --dropout."""
+    embedding_dropout: float = 0.0
+    """Share of the words whose embedding is zero wherever it is looked up, for a whole optimizer step on all ranks
+    (Gal & Ghahramani 2016, arXiv:1512.05287)."""
+    weight_dropout: float = 0.0
+    """Share of each recurrent kernel's weights dropped for a whole optimizer step on all ranks (DropConnect, Wan et al. 2013; in
+    LSTMs Merity et al. 2017, arXiv:1708.02182)."""
     tie_embedding: bool = False
     """Use the embedding as output kernel too (Press & Wolf 2017, arXiv:1608.05859); needs E = H of the last layer."""
     softmax: Literal["full", "sampled", "adaptive"] = "full"
@@ -93,7 +105,9 @@ class ModelConfig:
         )
         require_positive(self, "initial_range")
         require(math.isfinite(self.forget_bias), f"--forget-bias must be a number, not {self.forget_bias}")
-        require(0.0 <= self.dropout <= 0.99, f"--dropout must be in [0, 0.99], not {self.dropout}")
+        for name in ("dropout", "input_dropout", "output_dropout", "embedding_dropout", "weight_dropout"):
+            rate = getattr(self, name)
+            require(rate is None or 0.0 <= rate <= 0.99, f"--{name.replace('_', '-')} must be in [0, 0.99], not {rate}")
         require(self.softmax in ("full", "sampled", "adaptive"), f"--softmax must be full, sampled or adaptive, not {self.softmax}")
         require(self.sampled_words >= 1, f"--sampled-words must be at least 1, not {self.sampled_words}")
         require(
@@ -134,3 +148,14 @@ class ModelConfig:
     def widths(self) -> tuple[int, ...]:
         """Of what each layer gives to the one above, from below."""
         return self.units if self.projection_size is None else (self.projection_size,) * len(self.units)
+
+    @property
+    def dropout_rates(self) -> tuple[float, ...]:
+        """Shares of activations dropped, from below: on the embedding, and on what each layer gives."""
+        of_input, of_output = (self.dropout if rate is None else rate for rate in (self.input_dropout, self.output_dropout))
+        return (of_input, *(self.dropout,) * (len(self.units) - 1), of_output)
+
+    def without_noise(self) -> ModelConfig:
+        """The same model where nothing drops."""
+        of_places = replace(self, dropout=0.0, locked_dropout=False, input_dropout=None, output_dropout=None)
+        return replace(of_places, embedding_dropout=0.0, weight_dropout=0.0)

@@ -12,7 +12,7 @@ its gradients are means over the sequences of a window, whose mean square is sma
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -59,7 +59,7 @@ def evaluate_dynamically(
     """
     rates, decays = step_sizes(checkpoint, config)
     # Plain SGD has no moments; the step sizes are our own.
-    adapter.build(replace(checkpoint.model, dropout=0.0), OptimizerConfig(optimizer="sgd"))
+    adapter.build(checkpoint.model.without_noise(), OptimizerConfig(optimizer="sgd"))
     adapter.load_weights(checkpoint.weights)
     adapter.begin_dynamic_evaluation(rates, decays)
     streams = Streams(tokens, first_input=first_input, batch_size=1, sequence_length=config.dynamic_segment)

@@ -18,7 +18,7 @@ def stages_of_ranks(model: ModelConfig, ranks: int) -> tuple[range, ...]:
     """
     declared = stages(model)
     # The lookup costs nothing beside a product, and stays with the first cell.
-    starts = [place for place, stage in enumerate(declared) if stage.kind not in ("lookup", "drop")][1:]
+    starts = [place for place, stage in enumerate(declared) if stage.kind != "lookup" and stage.parameters][1:]
     if ranks - 1 > len(starts):
         raise ConfigError(
             f"--split layers cannot divide {len(starts)} layer(s) and an output over {ranks} model ranks: take --model-parallel "

@@ -1,6 +1,6 @@
 """The model, declared: the stages of a forward pass from below, each with its parameters. What computes them is an adapter's.
 
-    lookup -> [drop] -> cell -> [drop] -> ... -> cell -> [attention] -> [drop] -> output
+    lookup -> [drop words] -> [drop] -> cell -> [drop] -> ... -> cell -> [attention] -> [drop] -> output
 
 Shapes: V vocabulary, E embedding, D input width, H units of a layer, P what it projects them to, U units of all layers together.
 """
@@ -17,7 +17,9 @@ from hvd_lm.errors import ConfigError
 from hvd_lm.model.clusters import clusters, widths
 from hvd_lm.model.parameters import LookedUp, Parameter, key_of_name
 
-Kind = Literal["lookup", "drop", "output", "adaptive", "projected_lstm", "attention"] | Cell
+Kind = Literal["lookup", "drop", "drop_words", "output", "adaptive", "projected_lstm", "attention"] | Cell
+DROPS: tuple[Kind, ...] = ("drop", "drop_words")
+"""What acts in training only, under a mask."""
 
 _EMBEDDING_RANGE = 0.1
 OF_CLASSES = "class_"
@@ -37,6 +39,8 @@ class Stage:
     units: int = 0
     """Width of h, and of c, that the stage carries from micro-batch to micro-batch; 0 if it carries none. Of a projected h
     the rest is zero."""
+    rate: float = 0.0
+    """Share that drops, of a stage that does nothing else."""
     shares_of_tokens: Mapping[str, float] = field(default_factory=dict)
     """Role of a parameter -> the share of all tokens that are multiplied by it in training, as expected; 1 of those absent."""
 
@@ -76,13 +80,15 @@ def _stages(config: ModelConfig) -> Iterator[Stage]:
     looked_up: LookedUp = None if config.tie_embedding else "inputs"
     embedding = Parameter("embedding", (vocabulary, width), _EMBEDDING_RANGE, (0,), split="rows", looked_up=looked_up)
     yield Stage("lookup", vocabulary, width, {"table": embedding})
-    yield from _drop(config, width)
+    if config.embedding_dropout:
+        yield Stage("drop_words", width, width, rate=config.embedding_dropout)
+    yield from _drop(config, 0, width)
     kind: Kind = config.cell if config.projection_size is None else "projected_lstm"
     for layer, (units, above) in enumerate(zip(config.units, config.widths, strict=True)):
         yield Stage(kind, width, above, _cell_parameters(kind, layer, width, units, above), units)
         if config.source_attention and layer == len(config.units) - 1:
             yield _attention(above)
-        yield from _drop(config, above)
+        yield from _drop(config, layer + 1, above)
         width = above
     # Keys of the first format count its parameters: its initial values are bit for bit what they were.
     before = 1 + 3 * len(config.units)
@@ -140,9 +146,9 @@ def _adaptive(config: ModelConfig, vocabulary: int, width: int, before: int) -> 
     return Stage("adaptive", width, vocabulary, declared, shares_of_tokens=shares)
 
 
-def _drop(config: ModelConfig, width: int) -> Iterator[Stage]:
-    if config.dropout:
-        yield Stage("drop", width, width)
+def _drop(config: ModelConfig, place: int, width: int) -> Iterator[Stage]:
+    if rate := config.dropout_rates[place]:
+        yield Stage("drop", width, width, rate=rate)
 
 
 def _cell_parameters(kind: Kind, layer: int, width: int, units: int, above: int) -> dict[str, Parameter]:

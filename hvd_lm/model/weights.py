@@ -105,5 +105,5 @@ def stage_weights(weights: Mapping[str, Array], config: ModelConfig) -> list[Sta
     return [
         StageWeights(stage, {role: weights[parameter.name] for role, parameter in stage.parameters.items()})
         for stage in stages(config)
-        if stage.kind != "drop"
+        if stage.parameters
     ]

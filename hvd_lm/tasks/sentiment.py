@@ -94,7 +94,7 @@ def train(config: SentimentTrainConfig) -> TrainingResult:
     """
     read, language_model = _read(config), checkpoints.mapped(config.checkpoint)
     model = replace(
-        language_model.model,
+        language_model.model.without_noise(),
         classes=read.classes,
         dropout=config.dropout,
         softmax="full",

@@ -9,6 +9,7 @@ from hvd_lm.config import DataConfig, ModelConfig
 from hvd_lm.data.sources import MicroBatch, Window
 from hvd_lm.errors import DataError
 from hvd_lm.model.candidates import candidates
+from hvd_lm.model.noise import step_noise, weight_masks
 from hvd_lm.training.cursor import Cursor, Masks
 from hvd_lm.training.noise_scale import NoiseScale
 
@@ -24,8 +25,8 @@ class Accumulation:
     def __init__(
         self, adapter: Adapter, model: ModelConfig, data: DataConfig, backward_tokens: int, seed: int, noise_scale: NoiseScale
     ) -> None:
-        """Micro-batches of up to `backward_tokens` together share one backward; `seed` is that of sampled words. The `noise_scale`
-        is told of the first one where it is due, which then has a backward of its own."""
+        """Micro-batches of up to `backward_tokens` together share one backward; `seed` is that of sampled words, and of the noise
+        of a step. The `noise_scale` is told of the first one where it is due, which then has a backward of its own."""
         self._adapter, self._model, self._data, self._seed = adapter, model, data, seed
         self._together = sharing(data, backward_tokens)
         self._noise_scale = noise_scale
@@ -36,7 +37,9 @@ class Accumulation:
 
         Returns the state after them, and seconds that were waited for data. Collective.
         """
-        waited = 0.0
+        waited, noise = 0.0, step_noise(self._model, step=step, seed=self._seed)
+        held = [name for name, share in self._adapter.shares.items() if share.rows]
+        self._adapter.drop_weights(weight_masks(self._model, held, step=step, seed=self._seed))
         for index in range(window.start, window.stop):
             asked = time.perf_counter()
             batch, masks = self._read(cursor)
@@ -50,7 +53,7 @@ class Accumulation:
                 weight=weight,
                 last=left == 0,
                 defer=left % self._together,
-                dropout_masks=masks,
+                dropout_masks=noise.masks(batch.inputs_TB, masks),
                 candidates=candidates(self._model, micro_batch=cursor.micro_batches_read + index - window.start, seed=self._seed),
             )
             if index == window.start and left and self._noise_scale.is_due(step):

@@ -109,8 +109,8 @@ class Cursor:
 
 
 def dropout_noise(model: ModelConfig, seed: int) -> Noise:
-    """That of a run of `model`."""
-    return partial(dropout_masks, model.dropout, widths=dropout_widths(model), seed=seed)
+    """That of the activations of `model`."""
+    return partial(dropout_masks, model.dropout_rates, widths=dropout_widths(model), seed=seed, locked=model.locked_dropout)
 
 
 def dataset_cursor(dataset: Dataset, data: DataConfig, topology: Topology, noise: Noise) -> Cursor:

@@ -20,7 +20,7 @@ import hvd_lm.data.sources
 from hvd_lm.config import CommunicationConfig, ModelConfig, OptimizerConfig, TopologyConfig
 from hvd_lm.model import cost
 from hvd_lm.model.candidates import candidates
-from hvd_lm.model.noise import dropout_masks, dropout_widths
+from hvd_lm.model.noise import dropout_masks, dropout_widths, step_noise, weight_masks
 from hvd_lm.model.weights import initial_rows
 
 LENGTH, WHOLE_WINDOW, LAST_WINDOW = 4, 4, 2
@@ -52,14 +52,18 @@ def main(framework: str, settings: str) -> dict[str, Any]:
         targets = ((3 * inputs + generator.integers(0, 2, inputs.shape)) % vocabulary).astype(np.int32)
         targets[-1, -1, :2] = hvd_lm.data.sources.IGNORED
         counted = int((targets >= 0).sum())
+        noise = step_noise(model, step=step, seed=9)
+        held = [name for name, share in adapter.shares.items() if share.rows]
+        adapter.drop_weights(weight_masks(model, held, step=step, seed=9))
         for index in range(count):
             masks = dropout_masks(
-                model.dropout,
+                model.dropout_rates,
                 widths=dropout_widths(model),
                 sequence_length=LENGTH,
                 stream_ids=range(mine.start, mine.stop),
                 micro_batch=micro_batch,
                 seed=9,
+                locked=model.locked_dropout,
             )
             of_micro_batch = candidates(model, micro_batch=micro_batch, seed=9)
             micro_batch += 1
@@ -70,7 +74,7 @@ def main(framework: str, settings: str) -> dict[str, Any]:
                 weight=scale / counted,
                 last=index == count - 1,
                 defer=(count - 1 - index) % 2,
-                dropout_masks=masks,
+                dropout_masks=noise.masks(np.ascontiguousarray(inputs[index, :, mine]), masks),
                 candidates=of_micro_batch,
             )
         outcome = adapter.step(learning_rate=0.03, clip=0.2, unscale=1 / scale)

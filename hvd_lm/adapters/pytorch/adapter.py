@@ -29,12 +29,12 @@ from hvd_lm.adapters.pytorch.stages.drop import Drop
 from hvd_lm.adapters.pytorch.stages.sampled_softmax import SampledWords
 from hvd_lm.adapters.pytorch.touched_rows import Touched
 from hvd_lm.adapters.pytorch.update import DynamicUpdate, Update, make_update, norm_of
+from hvd_lm.adapters.pytorch.weight_drop import WeightDrop
 from hvd_lm.adapters.pytorch.wire import Wire
 from hvd_lm.adapters.waits import Waits
 from hvd_lm.job.topology import GroupName
 from hvd_lm.model.candidates import Candidates
 from hvd_lm.model.cost import multiply_adds
-from hvd_lm.model.split import BROADCAST, blocks
 from hvd_lm.model.weights import Array, Weights
 
 _Made = Made[Lookup, Stage, Output | Depart]
@@ -63,6 +63,7 @@ class PyTorchAdapter(Adapter):
             ModelGroup(groups["model"], self._wire) if groups["model"].communicates and not self.is_pipeline else None,
             **self._neighbours,
         )
+        self._weight_drop = WeightDrop(self._weights, self.model.weight_dropout if update else 0.0)
         self._copies: list[_Made] = []
         """The stages, once for each of the backwards that wait in a pipeline: each remembers its micro-batches."""
         self._waiting: list[list[tuple[int, ...]]] = [[]]
@@ -118,13 +119,17 @@ class PyTorchAdapter(Adapter):
         self._trained.link()
 
     def _weights_changed(self) -> None:
+        self._weight_drop.weights_changed()
+        self._forget_derived()
+
+    def _forget_derived(self) -> None:
         for copy in self._copies:
             for stage in copy.stages:
                 stage.weights_changed()
 
     def _copy(self, number: int) -> _Made:
         while number >= len(self._copies):
-            self._copies.append(make_stages(self.model, self._weights, self._divided))
+            self._copies.append(make_stages(self.model, self._weights | self._weight_drop.stand_ins, self._divided))
         return self._copies[number]
 
     @property
@@ -163,16 +168,7 @@ class PyTorchAdapter(Adapter):
             # Up to two thirds of all that would travel, and one number.
             named = {name: tensor for name, tensor in named.items() if name not in update.moments}
             update.begin()
-        handles = [
-            hvd.broadcast_async_(
-                tensor[rows.start : rows.stop], group.ranks[0], name=f"state.{name}.{rows.start}", process_set=group.process_set
-            )
-            for name, tensor in named.items()
-            if (group := self.job.holders(self.held[name])).communicates
-            for rows in blocks(range(len(tensor)), tensor.shape, BROADCAST)
-        ]
-        for handle in handles:
-            hvd.synchronize(handle)
+        self.job.broadcast_rows(named, self.held)
         update.link()
         self._weights_changed()
 
@@ -189,6 +185,9 @@ class PyTorchAdapter(Adapter):
         return states.of_numpy(state_2BU, self._stages, self._device)
 
     # --- a window ----------------------------------------------------------------------------------------
+
+    def drop_weights(self, masks: Mapping[str, NDArray[np.bool_]]) -> None:
+        self._weight_drop.drop(masks)
 
     def accumulate(
         self,
@@ -234,6 +233,8 @@ class PyTorchAdapter(Adapter):
         self, made: _Made, inputs_TB: Tensor, state: State, masks: Sequence[Tensor] = (), *, keep: int = 0
     ) -> tuple[Tensor, State]:
         """Outputs of the last stage below the output [T, B, H], and the state after."""
+        if self._weight_drop.turn(training=keep > 0):
+            self._forget_derived()
         activations, masks_left = inputs_TB, iter(masks)
         after: list[LayerState | None] = []
         for stage, before in zip(made.stages, state, strict=True):
@@ -251,7 +252,7 @@ class PyTorchAdapter(Adapter):
         reducer = self._reducer if last else None
         if last:
             self._touched.inputs_complete()
-        complete = reducer.start if reducer and not self._late else _ignore
+        complete = self._weight_drop.pulling_back(reducer.start if reducer and not self._late else _ignore)
         self._weights_changed()  # what the forwards derived from them leaves room for logits
         made = self._copy(number)
         loss, gradients = made.output.backward()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hvd_lm.adapters.job import Job, device_of
 from hvd_lm.adapters.pytorch.probe import PyTorchProbe
 from hvd_lm.job.threads import worth_waking
+from hvd_lm.model.split import BROADCAST, Share, blocks
 
 
 class PyTorchJob(Job):
@@ -40,6 +41,19 @@ class PyTorchJob(Job):
             yield
         finally:
             torch.set_num_threads(self.threads)
+
+    def broadcast_rows(self, tensors: Mapping[str, torch.Tensor], held: Mapping[str, Share]) -> None:
+        """Give all ranks that hold the same rows those of the first among them, in place. Collective."""
+        handles = [
+            hvd.broadcast_async_(
+                tensor[rows.start : rows.stop], group.ranks[0], name=f"state.{name}.{rows.start}", process_set=group.process_set
+            )
+            for name, tensor in tensors.items()
+            if (group := self.holders(held[name])).communicates
+            for rows in blocks(range(len(tensor)), tensor.shape, BROADCAST)
+        ]
+        for handle in handles:
+            hvd.synchronize(handle)
 
     def _make_deterministic(self) -> None:
         torch.use_deterministic_algorithms(True)

@@ -31,10 +31,10 @@ from hvd_lm.adapters.tensorflow.stages.output import Judged, Output
 from hvd_lm.adapters.tensorflow.stages.sampled_softmax import SAMPLED_SPECS, SampledWords
 from hvd_lm.adapters.tensorflow.update import DynamicUpdate, Update
 from hvd_lm.adapters.tensorflow.weight import Accumulation, Arriving, Weight, to_numpy
+from hvd_lm.adapters.tensorflow.weight_drop import stand_ins
 from hvd_lm.adapters.tensorflow.wire import Wire
 from hvd_lm.adapters.waits import Waits
 from hvd_lm.model.candidates import Candidates
-from hvd_lm.model.split import BROADCAST, blocks
 from hvd_lm.model.weights import Array, Weights
 
 with native_stderr_closed():
@@ -61,6 +61,7 @@ class TensorFlowAdapter(Adapter):
 
     framework = "tensorflow"
     job_class = TensorFlowJob
+    job: TensorFlowJob
 
     def _make(self) -> None:
         by_rows = {
@@ -70,7 +71,8 @@ class TensorFlowAdapter(Adapter):
         }
         reserve(self.shares.values(), copies=2 + len(self.update_config.moments) if self.update_config else 1)
         self._weights = {name: Weight(share, by_rows=by_rows[name]) for name, share in self.shares.items() if share.rows}
-        self._values = {name: weight.value for name, weight in self._weights.items()}
+        self._values = {name: weight.stored for name, weight in self._weights.items()}
+        self._stand_ins = stand_ins(self._weights, self.model.weight_dropout if self.update_config else 0.0)
         groups, self._wire = self.job.groups, Wire(halves=self.communication.compression == "fp16")
         self._neighbours = {
             side: neighbour(groups[side], self.job.links.get(side), self._wire)
@@ -79,7 +81,7 @@ class TensorFlowAdapter(Adapter):
         }
         model_group = ModelGroup(groups["model"], self._wire) if groups["model"].communicates and not self.is_pipeline else None
         divided = Divided(self.places, self.shares, model_group, **self._neighbours)
-        self._lookup, self._stages, self._output = make_stages(self.model, self._weights, divided)
+        self._lookup, self._stages, self._output = make_stages(self.model, self._weights | self._stand_ins, divided)
         self._compressed: Compressed | None = None
         if self.compressor and self.remembered:
             ranks, clip = self.job.groups["all"].size, self.clip_of_a_rank
@@ -249,21 +251,7 @@ class TensorFlowAdapter(Adapter):
             variables = {name: variable for name, variable in variables.items() if name not in update.moments}
             update.begin()
         for name, variable in variables.items():
-            self._broadcast(name, variable)
-
-    def _broadcast(self, name: str, variable: tf.Variable) -> None:
-        """From the first rank that holds the same rows to the others."""
-        share = self.held[name]
-        group = self.job.holders(share)
-        if not group.communicates:
-            return
-        first, arriving, values = share.rows.start, Arriving(share), variable.read_value()
-        for rows in blocks(share.rows, share.shape, BROADCAST):
-            sent = values[rows.start - first : rows.stop - first]
-            named = f"state.{name}.{rows.start}"
-            received = hvd.broadcast(sent, group.ranks[0], name=named, process_set=group.process_set)
-            arriving.add(rows.start, received.numpy())
-        variable.assign(arriving.values)
+            self.job.broadcast_rows(name, variable, self.held[name])
 
     def zero_state(self, batch_size: int) -> State:
         return [tuple(tf.zeros((batch_size, stage.units)) for _ in stage.state_specs) for stage in self._stages]
@@ -285,6 +273,10 @@ class TensorFlowAdapter(Adapter):
         return state
 
     # --- training ----------------------------------------------------------------------------------------
+
+    def drop_weights(self, masks: Mapping[str, NDArray[np.bool_]]) -> None:
+        for name, stand_in in self._stand_ins.items():
+            stand_in.drop(masks[name])
 
     def accumulate(
         self,

@@ -13,7 +13,9 @@ from hvd_lm.adapters.job import Job, device_of
 from hvd_lm.adapters.tensorflow.graphs import graph_function
 from hvd_lm.adapters.tensorflow.probe import TensorFlowProbe
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
+from hvd_lm.adapters.tensorflow.weight import Arriving
 from hvd_lm.job.threads import default_threads, worth_waking
+from hvd_lm.model.split import BROADCAST, Share, blocks
 
 with native_stderr_closed():
     import horovod.tensorflow as hvd
@@ -38,6 +40,19 @@ class TensorFlowJob(Job):
         except RuntimeError:  # fixed since TensorFlow ran its first operation in this process
             return int(tf.config.threading.get_intra_op_parallelism_threads())
         return threads
+
+    def broadcast_rows(self, name: str, variable: tf.Variable, share: Share) -> None:
+        """From the first rank that holds the same rows, `share`, to the others. Collective over those."""
+        group = self.holders(share)
+        if not group.communicates:
+            return
+        first, arriving, values = share.rows.start, Arriving(share), variable.read_value()
+        for rows in blocks(share.rows, share.shape, BROADCAST):
+            sent = values[rows.start - first : rows.stop - first]
+            named = f"state.{name}.{rows.start}"
+            received = hvd.broadcast(sent, group.ranks[0], name=named, process_set=group.process_set)
+            arriving.add(rows.start, received.numpy())
+        variable.assign(arriving.values)
 
     def _make_deterministic(self) -> None:
         tf.config.experimental.enable_op_determinism()

@@ -149,16 +149,16 @@ class Update:
     def _update_weight(self, weight: Weight, gradient: _Gradient, rates: _Rates) -> tf.Operation:
         share = self._moment_shares[weight.name]
         if share == weight.share:
-            return self._update(weight.name, weight.value, gradient, rates)
+            return self._update(weight.name, weight.stored, gradient, rates)
         # The operations of an update take variables, and that of the gradient is empty by now.
         with tf.control_dependencies([gradient.values]):
-            part = weight.gradient.assign(weight.value[share.rows.start : share.rows.stop])
+            part = weight.gradient.assign(weight.stored[share.rows.start : share.rows.stop])
         with tf.control_dependencies([part]):
             updated = self._update(weight.name, weight.gradient, gradient, rates)
         with tf.control_dependencies([updated]):
             process_set = self._groups["data"].process_set
             rows = hvd.allgather(weight.take_gradient(), name=f"updated.{weight.name}", process_set=process_set)
-        return weight.value.assign(tf.ensure_shape(rows, weight.shape)).op
+        return weight.stored.assign(tf.ensure_shape(rows, weight.shape)).op
 
     def _update(self, name: str, variable: tf.Variable, gradient: _Gradient, rates: _Rates) -> tf.Operation:
         if not self._config.weight_decay:
@@ -195,7 +195,7 @@ class Update:
         if self._config.optimizer == "asgd":
             moved = tf.raw_ops.ResourceApplyGradientDescent(var=handle, alpha=learning_rate, delta=values)
             with tf.control_dependencies([moved]):
-                average, weight = self.moments[f"average/{name}"], self._weights[name].value
+                average, weight = self.moments[f"average/{name}"], self._weights[name].stored
                 return average.assign_add((weight - average) * rates.share).op
         if self.moments:
             accumulator = self.moments[f"momentum/{name}"].handle
@@ -209,13 +209,13 @@ class DynamicUpdate:
     """Of dynamic evaluation: a plain step, and a pull back to the weights as they are when it is made."""
 
     def __init__(self, weights: Mapping[str, Weight], rates: Mapping[str, Array], decays: Mapping[str, Array]) -> None:
-        remembered = {name: tf.constant(weight.value.numpy()) for name, weight in weights.items()}
+        remembered = {name: tf.constant(weight.stored.numpy()) for name, weight in weights.items()}
         constant_rates = {name: tf.constant(rate) for name, rate in rates.items()}
         constant_decays = {name: tf.constant(decay) for name, decay in decays.items()}
 
         def step() -> None:
             for name, weight in weights.items():
-                pull = constant_decays[name] * (remembered[name] - weight.value)
-                weight.value.assign_add(pull - constant_rates[name] * weight.gradient)
+                pull = constant_decays[name] * (remembered[name] - weight.stored)
+                weight.stored.assign_add(pull - constant_rates[name] * weight.gradient)
 
         self.apply = graph_function(step)

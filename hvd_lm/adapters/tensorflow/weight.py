@@ -51,7 +51,16 @@ class Weight(Gradient):
         super().__init__(share, by_rows=by_rows)
         # No page is touched before the values come.
         empty = tf.raw_ops.Empty(shape=self.shape, dtype=tf.float32)
-        self.value = tf.Variable(empty, name=self.name, trainable=False)
+        self.stored = tf.Variable(empty, name=self.name, trainable=False)
+
+    @property
+    def value(self) -> tf.Variable | tf.Tensor:
+        """What stages compute with."""
+        return self.stored
+
+    def pulled_back(self, gradient: tf.Tensor) -> tf.Tensor:
+        """The gradient by what is stored, of one by `value`."""
+        return gradient
 
 
 class Arriving:
@@ -103,7 +112,7 @@ class Accumulation:
     def add(self, weight: Weight, gradient: tf.Tensor) -> None:
         """Without a pass over zeros, where it is the first."""
         assign = weight.gradient.assign_add if weight.name in self._begun else weight.gradient.assign
-        assign(gradient)
+        assign(weight.pulled_back(gradient))
         self._begun.add(weight.name)
 
     def touch(self, weight: Weight, rows: tf.Tensor) -> None:

@@ -47,7 +47,7 @@ def _make_lstm(_: ModelConfig, stage: declared.Stage, weights: Weights) -> Stage
 
 
 _MAKERS: dict[declared.Kind, Callable[[ModelConfig, declared.Stage, Weights], Stage]] = {
-    "drop": lambda config, *_: Drop(keep_probability(config.dropout)),
+    **dict.fromkeys(declared.DROPS, lambda _, stage, __: Drop(keep_probability(stage.rate))),
     "lstm": _make_lstm,
     "mlstm": lambda _, stage, weights: MultiplicativeLstm(weights, stage.units),
     "attention": lambda config, _, weights: Attention(weights, source_end(config)),

@@ -9,7 +9,10 @@ from hvd_lm.adapters.pytorch.stages.base import Complete, LayerState, Stage
 
 
 class Drop(Stage):
-    """Activations under a mask bool [T, B, D], divided by the share that masks keep; without one, as they are."""
+    """Activations under a mask bool [T, B, D], divided by the share that masks keep; without one, as they are.
+
+    A mask has 1 for T where it is locked, and 1 for D where words drop.
+    """
 
     def __init__(self, keep_probability: float) -> None:
         self._keep_probability = keep_probability

@@ -21,6 +21,7 @@ from hvd_lm.adapters.tensorflow.stages.projected_lstm import ProjectedLstm
 from hvd_lm.adapters.tensorflow.stages.split_lookup import SplitLookup
 from hvd_lm.adapters.tensorflow.stages.split_output import SplitOutput
 from hvd_lm.adapters.tensorflow.weight import Weight
+from hvd_lm.adapters.tensorflow.weight_drop import reading_what_is_stored
 from hvd_lm.config import ModelConfig
 from hvd_lm.model import stages as declared
 from hvd_lm.model.noise import keep_probability
@@ -40,7 +41,8 @@ def _make_lstm(_: ModelConfig, __: declared.Stage, weights: Weights) -> Stage:
 
 
 _MAKERS: dict[declared.Kind, Callable[[ModelConfig, declared.Stage, Weights], Stage]] = {
-    "drop": lambda config, stage, _: Drop(stage.output_size, keep_probability(config.dropout)),
+    "drop": lambda _, stage, __: Drop(stage.output_size, keep_probability(stage.rate)),
+    "drop_words": lambda _, stage, __: Drop(1, keep_probability(stage.rate)),
     "lstm": _make_lstm,
     "mlstm": lambda _, stage, weights: MultiplicativeLstm(weights, stage.input_size, stage.units),
     "attention": lambda config, stage, weights: Attention(weights, stage.output_size, source_end(config)),
@@ -56,5 +58,5 @@ _KIT: Kit[Lookup, Stage, Output | Depart] = Kit(
     adaptive_output=AdaptiveOutput,
     arrive=Arrive,
     depart=Depart,
-    others=_MAKERS,
+    others={kind: reading_what_is_stored(make) for kind, make in _MAKERS.items()},
 )

@@ -13,7 +13,10 @@ with native_stderr_closed():
 
 
 class Drop(Stage):
-    """Activations under a mask bool [T, B, D], divided by the share that masks keep."""
+    """Activations under a mask bool [T, B, D], divided by the share that masks keep.
+
+    A mask has 1 for T where it is locked, and 1 for D where words drop.
+    """
 
     def __init__(self, width: int, keep_probability: float) -> None:
         self._keep_probability = keep_probability
