@@ -62,6 +62,9 @@ def run(
     that ends a source, with which the inputs begin, and which is attended to.
     """
     w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
+    normalized = {name.removesuffix(".gain"): w.pop(name) for name in list(w) if name.endswith(".gain")}
+    stored = {name: w[name] for name in normalized}
+    w |= {name: gain[:, None] * stored[name] / np.linalg.norm(stored[name], axis=1)[:, None] for name, gain in normalized.items()}
     layers = sum(name.endswith(".recurrent_kernel") for name in w)
     shapes = [w[f"lstm.{index}.recurrent_kernel"].shape for index in range(layers)]
     steps, batch = inputs_TB.shape
@@ -156,6 +159,11 @@ def run(
             d_h = d_from_h @ w[f"lstm.{index}.multiplicative_recurrent_kernel"]
         d_x = d_inputs
     np.add.at(gradients["embedding"], inputs_TB, d_x * scales[0])
+    for name, gain in normalized.items():
+        norms = np.linalg.norm(stored[name], axis=1)[:, None]
+        by_gain = (gradients[name] * stored[name] / norms).sum(1)
+        gradients[name] = gain[:, None] / norms * (gradients[name] - by_gain[:, None] * stored[name] / norms)
+        gradients[f"{name}.gain"] = by_gain
     return Outcome(logits_TBV, loss_sum, gradients, after)
 
 

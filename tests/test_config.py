@@ -40,6 +40,8 @@ REFUSALS: list[tuple[type[Any], dict[str, Any], str]] = [
     (ModelConfig, {"output_dropout": -0.1}, "--output-dropout"),
     (ModelConfig, {"embedding_dropout": NAN}, "--embedding-dropout"),
     (ModelConfig, {"weight_dropout": 1.0}, "--weight-dropout"),
+    (ModelConfig, {"weight_normalization": True}, "--weight-normalization needs --cell mlstm"),
+    (ModelConfig, {"weight_normalization": True, "cell": "mlstm", "weight_dropout": 0.1}, "and no --weight-dropout"),
     (ModelConfig, {"tie_embedding": True, "embedding_size": 3, "hidden_size": 4}, "--tie-embedding"),
     (DataConfig, {"batch_size": 0}, "--batch-size"),
     (DataConfig, {"sequence_length": 0}, "--sequence-length"),

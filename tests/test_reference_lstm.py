@@ -15,7 +15,12 @@ from hvd_lm.model.weights import initial_weights
 ADAPTIVE = {"softmax": "adaptive", "adaptive_cutoffs": (3, 6), "adaptive_division": 2}
 
 
-LAYERS = {"lstm": {"cell": "lstm"}, "mlstm": {"cell": "mlstm"}, "projected": {"projection_size": 4}}
+LAYERS = {
+    "lstm": {"cell": "lstm"},
+    "mlstm": {"cell": "mlstm"},
+    "normalized": {"cell": "mlstm", "weight_normalization": True},
+    "projected": {"projection_size": 4},
+}
 OUTPUTS = {"plain": {}, "tied": {"tie_embedding": True}, "adaptive": ADAPTIVE}
 
 

@@ -22,6 +22,8 @@ DROPS: tuple[Kind, ...] = ("drop", "drop_words")
 """What acts in training only, under a mask."""
 
 _EMBEDDING_RANGE = 0.1
+GAIN = ".gain"
+"""Ends the names of the lengths of a kernel's rows, under weight normalization."""
 OF_CLASSES = "class_"
 """Begins the names of parameters that judge classes in place of words."""
 
@@ -63,6 +65,9 @@ def _begun(config: ModelConfig, declared: Mapping[str, Parameter]) -> dict[str, 
             found[role] = replace(parameter, initial_range=0.0 if role == "bias" else config.initial_range)
         if role == "bias" and parameter.split == "layer":
             found[role] = replace(found[role], forget_bias=config.forget_bias)
+    for role, parameter in declared.items():
+        if parameter.norms_of:
+            found[role] = replace(parameter, norms_of=found[role.removesuffix(GAIN)])
     return found
 
 
@@ -85,7 +90,10 @@ def _stages(config: ModelConfig) -> Iterator[Stage]:
     yield from _drop(config, 0, width)
     kind: Kind = config.cell if config.projection_size is None else "projected_lstm"
     for layer, (units, above) in enumerate(zip(config.units, config.widths, strict=True)):
-        yield Stage(kind, width, above, _cell_parameters(kind, layer, width, units, above), units)
+        declared = _cell_parameters(kind, layer, width, units, above)
+        if config.weight_normalization:
+            declared |= _gains(declared)
+        yield Stage(kind, width, above, declared, units)
         if config.source_attention and layer == len(config.units) - 1:
             yield _attention(above)
         yield from _drop(config, layer + 1, above)
@@ -149,6 +157,15 @@ def _adaptive(config: ModelConfig, vocabulary: int, width: int, before: int) -> 
 def _drop(config: ModelConfig, place: int, width: int) -> Iterator[Stage]:
     if rate := config.dropout_rates[place]:
         yield Stage("drop", width, width, rate=rate)
+
+
+def _gains(declared: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """The lengths of the rows of all kernels; at the beginning a kernel is what it would be without."""
+    return {
+        role + GAIN: Parameter(its.name + GAIN, its.shape[:1], 0.0, key_of_name(its.name + GAIN), split=its.split, norms_of=its)
+        for role, its in declared.items()
+        if len(its.shape) == 2
+    }
 
 
 def _cell_parameters(kind: Kind, layer: int, width: int, units: int, above: int) -> dict[str, Parameter]:

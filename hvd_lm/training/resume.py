@@ -16,7 +16,7 @@ from hvd_lm.training.folder import prepare_folder
 
 AUTO = "auto"
 _SIZES = ("vocabulary_size", "embedding_size", "hidden_size", "layers", "cell", "projection_size")
-_SAME = ("tie_embedding", "classes", "source_end", "source_reversed", "source_attention")
+_SAME = ("tie_embedding", "weight_normalization", "classes", "source_end", "source_reversed", "source_attention")
 
 
 def begin(out: Path, resume: str | None, model: ModelConfig, optimizer: OptimizerConfig, fingerprint: str) -> Checkpoint | None:
