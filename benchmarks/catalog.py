@@ -143,6 +143,7 @@ PEERS: tuple[Peer, ...] = (
         _script(f"ddp_no_sync-powersgd-{rank}", "DDP, no_sync, powerSGD_hook", "--powersgd", str(rank), maths="powersgd")
         for rank in (1, 2, 4)
     ),
+    _script("ddp_no_sync-batched-4", "DDP, no_sync, batched_powerSGD_hook", "--powersgd", "4", "--batched", maths="powersgd"),
     _script("post_local_sgd-8", "DDP, no_sync, PostLocalSGDOptimizer, the mean of the weights every 8 steps", "8", maths="local"),
     _script("zero1", "DDP, no_sync, ZeroRedundancyOptimizer"),
     _script("tensor_parallel", "torch.distributed.tensor.parallel: rows of embedding and output divided"),

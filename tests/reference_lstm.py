@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import reference_attention
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -57,14 +58,18 @@ def run(
     sampled: tuple[NDArray[np.int32], int] | None = None,
     activation_penalty: float = 0.0,
     temporal_penalty: float = 0.0,
+    source_end: int | None = None,
 ) -> Outcome:
     """Cross-entropy summed over the targets >= 0, and its gradient for every weight.
 
-    Besides, the gradient of penalties, of the tokens that count: of squares of what goes to the output, and of the differences of
-    the last layer's outputs before a mask. `sampled`: the candidates of a sampled softmax, and in how many log-uniform draws they
-    were found.
+    Besides, the gradient of penalties, of the tokens that count: of squares of what goes to the output, and of its differences from
+    token to token before a mask. `sampled`: the candidates of a sampled softmax, and in how many log-uniform draws they were found.
+    `source_end`: the token that ends a source, with which the inputs begin, and which is attended to.
     """
     w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
+    normalized = {name.removesuffix(".gain"): w.pop(name) for name in list(w) if name.endswith(".gain")}
+    stored = {name: w[name] for name in normalized}
+    w |= {name: gain[:, None] * stored[name] / np.linalg.norm(stored[name], axis=1)[:, None] for name, gain in normalized.items()}
     layers = sum(name.endswith(".recurrent_kernel") for name in w)
     shapes = [w[f"lstm.{index}.recurrent_kernel"].shape for index in range(layers)]
     steps, batch = inputs_TB.shape
@@ -97,7 +102,11 @@ def run(
             layer.gates.append((i, f, g, o))
         tape.append(layer)
         after.append((layer.h[-1], layer.c[-1]))
-        x_TBD = np.stack(layer.h[1:]) * scales[index + 1]
+        x_TBD = np.stack(layer.h[1:])
+        if source_end is not None and index == layers - 1:
+            x_TBD, attended = reference_attention.forward(w, x_TBD, inputs_TB, source_end)
+        raw_TBH = x_TBD
+        x_TBD = raw_TBH * scales[index + 1]
     kernel = w.get("output_kernel", w["embedding"])
     logits_TBV = _adaptive(w, x_TBD) if _tails(w) else x_TBD @ kernel.T + w["output_bias"]
 
@@ -121,7 +130,7 @@ def run(
         gradients["output_kernel" if "output_kernel" in w else "embedding"] += np.einsum("tbv,tbh->vh", d_logits, x_TBD)
         gradients["output_bias"] += d_logits.sum((0, 1))
         d_x = d_logits @ kernel
-    raw_TBH, changes = np.stack(tape[-1].h[1:]), np.diff(np.stack(tape[-1].h[1:]), axis=0)
+    changes = np.diff(raw_TBH, axis=0)
     of_squares, of_changes = (factor / raw_TBH.shape[-1] * counted[..., None] for factor in (activation_penalty, temporal_penalty))
     penalty = float((of_squares * x_TBD**2).sum() + (of_changes[1:] * changes**2).sum())
     d_x = d_x + 2 * of_squares * x_TBD
@@ -131,6 +140,8 @@ def run(
         if index == layers - 1:
             d_x[1:] += 2 * of_changes[1:] * changes
             d_x[:-1] -= 2 * of_changes[1:] * changes
+        if source_end is not None and index == layers - 1:
+            d_x = reference_attention.backward(w, attended, d_x, gradients)
         d_inputs = np.zeros_like(layer.inputs_TBD)
         d_h, d_c = (np.zeros_like(one[0]) for one in (layer.h, layer.c))
         projection = w.get(f"lstm.{index}.projection_kernel")
@@ -161,6 +172,11 @@ def run(
             d_h = d_from_h @ w[f"lstm.{index}.multiplicative_recurrent_kernel"]
         d_x = d_inputs
     np.add.at(gradients["embedding"], inputs_TB, d_x * scales[0])
+    for name, gain in normalized.items():
+        norms = np.linalg.norm(stored[name], axis=1)[:, None]
+        by_gain = (gradients[name] * stored[name] / norms).sum(1)
+        gradients[name] = gain[:, None] / norms * (gradients[name] - by_gain[:, None] * stored[name] / norms)
+        gradients[f"{name}.gain"] = by_gain
     return Outcome(logits_TBV, loss_sum, gradients, after, penalty)
 
 

@@ -47,6 +47,7 @@ MODELS = [
         "dropout": DROPPING,
         "tapered": TAPERED,
         "mlstm": MULTIPLICATIVE,
+        "normalized": replace(MULTIPLICATIVE, weight_normalization=True),
         "adaptive": ADAPTIVE,
         "projected": PROJECTED,
         "noisy": NOISY,

@@ -43,6 +43,8 @@ REFUSALS: list[tuple[type[Any], dict[str, Any], str]] = [
     (ModelConfig, {"activation_penalty": -1.0}, "--activation-penalty must be a number and at least 0, not -1.0"),
     (ModelConfig, {"temporal_penalty": NAN}, "--temporal-penalty"),
     (ModelConfig, {"temporal_penalty": float("inf")}, "--temporal-penalty"),
+    (ModelConfig, {"weight_normalization": True}, "--weight-normalization needs --cell mlstm"),
+    (ModelConfig, {"weight_normalization": True, "cell": "mlstm", "weight_dropout": 0.1}, "and no --weight-dropout"),
     (ModelConfig, {"tie_embedding": True, "embedding_size": 3, "hidden_size": 4}, "--tie-embedding"),
     (DataConfig, {"batch_size": 0}, "--batch-size"),
     (DataConfig, {"sequence_length": 0}, "--sequence-length"),

@@ -35,6 +35,8 @@ from hvd_lm.generation.text import GenerateConfig
 from hvd_lm.report.page import ReportConfig
 from hvd_lm.tasks.classifier import ClassEvaluateConfig, ClassPredictConfig
 from hvd_lm.tasks.sentiment import SentimentTrainConfig
+from hvd_lm.tasks.translation import TranslateTrainConfig
+from hvd_lm.tasks.translator import TranslateApplyConfig, TranslateEvaluateConfig
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -171,6 +173,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "other.txt").write_text("The value of a short text is that it is soon read.\n" * 20, encoding="utf-8")
     rows = "a text that is good\tgood\nno text at all , and bad\tbad\n" * 20
     (folder / "reviews.tsv").write_text(f"text\tlabel\n{rows}", encoding="utf-8")
+    for name, lines in {"en": "one dog\ntwo cats\n", "de": "ein Hund\nzwei Katzen\n"}.items():
+        (folder / f"train.{name}").write_text(lines * 40, encoding="utf-8")
+        (folder / f"test.{name}").write_text(lines, encoding="utf-8")
     (folder / "texts").mkdir()
     # A vocabulary of 10000 needs more words than the corpus has: numbers make up the rest.
     text = " ".join(map(str, range(5000))) + "\n" + embedded_corpus()
@@ -241,6 +246,7 @@ def test_there_are_examples() -> None:
         "docs/python.md",
         "docs/python.md",
         "docs/sentiment.md",
+        "docs/translation.md",
     ]
 
 
@@ -321,6 +327,9 @@ def known_flags() -> frozenset[str]:
         SentimentTrainConfig,
         ClassEvaluateConfig,
         ClassPredictConfig,
+        TranslateTrainConfig,
+        TranslateApplyConfig,
+        TranslateEvaluateConfig,
         GenerateConfig,
         ExportConfig,
         ReportConfig,

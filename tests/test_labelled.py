@@ -78,8 +78,8 @@ def test_texts_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("x.jsonl", '{"text": "a", "label": 1}\n{\n', "row 2 is no JSON"),
         ("x.jsonl", '{"text": "a"}\n', "has no column text and label"),
         ("x.jsonl", "[1]\n", "row 1 has list"),
-        ("x.jsonl", '{"text": 3, "label": "a"}\n', "a text must be a string"),
-        ("x.jsonl", '{"text": "a", "label": null}\n', "a text must be a string"),
+        ("x.jsonl", '{"text": 3, "label": "a"}\n', "text must be a string, and label"),
+        ("x.jsonl", '{"text": "a", "label": null}\n', "text must be a string, and label"),
         ("x.txt", "a\n", "must be a .tsv, .csv or .jsonl file"),
     ],
 )

@@ -41,6 +41,7 @@ NOISE = [
         pytest.param(2, 40, ["--embedding-size", "48"], id="two-ranks"),
         pytest.param(1, 40, ["--embedding-size", "48", *NOISE], id="noisy"),
         pytest.param(1, 40, ["--embedding-size", "48", "--cell", "mlstm", "--dropout", "0.2"], id="mlstm"),
+        pytest.param(1, 100, ["--embedding-size", "48", "--cell", "mlstm", "--weight-normalization"], id="normalized"),
         pytest.param(1, 40, ["--embedding-size", "48", "--projection-size", "32", "--dropout", "0.2"], id="projected"),
         pytest.param(1, 40, ["--embedding-size", "48", "--hidden-size", "96", "64"], id="tapered"),
     ],

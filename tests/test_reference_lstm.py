@@ -15,12 +15,20 @@ from hvd_lm.model.weights import initial_weights
 ADAPTIVE = {"softmax": "adaptive", "adaptive_cutoffs": (3, 6), "adaptive_division": 2}
 
 
-LAYERS = {"lstm": {"cell": "lstm"}, "mlstm": {"cell": "mlstm"}, "projected": {"projection_size": 4}}
+LAYERS = {
+    "lstm": {"cell": "lstm"},
+    "mlstm": {"cell": "mlstm"},
+    "normalized": {"cell": "mlstm", "weight_normalization": True},
+    "projected": {"projection_size": 4},
+}
 OUTPUTS = {"plain": {}, "tied": {"tie_embedding": True}, "adaptive": ADAPTIVE}
 
 
+TRANSLATES = {"source_end": 0, "source_attention": True}
+
+
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-@pytest.mark.parametrize("output", OUTPUTS.values(), ids=OUTPUTS)
+@pytest.mark.parametrize("output", {**OUTPUTS, "attention": TRANSLATES}.values(), ids=[*OUTPUTS, "attention"])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_gradients_are_those_of_finite_differences(layer: dict[str, Any], output: dict[str, Any], dropout: float) -> None:
     width = layer.get("projection_size", 6)
@@ -29,14 +37,15 @@ def test_gradients_are_those_of_finite_differences(layer: dict[str, Any], output
     generator = np.random.default_rng(0)
     inputs, targets = generator.integers(0, 11, (2, 4, 3), dtype=np.int32)
     targets[2, 1] = -1
+    inputs[1, :2], end = 0, output.get("source_end")
     sizes = zip(config.widths, config.units, strict=True)
     state = [(generator.normal(size=(3, width)), generator.normal(size=(3, units))) for width, units in sizes]
     masks = dropout_masks(dropout, widths=dropout_widths(config), sequence_length=4, stream_ids=range(3), micro_batch=0, seed=1)
 
     def loss() -> float:
-        return reference_lstm.run(weights, inputs, targets, state, masks, keep_probability(dropout)).loss_sum
+        return reference_lstm.run(weights, inputs, targets, state, masks, keep_probability(dropout), source_end=end).loss_sum
 
-    gradients = reference_lstm.run(weights, inputs, targets, state, masks, keep_probability(dropout)).gradients
+    gradients = reference_lstm.run(weights, inputs, targets, state, masks, keep_probability(dropout), source_end=end).gradients
     for name, value in weights.items():
         for _ in range(8):
             index = tuple(generator.integers(0, n) for n in value.shape)

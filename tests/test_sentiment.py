@@ -30,7 +30,8 @@ from hvd_lm.model.weights import initial_weights
 from hvd_lm.tasks import classifier, sentiment, state_features
 from hvd_lm.tasks.class_figures import class_figures
 from hvd_lm.tasks.classifier import ClassEvaluateConfig, ClassPredictConfig
-from hvd_lm.tasks.labels import examples, held_apart
+from hvd_lm.tasks.held_apart import held_apart
+from hvd_lm.tasks.labels import examples
 from hvd_lm.tasks.sentiment import SentimentTrainConfig
 
 TOPICS = {"specialnames": "names", "debugger": "debugger", "formatstrings": "text"}

@@ -147,13 +147,14 @@ def test_initial_values_are_those_of_earlier_versions(model: ModelConfig, digest
     ("change", "others"),
     [
         ({"cell": "mlstm"}, set()),
+        ({"cell": "mlstm", "weight_normalization": True}, set()),
         ({"projection_size": 3}, {"lstm.0.recurrent_kernel", "lstm.1.input_kernel", "lstm.1.recurrent_kernel", "output_kernel"}),
         ({"dropout": 0.5}, set()),
         ({"layers": 4}, {"output_kernel"}),  # its key counts the layers
         ({"hidden_size": (5, 7)}, {"lstm.1.input_kernel", "lstm.1.recurrent_kernel", "lstm.1.bias", "output_kernel"}),
         ({"vocabulary_size": 12}, {"embedding", "output_kernel", "output_bias"}),
     ],
-    ids=["cell", "projection", "dropout", "layers", "widths", "vocabulary"],
+    ids=["cell", "normalized", "projection", "dropout", "layers", "widths", "vocabulary"],
 )
 def test_parameters_that_two_models_share_begin_alike(change: dict[str, Any], others: set[str]) -> None:
     first, second = initial_weights(MODEL, seed=7), initial_weights(replace(MODEL, **change), seed=7)
@@ -162,11 +163,33 @@ def test_parameters_that_two_models_share_begin_alike(change: dict[str, Any], ot
 
 
 @pytest.mark.parametrize(
-    "model", [MODEL, TIED, ADAPTIVE, replace(MODEL, layers=6), replace(MULTIPLICATIVE, hidden_size=5, layers=6), PROJECTED]
+    "model",
+    [
+        MODEL,
+        TIED,
+        ADAPTIVE,
+        replace(MULTIPLICATIVE, weight_normalization=True),
+        replace(MODEL, layers=6),
+        replace(MULTIPLICATIVE, hidden_size=5, layers=6),
+        PROJECTED,
+    ],
 )
 def test_no_two_parameters_have_a_seed_in_common(model: ModelConfig) -> None:
     keys = [parameter.seed_key for parameter in parameters(model).values()]
     assert len(set(keys)) == len(keys)
+
+
+def test_gains_begin_as_the_norms_of_their_kernels_rows() -> None:
+    """So that the model is what it would be without; also where they are read in part."""
+    model = replace(MULTIPLICATIVE, weight_normalization=True, initial_range=0.3)
+    weights, rows = initial_weights(model, seed=7), initial_rows(model, seed=7)
+    gains = [name for name in weights if name.endswith(".gain")]
+    assert len(gains) == 8
+    for name in gains:
+        norms = np.linalg.norm(weights[name.removesuffix(".gain")], axis=1)
+        np.testing.assert_array_equal(weights[name], norms)
+        np.testing.assert_array_equal(rows[name][1:3], norms[1:3])
+        assert weights[name].dtype == np.float32
 
 
 def test_initial_values_fill_their_range() -> None:

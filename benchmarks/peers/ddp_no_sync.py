@@ -1,5 +1,6 @@
 """DDP with no_sync: only the last backward of a window reduces. ``--fp16`` puts PyTorch's fp16_compress_hook on it,
-``--powersgd R`` its powerSGD_hook of rank R, in one bucket: with several it deadlocks over Gloo."""
+``--powersgd R`` its powerSGD_hook of rank R, in one bucket: with several it deadlocks over Gloo; with ``--batched`` its
+batched_powerSGD_hook, which takes all gradients as one square matrix."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import sys
 import torch
 import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
-from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, batched_powerSGD_hook, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.peers.torch_model import LanguageModel, adam_settings, loss_of, zero_state
@@ -26,7 +27,8 @@ def main() -> None:
     if "--powersgd" in sys.argv:
         columns = int(sys.argv[sys.argv.index("--powersgd") + 1])
         # 2 is the smallest number of exact steps that it takes with a warm start: those before the clock counts.
-        model.register_comm_hook(PowerSGDState(None, columns, start_powerSGD_iter=2), powerSGD_hook)
+        hook = batched_powerSGD_hook if "--batched" in sys.argv else powerSGD_hook
+        model.register_comm_hook(PowerSGDState(None, columns, start_powerSGD_iter=2), hook)
     optimizer = torch.optim.Adam(model.parameters(), **adam_settings())
     data, state, clock = batches(rank, size), zero_state(), Clock(rank)
     for _ in clock.windows():

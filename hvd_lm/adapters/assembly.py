@@ -66,6 +66,8 @@ class Kit(Generic[Lookup, Stage, Output]):
     output: Callable[..., Output]
     """Of kernel and bias; `split_output` of parts of them, all parts, and the group; `adaptive_output` of the head's, and of
     all clusters."""
+    picked_output: Callable[..., Output]
+    """As `output`, of a model many of whose tokens have no target."""
     split_output: Callable[..., Output]
     adaptive_output: Callable[..., Output]
     arrive: Callable[[Any, int], Stage]
@@ -74,6 +76,12 @@ class Kit(Generic[Lookup, Stage, Output]):
     """Of the neighbour above, and the width of what goes."""
     others: Mapping[declared.Kind, Callable[[ModelConfig, declared.Stage, Any], Stage]]
     """What drops, and the cells."""
+
+
+def source_end(config: ModelConfig) -> int:
+    """Of a model with attention."""
+    assert config.source_end is not None
+    return config.source_end
 
 
 def assemble(
@@ -95,7 +103,7 @@ def assemble(
             made.append(lookup)
         elif stage.kind == "output":
             kernel, bias = of_stage["kernel"], of_stage["bias"]
-            output = kit.output(kernel, bias)
+            output = (kit.output if config.source_end is None else kit.picked_output)(kernel, bias)
             if divided.group:
                 output = kit.split_output(kernel, bias, divided.shares[stage.parameters["kernel"].name].parts, divided.group)
         elif stage.kind == "adaptive":

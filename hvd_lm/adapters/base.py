@@ -271,6 +271,10 @@ class Adapter(ABC):
     def zero_state(self, batch_size: int) -> State:
         """The state at the beginning of a text."""
 
+    @abstractmethod
+    def select_state(self, state: State, sequences: Sequence[int]) -> State:
+        """That of these sequences, in this order; one may come several times."""
+
     def state_to_numpy(self, state: State) -> NDArray[np.float32]:
         """A copy of a state, ``float32 [2, B, U]``: h and c, all layers side by side from below; of a layer that projects P of H
         columns are h, then zeros. Collective over a pipeline."""

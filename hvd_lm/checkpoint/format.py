@@ -163,10 +163,15 @@ def mapped(path: Path) -> Checkpoint:
 
 
 def language_model(found: Checkpoint, path: Path) -> Checkpoint:
-    """What was `found` in `path`, for those who want words of it. Raises CheckpointError if it tells classes apart."""
+    """What was `found` in `path`, for those who want a text of it.
+
+    Raises CheckpointError if it tells classes apart, or translates.
+    """
     if found.model.classes:
         classes = ", ".join(found.model.classes[:5])
         raise CheckpointError(f"{path} is no language model, it tells classes apart ({classes}): hvd-lm sentiment predict asks it")
+    if found.model.source_end is not None:
+        raise CheckpointError(f"{path} is no language model, it translates: hvd-lm translate apply asks it")
     return found
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from hvd_lm.command_line import sentiment, streams
+from hvd_lm.command_line import sentiment, streams, translate
 from hvd_lm.command_line.flags import PROGRAM, parse, parse_with_yaml
 from hvd_lm.communication import measure as measuring
 from hvd_lm.communication import plan as planning
@@ -303,6 +303,7 @@ COMMANDS: Mapping[str, Command] = {
     "score": Command("log-probability of every line, or every word, of texts", run_score),
     "generate": Command("write text with a checkpoint", run_generate),
     "sentiment": Command("train, evaluate, predict: the sentiment, or another label, of texts", sentiment.run),
+    "translate": Command("train, apply, evaluate: translations of texts", translate.run),
     "export": Command("give the weights to plain PyTorch, Keras, ONNX or NumPy", run_export),
     "report": Command("learning curves of runs, as pictures and one page", run_report),
     "measure": Command("time Horovod's operations on this link, and a model's compute, on every rank of a job", run_measure),

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import NamedTuple
 
-from hvd_lm.command_line.flags import PROGRAM, parse
-from hvd_lm.errors import ConfigError
+from hvd_lm.command_line.flags import parse
+from hvd_lm.command_line.task_commands import TaskCommand, run_task
 from hvd_lm.job import launcher
 from hvd_lm.tasks import classifier, sentiment
 from hvd_lm.tasks.classifier import ClassEvaluateConfig, ClassPredictConfig
@@ -18,17 +16,7 @@ from hvd_lm.training.metrics import finite
 
 def run(argv: list[str]) -> int:
     """Run the command that `argv` names. Raises ConfigError for an unknown one."""
-    if not argv or argv[0] in ("-h", "--help"):
-        width = max(map(len, _COMMANDS))
-        lines = [f"  {name:<{width}}  {command.summary}" for name, command in _COMMANDS.items()]
-        use = f"{PROGRAM} sentiment COMMAND"
-        print("\n".join([f"usage: {use} [OPTIONS]", "", *lines, "", f"{use} --help tells the options."]))
-        return 0
-    name, *rest = argv
-    if name not in _COMMANDS:
-        raise ConfigError(f"unknown command sentiment {name!r}: choose one of {', '.join(_COMMANDS)}")
-    _COMMANDS[name].run(rest)
-    return 0
+    return run_task("sentiment", _COMMANDS, argv)
 
 
 def _train(argv: list[str]) -> None:
@@ -62,13 +50,8 @@ def _predict(argv: list[str]) -> None:
             print(json.dumps(asdict(its)) if config.json else f"{its.label}\t{its.probabilities[its.label]:.6f}")
 
 
-class _Command(NamedTuple):
-    summary: str
-    run: Callable[[list[str]], None]
-
-
-_COMMANDS: Mapping[str, _Command] = {
-    "train": _Command("make a classifier of a language model, from texts that have labels", _train),
-    "evaluate": _Command("accuracy of a classifier, and precision and recall of each label", _evaluate),
-    "predict": _Command("the label of each text", _predict),
+_COMMANDS = {
+    "train": TaskCommand("make a classifier of a language model, from texts that have labels", _train),
+    "evaluate": TaskCommand("accuracy of a classifier, and precision and recall of each label", _evaluate),
+    "predict": TaskCommand("the label of each text", _predict),
 }

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from hvd_lm.checkpoint.files import replace_file
 from hvd_lm.communication.fit import fit
+from hvd_lm.communication.pairs import Pairs
 from hvd_lm.communication.ring import COLLECTIVES, CollectiveName, course
 from hvd_lm.errors import DataError, why
 
@@ -99,6 +100,8 @@ class Link:
     """From the submission of a tensor until its operation begins, on an idle link."""
     collectives: tuple[Collective, ...]
     compute: Compute | None = None
+    pairs: Pairs | None = None
+    """Messages between every two ranks, where MPI launches."""
 
     def of(self, name: CollectiveName, number_format: str = "float32") -> Collective:
         """The operation in that number format, or in float32 where that was not measured. Raises DataError if neither was."""
@@ -195,6 +198,8 @@ def _record(kind: type[_Record], values: Any) -> _Record:
     hints, made = get_type_hints(kind), {}
     for field in fields(kind):  # type: ignore[arg-type]
         hint = hints[field.name]
+        if field.name not in values and field.default is not MISSING:
+            continue  # of an older version
         if field.name not in values:
             raise ValueError(f"{field.name} is missing")
         made[field.name] = _value(hint, values[field.name], field.name)
@@ -204,12 +209,12 @@ def _record(kind: type[_Record], values: Any) -> _Record:
 def _value(hint: Any, value: Any, name: str) -> Any:
     if hint in (Point, Collective, Compute):
         return _record(hint, value)
-    if hint == Compute | None:
-        return None if value is None else _record(Compute, value)
-    if hint in (tuple[Point, ...], tuple[Collective, ...]):
+    if hint in (Compute | None, Pairs | None):
+        return None if value is None else _record(get_args(hint)[0], value)
+    if get_origin(hint) is tuple:
         if not isinstance(value, list):
             raise TypeError(f"{name} is no list")
-        return tuple(_record(get_args(hint)[0], item) for item in value)
+        return tuple(_value(get_args(hint)[0], item, name) for item in value)
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         if not 0 <= value < float("inf"):
             raise ValueError(f"{name} is {value}")
@@ -223,5 +228,9 @@ def _value(hint: Any, value: Any, name: str) -> Any:
 def _check(link: Link) -> None:
     if link.ranks < 2:
         raise ValueError(f"ranks is {link.ranks}")
+    if link.pairs:
+        of_ranks = [link.pairs.hosts, link.pairs.alphas, link.pairs.betas, *link.pairs.alphas, *link.pairs.betas]
+        if any(len(rows) != link.ranks for rows in of_ranks):
+            raise ValueError(f"pairs are not of {link.ranks} ranks")
     if strange := [found.name for found in link.collectives if found.name not in COLLECTIVES]:
         raise ValueError(f"no collective is called {strange[0]!r:.40}")

@@ -21,6 +21,7 @@ from hvd_lm.adapters.job import Job
 from hvd_lm.adapters.probe import Action, Probe
 from hvd_lm.communication.compute import time_compute
 from hvd_lm.communication.link import Link, Point, fitted, write_link
+from hvd_lm.communication.pairs import time_pairs
 from hvd_lm.communication.picture import png
 from hvd_lm.communication.ring import COLLECTIVES, CollectiveName
 from hvd_lm.config import (
@@ -121,6 +122,7 @@ def measure(config: MeasureConfig, framework: Framework = "torch", work: Work | 
     with ending_together(job):
         job.agree(settings(config, without=OF_A_RANK))
         link = measure_link(adapter, framework, config.seconds, config.largest_mb * 2**20, work)
+        link = replace(link, pairs=time_pairs(job))
         if job.topology.is_writer:
             with job.trouble.noted():
                 _write(link, config.out)
@@ -283,5 +285,6 @@ def words(link: Link, out: Path) -> str:
         c = link.compute
         of_batch = f"forward {c.forward * 1e3:.2f} ms, backward {c.backward_base * 1e3:.2f} + {c.backward * 1e3:.2f} ms"
         lines.append(f"a micro-batch of {c.batch_size} x {c.sequence_length} tokens: {of_batch}; update {c.update * 1e3:.2f} ms")
+    lines += link.pairs.lines() if link.pairs else []
     lines.append(f"in {out}; picture in {out.with_suffix('.png')}")
     return "\n".join(lines)

@@ -54,6 +54,9 @@ def _activations(work: Work, *, is_cpu: bool) -> float:
             found += 4 * tokens * stage.units + 2 * (tokens + sequences) * stage.units
         elif stage.kind in ("lookup", *DROPS, *PENALTIES):
             found += tokens * stage.output_size
+        elif stage.kind == "attention":
+            # Of each step queries, what they attend to and outputs, and weights of all steps.
+            found += tokens * (4 * stage.input_size + 2 * work.data.sequence_length)
         else:
             words = _words(stage, work)
             at_a_time = _CHUNK if is_cpu else max(_CHUNK, _ACCELERATOR_LOGITS // max(1, int(words)))

@@ -61,6 +61,9 @@ class ModelConfig:
     temporal_penalty: float = 0.0
     """Times the mean square of how much what goes to the output, before dropout, changes from token to token of a micro-batch:
     added in the same way (TAR)."""
+    weight_normalization: bool = False
+    """Train the lengths of the rows of an mlstm cell's kernels apart from their directions (Salimans & Kingma 2016,
+    arXiv:1602.07868)."""
     tie_embedding: bool = False
     """Use the embedding as output kernel too (Press & Wolf 2017, arXiv:1608.05859); needs E = H of the last layer."""
     softmax: Literal["full", "sampled", "adaptive"] = "full"
@@ -77,6 +80,13 @@ class ModelConfig:
 
     classes: tuple[str, ...] = ()
     """Names of what the model tells apart, in place of words: set by hvd-lm sentiment train. None: a language model."""
+    source_end: int | None = None
+    """Token that ends the sentence which the model translates: set by hvd-lm translate train, as are the next two. None: a language
+    model."""
+    source_reversed: bool = False
+    """Whether the model reads a sentence that it translates from its end (Sutskever et al. 2014, arXiv:1409.3215)."""
+    source_attention: bool = False
+    """Whether a translation attends to the states of its source (Luong et al. 2015, arXiv:1508.04025)."""
 
     def __post_init__(self) -> None:
         """Brings `hidden_size` and `layers` to one form: a number where all layers are as wide, and how many there are."""
@@ -111,6 +121,10 @@ class ModelConfig:
             penalty = getattr(self, name)
             flag = f"--{name.replace('_', '-')}"
             require(math.isfinite(penalty) and penalty >= 0, f"{flag} must be a number and at least 0, not {penalty}")
+        require(
+            not self.weight_normalization or (self.cell == "mlstm" and not self.weight_dropout),
+            "--weight-normalization needs --cell mlstm, and no --weight-dropout",
+        )
         require(self.softmax in ("full", "sampled", "adaptive"), f"--softmax must be full, sampled or adaptive, not {self.softmax}")
         require(self.sampled_words >= 1, f"--sampled-words must be at least 1, not {self.sampled_words}")
         require(
@@ -132,6 +146,11 @@ class ModelConfig:
             require(
                 self.softmax == "full" and not self.tie_embedding, "--classes goes with --softmax full, without --tie-embedding"
             )
+        require(
+            self.source_end is not None or not (self.source_reversed or self.source_attention),
+            "--source-reversed and --source-attention are of models that translate: hvd-lm translate train sets them",
+        )
+        require(self.source_end is None or not self.classes, "a model translates, or it tells --classes apart")
         if self.softmax == "adaptive":
             require(not self.tie_embedding, "--tie-embedding does not go with --softmax adaptive: its clusters are narrower")
             check_clusters(self.widths[-1], self.adaptive_cutoffs, self.adaptive_division, self.vocabulary_size)

@@ -15,7 +15,7 @@ from hvd_lm.adapters.base import Adapter
 from hvd_lm.config import Framework
 from hvd_lm.data.tokenizer import Tokenizer
 from hvd_lm.errors import require
-from hvd_lm.generation.beam_search import Hypothesis, beam_search, select
+from hvd_lm.generation.beam_search import Hypothesis, beam_search
 from hvd_lm.generation.prompt import read_prompt
 from hvd_lm.generation.sampling import SamplingConfig, draw, predict
 from hvd_lm.job.messages import warn
@@ -117,7 +117,7 @@ class Writer:
         # The prompt is read once, whatever is drawn after it.
         logits_BV, state = predict(self._adapter, self.tokenizer, self._read(prompt)[:, None], self._adapter.zero_state(1))
         if count > 1:
-            logits_BV, state = logits_BV.repeat(count, axis=0), select(self._adapter, state, [0] * count)
+            logits_BV, state = logits_BV.repeat(count, axis=0), self._adapter.select_state(state, [0] * count)
         for step in range(length):
             tokens = [draw(logits_V, sampling, generator) for logits_V, generator in zip(logits_BV, generators, strict=True)]
             last = step == length - 1

@@ -7,6 +7,9 @@
     lstm.<l>.projection_kernel                 [P, H]    of an LSTM with a projection
     lstm.<l>.multiplicative_input_kernel       [H, D]    of the multiplicative LSTM
     lstm.<l>.multiplicative_recurrent_kernel   [H, H]    the same
+    lstm.<l>.<kernel>.gain                     [rows]    of kernels with weight normalization: W = gain * kernel / |kernel|, by rows
+    attention.query_kernel                     [H, H]    of a model that translates with attention
+    attention.output_kernel                    [H, 2H]   the same: of what it attends to, then of its own output
     output_kernel                              [V, H]    or [V, P]; absent if tied to the embedding; looked up by a sampled softmax
     output_bias                                [V]       the same
     class_kernel                               [C, H]    or [C, P]; in place of the output's, of a model that tells C classes apart
@@ -47,6 +50,8 @@ class Parameter:
     None if all rows have one."""
     forget_bias: float = 0.0
     """Added to the initial values of the second quarter of the rows: of a bias, the forget gates."""
+    norms_of: Parameter | None = None
+    """A matrix the norms of whose rows are the initial values, in place of all that is said above."""
 
 
 def key_of_name(name: str) -> tuple[int, ...]:

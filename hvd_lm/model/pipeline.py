@@ -13,7 +13,8 @@ from hvd_lm.model.stages import Stage, stages
 def stages_of_ranks(model: ModelConfig, ranks: int) -> tuple[range, ...]:
     """For each rank the stages, as places in `stages(model)`, that it holds.
 
-    A rank begins at a cell or at the output; what drops goes with what is below it. Raises ConfigError if there are too few.
+    A rank begins at a cell, an attention or the output; what drops goes with what is below it. Raises ConfigError if there are too
+    few.
     """
     declared = stages(model)
     # The lookup costs nothing beside a product, and stays with the first cell.

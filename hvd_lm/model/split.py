@@ -22,7 +22,12 @@ from hvd_lm.model.pipeline import stages_of_ranks
 from hvd_lm.model.stages import parameters, stages
 
 BLOCK = 1 << 22
-"""Values that are read, sent or written at a time (16 MiB)."""
+"""Values that are read, summed or written at a time (16 MiB)."""
+BROADCAST = 1 << 19
+"""Values that one broadcast has (2 MiB). Ranks far down its tree wait for all above them, and Gloo gives up after 30 seconds: four
+hosts on 10 Mbit/s lost each other in 16 MiB. A sum passes in pieces by itself."""
+EXCHANGED = 1 << 21
+"""Values that one rank gets from all others, or gives them, at a time (8 MiB), as they all pass through its own link."""
 SUMMED_VALUES = 1 << 19
 """Values that are sent at a time where a rank gets a part of a sum (2 MiB)."""
 ON_THE_WAY = 4
@@ -139,7 +144,10 @@ def blocks(rows: range, shape: tuple[int, ...], values: int | None = None) -> It
 
 
 def rounds(share: Share, values: int | None = None) -> Iterator[list[range]]:
-    """A block (as `blocks`) of each part at a time; an empty one where a part has no more."""
-    of_parts = [list(blocks(part, share.shape, values)) for part in share.parts]
+    """A block of each part at a time, of about so many `values`; unless given of `EXCHANGED`, all parts together.
+
+    An empty one where a part has no more.
+    """
+    of_parts = [list(blocks(part, share.shape, values or EXCHANGED // len(share.parts))) for part in share.parts]
     for round_ in range(max(map(len, of_parts))):
         yield [part[round_] if round_ < len(part) else range(0) for part in of_parts]

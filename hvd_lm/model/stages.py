@@ -1,6 +1,6 @@
 """The model, declared: the stages of a forward pass from below, each with its parameters. What computes them is an adapter's.
 
-    lookup -> [drop words] -> [drop] -> cell -> [drop] -> ... -> cell -> [penalty] -> [drop] -> [penalty] -> output
+    lookup -> [drop words] -> [drop] -> cell -> [drop] -> ... -> cell -> [attention] -> [penalty] -> [drop] -> [penalty] -> output
 
 Shapes: V vocabulary, E embedding, D input width, H units of a layer, P what it projects them to, U units of all layers together.
 """
@@ -18,7 +18,7 @@ from hvd_lm.model.clusters import clusters, widths
 from hvd_lm.model.parameters import LookedUp, Parameter, key_of_name
 
 Penalty = Literal["activation_penalty", "temporal_penalty"]
-Kind = Literal["lookup", "drop", "drop_words", "output", "adaptive", "projected_lstm"] | Penalty | Cell
+Kind = Literal["lookup", "drop", "drop_words", "output", "adaptive", "projected_lstm", "attention"] | Penalty | Cell
 DROPS: tuple[Kind, ...] = ("drop", "drop_words")
 """What acts in training only, under a mask."""
 PENALTIES: tuple[Penalty, ...] = ("activation_penalty", "temporal_penalty")
@@ -26,6 +26,8 @@ PENALTIES: tuple[Penalty, ...] = ("activation_penalty", "temporal_penalty")
 the token before."""
 
 _EMBEDDING_RANGE = 0.1
+GAIN = ".gain"
+"""Ends the names of the lengths of a kernel's rows, under weight normalization."""
 OF_CLASSES = "class_"
 """Begins the names of parameters that judge classes in place of words."""
 
@@ -67,6 +69,9 @@ def _begun(config: ModelConfig, declared: Mapping[str, Parameter]) -> dict[str, 
             found[role] = replace(parameter, initial_range=0.0 if role == "bias" else config.initial_range)
         if role == "bias" and parameter.split == "layer":
             found[role] = replace(found[role], forget_bias=config.forget_bias)
+    for role, parameter in declared.items():
+        if parameter.norms_of:
+            found[role] = replace(parameter, norms_of=found[role.removesuffix(GAIN)])
     return found
 
 
@@ -89,7 +94,12 @@ def _stages(config: ModelConfig) -> Iterator[Stage]:
     yield from _drop(config, 0, width)
     kind: Kind = config.cell if config.projection_size is None else "projected_lstm"
     for layer, (units, above) in enumerate(zip(config.units, config.widths, strict=True)):
-        yield Stage(kind, width, above, _cell_parameters(kind, layer, width, units, above), units)
+        declared = _cell_parameters(kind, layer, width, units, above)
+        if config.weight_normalization:
+            declared |= _gains(declared)
+        yield Stage(kind, width, above, declared, units)
+        if config.source_attention and layer == len(config.units) - 1:
+            yield _attention(above)
         yield from _drop(config, layer + 1, above)
         width = above
     # Keys of the first format count its parameters: its initial values are bit for bit what they were.
@@ -106,6 +116,16 @@ def _stages(config: ModelConfig) -> Iterator[Stage]:
     bias = Parameter("output_bias", (vocabulary,), 0.0, (of_bias,), split="rows", looked_up=sampled)
     kernel = embedding if config.tie_embedding else kernel
     yield Stage("output", width, vocabulary, {"kernel": kernel, "bias": bias})
+
+
+def _attention(width: int) -> Stage:
+    """What a translation reads of its source. Initial values are uniform in +-1/sqrt(inputs), PyTorch's default."""
+    shapes = {"query_kernel": (width, width), "output_kernel": (width, 2 * width)}
+    names = {role: f"attention.{role}" for role in shapes}
+    declared = {
+        role: Parameter(names[role], shape, 1.0 / math.sqrt(shape[1]), key_of_name(names[role])) for role, shape in shapes.items()
+    }
+    return Stage("attention", width, width, declared)
 
 
 def _classes(width: int, count: int) -> Stage:
@@ -147,6 +167,15 @@ def _drop(config: ModelConfig, place: int, width: int) -> Iterator[Stage]:
         yield Stage("drop", width, width, rate=rate)
     if is_last and config.activation_penalty:
         yield Stage("activation_penalty", width, width, rate=config.activation_penalty)
+
+
+def _gains(declared: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """The lengths of the rows of all kernels; at the beginning a kernel is what it would be without."""
+    return {
+        role + GAIN: Parameter(its.name + GAIN, its.shape[:1], 0.0, key_of_name(its.name + GAIN), split=its.split, norms_of=its)
+        for role, its in declared.items()
+        if len(its.shape) == 2
+    }
 
 
 def _cell_parameters(kind: Kind, layer: int, width: int, units: int, above: int) -> dict[str, Parameter]:

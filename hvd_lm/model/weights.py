@@ -45,6 +45,9 @@ class InitialRows:
         return self.parameter.shape
 
     def __getitem__(self, rows: slice) -> Array:
+        if self.parameter.norms_of:
+            norms: Array = np.linalg.norm(InitialRows(self.parameter.norms_of, self.seed)[rows], axis=1)
+            return norms
         start, stop, _ = rows.indices(self.shape[0])
         width = math.prod(self.shape[1:])
         bits = np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=self.parameter.seed_key))

@@ -18,8 +18,6 @@ from hvd_lm.errors import DataError
 
 MOST_TOKENS = 400
 """Of a text, unless said otherwise."""
-_KEY = 0x6C6162656C
-"""Of the numbers that draw which texts validate."""
 
 
 def classes_of(texts: Sequence[LabelledText]) -> tuple[str, ...]:
@@ -36,14 +34,6 @@ def numbers_of(texts: Sequence[LabelledText], classes: Sequence[str]) -> NDArray
     if unknown := sorted({str(text.label) for text in texts} - places.keys()):
         raise DataError(f"the label {unknown[0]} is none of those that the model tells apart: {', '.join(classes)}")
     return np.array([places[str(text.label)] for text in texts], np.int32)
-
-
-def held_apart(texts: Sequence[LabelledText], share: float) -> tuple[list[LabelledText], list[LabelledText]]:
-    """`texts` without, and those of, a part of this share, drawn by chance that is the same every time."""
-    drawn = np.random.Generator(np.random.Philox(key=_KEY)).permutation(len(texts))
-    apart = set(drawn[: round(len(texts) * share)].tolist())
-    kept = [text for place, text in enumerate(texts) if place not in apart]
-    return kept, [texts[place] for place in sorted(apart)]
 
 
 def token_ids(text: str, tokenizer: Tokenizer, most: int, *, ended: bool = True) -> NDArray[np.int32]:

@@ -18,7 +18,7 @@ from hvd_lm import checkpoint as checkpoints
 from hvd_lm.adapters.base import Adapter
 from hvd_lm.checkpoint import save
 from hvd_lm.checkpoint.files import new_folder
-from hvd_lm.config import CommunicationConfig, DataConfig, Framework, ModelConfig, OptimizerConfig, RunConfig
+from hvd_lm.config import DataConfig
 from hvd_lm.data.examples import Examples
 from hvd_lm.data.labelled import Columns, LabelledText, read_labelled
 from hvd_lm.errors import DataError, require
@@ -29,7 +29,9 @@ from hvd_lm.model.stages import state_size
 from hvd_lm.paths import make_paths
 from hvd_lm.tasks.class_figures import ClassFigures, class_figures
 from hvd_lm.tasks.classifier import READ_TOGETHER, log_softmax, reading
-from hvd_lm.tasks.labels import MOST_TOKENS, classes_of, examples, held_apart, numbers_of, token_ids
+from hvd_lm.tasks.example_run import ExampleRun
+from hvd_lm.tasks.held_apart import held_apart
+from hvd_lm.tasks.labels import MOST_TOKENS, classes_of, examples, numbers_of, token_ids
 from hvd_lm.tasks.state_features import DESCRIPTION, Regression, features, fitted, unit_png
 from hvd_lm.tasks.state_features import save as save_regression
 from hvd_lm.training.example_dataset import ExampleDataset
@@ -40,7 +42,7 @@ _OF_A_RANK = ("checkpoint", "data", "validation_data", "threads", "out")
 
 
 @dataclass(frozen=True)
-class SentimentTrainConfig:
+class SentimentTrainConfig(ExampleRun):
     """Train a classifier of texts, which begins as a language model, alone or on every rank of a horovodrun job."""
 
     checkpoint: Path
@@ -55,51 +57,25 @@ class SentimentTrainConfig:
     """Column of the text: its name, or its number from 1 in rows that have no header."""
     label_column: str = "label"
     """Column of the label, as --text-column."""
-    out: Path = Path("sentiment")
+    out: Path = field(default=Path("sentiment"), kw_only=True)
     """Folder of the run, as of hvd-lm train."""
     method: Literal["finetune", "features"] = "finetune"
     """finetune: the language model and a new output layer learn the labels (Dai & Le 2015, arXiv:1511.01432). features: the model
     stays as it is; a logistic regression with an L1 penalty reads its last cell state (Radford et al. 2017, arXiv:1704.01444),
-    and of what is said below only --batch-size, --sequence-length and --threads count."""
-    framework: Framework = "torch"
-    """Which framework computes."""
-    epochs: int = 5
-    """Passes over the texts."""
-    batch_size: int = 32
-    """Texts in a micro-batch of one rank (B)."""
+    and of all that a run is told only --batch-size, --sequence-length and --threads count."""
     sequence_length: int = MOST_TOKENS
     """Most tokens of a text (T): of a longer one the last are read."""
     labels_everywhere: bool = False
     """Let the model say the label after every token while it trains, not only after the last."""
     dropout: float = 0.5
     """Share of activations dropped on the embedding, between the layers and before the output."""
-    seed: int = 1
-    """Seed of the output's initial weights and of dropout."""
-    threads: int | None = None
-    """Compute threads of a rank. Unless given: the cores of the machine shared by its ranks."""
-    patience: int | None = None
-    """End the run after so many epochs in a row whose accuracy is not above the best before them."""
-    max_hours: float | None = None
-    """Stop after so many hours, with a checkpoint that --resume auto goes on with, and exit code 5."""
-    checkpoint_every: int | None = None
-    """Optimizer steps between checkpoints. Unless given: at the end of each epoch."""
-    keep_checkpoints: int = 1
-    """How many checkpoints to keep: the newest ones, and the one with the best accuracy besides."""
-    resume: str | None = None
-    """Go on with an earlier run, as of hvd-lm train."""
-    deterministic: bool = False
-    """Make every sum repeatable, bit for bit."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    communication: CommunicationConfig = field(default_factory=lambda: CommunicationConfig(backward_passes_per_step=1))
 
     def __post_init__(self) -> None:
-        make_paths(self, "checkpoint", "data", "validation_data", "out")
+        super().__post_init__()
+        make_paths(self, "checkpoint", "data", "validation_data")
         require(bool(self.data), "--data needs texts with labels")
         require(0.0 <= self.validation_share < 1.0, f"--validation-share must be in [0, 1), not {self.validation_share}")
         require(self.sequence_length >= 2, f"--sequence-length must be at least 2, not {self.sequence_length}")
-        planned = self.communication.plan or self.communication.link
-        require(planned is None, "--plan and --link predict micro-batches of one length: train without them")
-        require(self.communication.target_batch is None, "--target-batch counts tokens: give --backward-passes-per-step")
 
 
 @dataclass(frozen=True)
@@ -129,7 +105,8 @@ def train(config: SentimentTrainConfig) -> TrainingResult:
     learned = examples(read.training, *of_model, everywhere=config.labels_everywhere)
     held_out = examples(read.validation, *of_model)
     dataset = ExampleDataset(language_model.tokenizer, learned, {"validation": held_out}, judged)
-    return train_on(lambda _: dataset, _run(config, model))
+    data = DataConfig(config.data, config.validation_data, batch_size=config.batch_size, sequence_length=config.sequence_length)
+    return train_on(lambda _: dataset, config.run_config(model, data, config.checkpoint))
 
 
 def train_features(config: SentimentTrainConfig) -> tuple[Regression, ClassFigures | None]:
@@ -174,32 +151,6 @@ def _read(config: SentimentTrainConfig) -> _Read:
     if not training:
         raise DataError("no text is left to train on: give more, or a smaller --validation-share")
     return _Read(classes_of(training), training, validation)
-
-
-def _run(config: SentimentTrainConfig, model: ModelConfig) -> RunConfig:
-    return RunConfig(
-        framework=config.framework,
-        out=config.out,
-        epochs=config.epochs,
-        seed=config.seed,
-        threads=config.threads,
-        patience=config.patience,
-        max_hours=config.max_hours,
-        checkpoint_every=config.checkpoint_every,
-        keep_checkpoints=config.keep_checkpoints,
-        resume=config.resume,
-        initial_weights=config.checkpoint,
-        deterministic=config.deterministic,
-        model=model,
-        data=DataConfig(
-            data=config.data,
-            validation_data=config.validation_data,
-            batch_size=config.batch_size,
-            sequence_length=config.sequence_length,
-        ),
-        optimizer=config.optimizer,
-        communication=config.communication,
-    )
 
 
 def judged(adapter: Adapter, texts: Examples) -> Evaluation:

@@ -73,6 +73,7 @@ def train(
     LostWorkerError, RemovedError) that says what to do; once Horovod has started, on all ranks alike but for the last three.
     """
     require(not config.model.classes, "--classes needs texts that have labels: hvd-lm sentiment train reads them")
+    require(config.model.source_end is None, "--source-end needs texts and their translations: hvd-lm translate train reads them")
 
     def read(readers: int) -> Dataset:
         return TextDataset(read_texts(config.data, config.model.vocabulary_size, readers))

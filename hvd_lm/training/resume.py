@@ -16,6 +16,7 @@ from hvd_lm.training.folder import prepare_folder
 
 AUTO = "auto"
 _SIZES = ("vocabulary_size", "embedding_size", "hidden_size", "layers", "cell", "projection_size")
+_SAME = ("tie_embedding", "weight_normalization", "classes", "source_end", "source_reversed", "source_attention")
 
 
 def begin(out: Path, resume: str | None, model: ModelConfig, optimizer: OptimizerConfig, fingerprint: str) -> Checkpoint | None:
@@ -71,7 +72,7 @@ def initial_weights(of: Path | None, model: ModelConfig, tokenizer: Tokenizer) -
 
 def _check_fit(checkpoint: Checkpoint, model: ModelConfig, optimizer: OptimizerConfig, text: str, resume: str | None) -> None:
     """Of the model, and of the text: positions in another one would mean nothing. Sizes may differ because the text does."""
-    pairs = {name: (getattr(checkpoint.model, name), getattr(model, name)) for name in (*_SIZES, "tie_embedding", "classes")}
+    pairs = {name: (getattr(checkpoint.model, name), getattr(model, name)) for name in (*_SIZES, *_SAME)}
     # A sampled softmax has the weights of a full one.
     softmaxes = checkpoint.model.softmax, model.softmax
     if "adaptive" in softmaxes:

@@ -14,7 +14,7 @@ from hvd_lm.adapters.base import Adapter, OptimizerState
 from hvd_lm.adapters.job import Job
 from hvd_lm.checkpoint.format import Checkpoint, Progress
 from hvd_lm.job.memory import return_freed_memory
-from hvd_lm.model.split import blocks
+from hvd_lm.model.split import BROADCAST, blocks
 from hvd_lm.model.weights import Array, Rows, check_weights, initial_rows
 from hvd_lm.training import parts
 
@@ -57,8 +57,7 @@ def passed_on(job: Job, snapshot: Snapshot | None, source: int) -> Snapshot | No
     described, shapes = job.broadcast((empty, {name: array.shape for name, array in arrays.items()}), source)
     received: dict[str, Array] = {}
     for name, shape in shapes.items():
-        # Horovod counts in 32 bits.
-        for rows in blocks(range(shape[0]), shape):
+        for rows in blocks(range(shape[0]), shape, BROADCAST):
             piece = job.broadcast(arrays[name][rows.start : rows.stop] if arrays else None, source)
             if job.topology.is_writer:
                 received.setdefault(name, np.empty(shape, piece.dtype))[rows.start : rows.stop] = piece

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hvd_lm.adapters.assembly import Divided, Made, noise_of_stages
 from hvd_lm.adapters.base import INCOMPLETE, READ_ONLY, Adapter, Applied, Evaluated, OptimizerState, State, StepResult
+from hvd_lm.adapters.pytorch import states
 from hvd_lm.adapters.pytorch.compressed import Compressed
 from hvd_lm.adapters.pytorch.job import PyTorchJob
 from hvd_lm.adapters.pytorch.late import LateUpdate
@@ -171,18 +172,16 @@ class PyTorchAdapter(Adapter):
         self._weights_changed()
 
     def zero_state(self, batch_size: int) -> State:
-        def zeros(units: int) -> Tensor:
-            return torch.zeros(batch_size, units, device=self._device)
+        return states.zero(self._stages, batch_size, self._device)
 
-        return [(zeros(stage.units), zeros(stage.units)) for stage in self._stages]
+    def select_state(self, state: State, sequences: Sequence[int]) -> State:
+        return states.select(state, sequences)
 
     def _state_to_numpy(self, state: State) -> NDArray[np.float32]:
-        return np.stack([np.concatenate([to_numpy(tensor) for tensor in kind], axis=1) for kind in zip(*state, strict=True)])
+        return states.numpy_of(state, self._stages)
 
     def _state_from_numpy(self, state_2BU: NDArray[np.float32]) -> State:
-        widths = [stage.units for stage in self._stages]
-        h, c = (torch.split(kind, widths, dim=1) for kind in torch.tensor(state_2BU, device=self._device))
-        return list(zip(h, c, strict=True))
+        return states.of_numpy(state_2BU, self._stages, self._device)
 
     # --- a window ----------------------------------------------------------------------------------------
 
@@ -240,6 +239,7 @@ class PyTorchAdapter(Adapter):
         after: list[LayerState | None] = []
         for stage, before in zip(made.stages, state, strict=True):
             own = next(noise_left, None) if stage.takes_noise else None
+            own = inputs_TB if stage.reads_tokens else own
             activations, stage_after = stage.forward(activations, before, own, keep=keep)
             after.append(stage_after)
         return activations, after

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hvd_lm.adapters.job import Job, device_of
 from hvd_lm.adapters.pytorch.probe import PyTorchProbe
 from hvd_lm.job.threads import worth_waking
-from hvd_lm.model.split import Share, blocks
+from hvd_lm.model.split import BROADCAST, Share, blocks
 
 
 class PyTorchJob(Job):
@@ -44,14 +44,13 @@ class PyTorchJob(Job):
 
     def broadcast_rows(self, tensors: Mapping[str, torch.Tensor], held: Mapping[str, Share]) -> None:
         """Give all ranks that hold the same rows those of the first among them, in place. Collective."""
-        # Block by block: Gloo gives up what is on a slow link for 30 seconds.
         handles = [
             hvd.broadcast_async_(
                 tensor[rows.start : rows.stop], group.ranks[0], name=f"state.{name}.{rows.start}", process_set=group.process_set
             )
             for name, tensor in tensors.items()
             if (group := self.holders(held[name])).communicates
-            for rows in blocks(range(len(tensor)), tensor.shape)
+            for rows in blocks(range(len(tensor)), tensor.shape, BROADCAST)
         ]
         for handle in handles:
             hvd.synchronize(handle)

@@ -129,7 +129,8 @@ class TensorFlowAdapter(Adapter):
     ) -> tuple[list[Tensors], Deferred]:
         activations, tapes, after = inputs_TB, [], []
         for stage, stage_state, stage_noise in zip(self._stages, state, noise, strict=True):
-            activations, stage_after, tape = stage.forward(activations, stage_state, stage_noise)
+            of_stage = (inputs_TB,) if stage.reads_tokens else stage_noise
+            activations, stage_after, tape = stage.forward(activations, stage_state, of_stage)
             tapes.append(tape)
             after.append(stage_after)
         return after, Deferred(inputs_TB, targets_TB, weight, tapes, self._output.passed(activations))
@@ -168,7 +169,10 @@ class TensorFlowAdapter(Adapter):
         """Outputs of the last layer [T, B, H], and the state after."""
         activations, after = inputs_TB, []
         for stage, stage_state in zip(self._stages, state, strict=True):
-            activations, stage_after = stage.infer(activations, stage_state)
+            if stage.reads_tokens:
+                activations, stage_after, _ = stage.forward(activations, stage_state, (inputs_TB,))
+            else:
+                activations, stage_after = stage.infer(activations, stage_state)
             after.append(stage_after)
         return activations, after
 
@@ -250,10 +254,14 @@ class TensorFlowAdapter(Adapter):
             self.job.broadcast_rows(name, variable, self.held[name])
 
     def zero_state(self, batch_size: int) -> State:
-        return [tuple(tf.zeros((batch_size, spec.shape[1])) for spec in stage.state_specs) for stage in self._stages]
+        return [tuple(tf.zeros((batch_size, stage.units)) for _ in stage.state_specs) for stage in self._stages]
+
+    def select_state(self, state: State, sequences: Sequence[int]) -> State:
+        return [tuple(tf.gather(tensor, sequences) for tensor in of_stage) for of_stage in state]
 
     def _state_to_numpy(self, state: State) -> NDArray[np.float32]:
-        layers = [layer for layer in state if layer]
+        # What an attention has read is not carried.
+        layers = [layer for stage, layer in zip(self._stages, state, strict=True) if stage.units]
         return np.stack([np.concatenate([tensor.numpy() for tensor in tensors], axis=1) for tensors in zip(*layers, strict=True)])
 
     def _state_from_numpy(self, state_2BU: NDArray[np.float32]) -> State:

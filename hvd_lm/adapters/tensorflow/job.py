@@ -15,7 +15,7 @@ from hvd_lm.adapters.tensorflow.probe import TensorFlowProbe
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.weight import Arriving
 from hvd_lm.job.threads import default_threads, worth_waking
-from hvd_lm.model.split import Share, blocks
+from hvd_lm.model.split import BROADCAST, Share, blocks
 
 with native_stderr_closed():
     import horovod.tensorflow as hvd
@@ -46,9 +46,8 @@ class TensorFlowJob(Job):
         group = self.holders(share)
         if not group.communicates:
             return
-        # Block by block: Gloo gives up what is on a slow link for 30 seconds.
         first, arriving, values = share.rows.start, Arriving(share), variable.read_value()
-        for rows in blocks(share.rows, share.shape):
+        for rows in blocks(share.rows, share.shape, BROADCAST):
             sent = values[rows.start - first : rows.stop - first]
             named = f"state.{name}.{rows.start}"
             received = hvd.broadcast(sent, group.ranks[0], name=named, process_set=group.process_set)

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from hvd_lm.adapters.assembly import Divided, Kit, Made, assemble
+from hvd_lm.adapters.assembly import Divided, Kit, Made, assemble, source_end
 from hvd_lm.adapters.pytorch.products import has_avx512, uses_onednn
 from hvd_lm.adapters.pytorch.stages.adaptive_softmax import AdaptiveOutput
+from hvd_lm.adapters.pytorch.stages.attention import Attention
 from hvd_lm.adapters.pytorch.stages.base import Complete, LayerState, Stage
 from hvd_lm.adapters.pytorch.stages.drop import Drop
 from hvd_lm.adapters.pytorch.stages.lookup import Lookup
@@ -17,6 +18,7 @@ from hvd_lm.adapters.pytorch.stages.neighbours import Arrive, Depart, neighbour
 from hvd_lm.adapters.pytorch.stages.onednn_lstm import OneDnnLstm
 from hvd_lm.adapters.pytorch.stages.output import Output
 from hvd_lm.adapters.pytorch.stages.penalty import ActivationPenalty, TemporalPenalty
+from hvd_lm.adapters.pytorch.stages.picked_output import PickedOutput
 from hvd_lm.adapters.pytorch.stages.projected_lstm import ProjectedLstm
 from hvd_lm.adapters.pytorch.stages.split_lookup import SplitLookup
 from hvd_lm.adapters.pytorch.stages.split_output import SplitOutput
@@ -51,6 +53,7 @@ _MAKERS: dict[declared.Kind, Callable[[ModelConfig, declared.Stage, Weights], St
     "temporal_penalty": lambda _, stage, __: TemporalPenalty(stage.rate),
     "lstm": _make_lstm,
     "mlstm": lambda _, stage, weights: MultiplicativeLstm(weights, stage.units),
+    "attention": lambda config, _, weights: Attention(weights, source_end(config)),
     "projected_lstm": lambda _, stage, weights: ProjectedLstm(weights, stage.units),
 }
 
@@ -58,6 +61,7 @@ _KIT: Kit[Lookup, Stage, Output | Depart] = Kit(
     lookup=Lookup,
     split_lookup=SplitLookup,
     output=Output,
+    picked_output=PickedOutput,
     split_output=SplitOutput,
     adaptive_output=AdaptiveOutput,
     arrive=Arrive,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hvd_lm.adapters.pytorch.products import add_product_to_gradient, add_to_gradient, product
 from hvd_lm.adapters.pytorch.stages.base import Complete, LayerState, Stage
+from hvd_lm.model.stages import GAIN
 
 
 class Operands:
@@ -27,6 +28,19 @@ class Operands:
         self._weights = weights
         self._notes: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._leaves: dict[str, Tensor] = {}
+        self._matrices: dict[str, tuple[Tensor, Tensor]] = {}
+        """Kernels as they multiply, of those that have a gain: as made of both, and cut from these."""
+
+    def _matrix(self, role: str) -> Tensor:
+        """A kernel as it multiplies: under weight normalization its rows with the lengths that their gains say."""
+        kernel, gain = self[role], role + GAIN
+        if gain not in self._weights:
+            return kernel
+        if role not in self._matrices:
+            made = kernel * (self[gain] / torch.linalg.vector_norm(kernel, dim=1))[:, None]
+            # Apart from the graph of the products, which gives no gradient by it.
+            self._matrices[role] = made, made.detach().requires_grad_()
+        return self._matrices[role][1]
 
     def __getitem__(self, role: str) -> Tensor:
         """The weight itself, differentiated at each use: for what is small, or used once."""
@@ -37,22 +51,36 @@ class Operands:
     def product(self, left: Tensor, role: str) -> Tensor:
         """``left [..., D] @ weight [H, D]^T``, [..., H]."""
         left_ND, notes = left.flatten(0, -2), self._notes.setdefault(role, [])
-        result: Tensor = _NotedProduct.apply(left_ND, self[role], notes)  # type: ignore[no-untyped-call]
+        result: Tensor = _NotedProduct.apply(left_ND, self._matrix(role), notes)  # type: ignore[no-untyped-call]
         return result.view(*left.shape[:-1], -1)
 
     def differentiate(self, outputs: Tensor, inputs: Tensor, gradient: Tensor, complete: Complete) -> Tensor:
         """The gradient by `inputs`; adds to those of the weights."""
         # Weights of noted products are asked for too, or those of a first step, which no input leads to, would be left out.
-        leaves = [inputs, *self._leaves.values()]
+        leaves = [inputs, *self._leaves.values(), *(cut for _, cut in self._matrices.values())]
         by_inputs, *by_weights = torch.autograd.grad(outputs, leaves, gradient, allow_unused=True)
-        for role, by_weight in zip(self._leaves, by_weights, strict=True):
-            weight = self._weights[role]
+        for role, by_weight in zip(self._leaves, by_weights, strict=False):
+            weight, gain = self._weights[role], self._weights.get(role + GAIN)
+            if role.endswith(GAIN):
+                continue  # comes with its kernel
             if notes := self._notes.get(role):
-                add_product_to_gradient(weight, torch.cat([by for _, by in notes]), torch.cat([left for left, _ in notes]))
+                factors = torch.cat([by for _, by in notes]), torch.cat([left for left, _ in notes])
+                if gain is None:
+                    add_product_to_gradient(weight, *factors)
+                else:
+                    self._add_to_both(role, product(factors[0].t(), factors[1].t()))
+                    complete(gain)
             else:
                 add_to_gradient(weight, by_weight)
             complete(weight)
         return by_inputs
+
+    def _add_to_both(self, role: str, by_matrix: Tensor) -> None:
+        """A gradient by a kernel as it multiplies, to those of the kernel and of its gain."""
+        roles = role, role + GAIN
+        by_both = torch.autograd.grad(self._matrices[role][0], [self._leaves[its] for its in roles], by_matrix)
+        for its, gradient in zip(roles, by_both, strict=True):
+            add_to_gradient(self._weights[its], gradient)
 
 
 class _NotedProduct(torch.autograd.Function):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from hvd_lm.adapters.assembly import Divided, Kit, Made, assemble
+from hvd_lm.adapters.assembly import Divided, Kit, Made, assemble, source_end
 from hvd_lm.adapters.tensorflow.products import on_gpu
 from hvd_lm.adapters.tensorflow.stages.adaptive_softmax import AdaptiveOutput
+from hvd_lm.adapters.tensorflow.stages.attention import Attention
 from hvd_lm.adapters.tensorflow.stages.base import Stage
 from hvd_lm.adapters.tensorflow.stages.cudnn_lstm import CudnnLstm
 from hvd_lm.adapters.tensorflow.stages.drop import Drop
@@ -16,6 +17,7 @@ from hvd_lm.adapters.tensorflow.stages.mlstm import MultiplicativeLstm
 from hvd_lm.adapters.tensorflow.stages.neighbours import Arrive, Depart, neighbour
 from hvd_lm.adapters.tensorflow.stages.output import Output
 from hvd_lm.adapters.tensorflow.stages.penalty import ActivationPenalty, TemporalPenalty
+from hvd_lm.adapters.tensorflow.stages.picked_output import PickedOutput
 from hvd_lm.adapters.tensorflow.stages.projected_lstm import ProjectedLstm
 from hvd_lm.adapters.tensorflow.stages.split_lookup import SplitLookup
 from hvd_lm.adapters.tensorflow.stages.split_output import SplitOutput
@@ -46,6 +48,7 @@ _MAKERS: dict[declared.Kind, Callable[[ModelConfig, declared.Stage, Weights], St
     "temporal_penalty": lambda _, stage, __: TemporalPenalty(stage.output_size, stage.rate),
     "lstm": _make_lstm,
     "mlstm": lambda _, stage, weights: MultiplicativeLstm(weights, stage.input_size, stage.units),
+    "attention": lambda config, stage, weights: Attention(weights, stage.output_size, source_end(config)),
     "projected_lstm": lambda _, stage, weights: ProjectedLstm(weights, stage.input_size, stage.units),
 }
 
@@ -53,6 +56,7 @@ _KIT: Kit[Lookup, Stage, Output | Depart] = Kit(
     lookup=Lookup,
     split_lookup=SplitLookup,
     output=Output,
+    picked_output=PickedOutput,
     split_output=SplitOutput,
     adaptive_output=AdaptiveOutput,
     arrive=Arrive,

@@ -43,6 +43,8 @@ class Stage(ABC):
     weights: Sequence[Weight] = ()
     units = 0
     """Width of h, and of c, in its state; 0 if it has none."""
+    reads_tokens = False
+    """Whether its `noise` is the tokens of the micro-batch, [T, B], also where no backward will follow."""
     noise_specs: Specs = ()
     """Of the noise that a micro-batch brings for this stage."""
     tape_specs: Tape = ()

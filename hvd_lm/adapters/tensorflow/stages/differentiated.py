@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.stages.base import Forwarded, Stage, Tape, Tensors, side_by_side
 from hvd_lm.adapters.tensorflow.weight import Accumulation, Weight
+from hvd_lm.model.stages import GAIN
 
 with native_stderr_closed():
     import tensorflow as tf
@@ -32,7 +33,7 @@ class DifferentiatedStage(Stage):
         """Outputs [T, B, H] and the state after."""
 
     def forward(self, inputs: tf.Tensor, state: Tensors, noise: Tensors) -> Forwarded:
-        outputs, after = self.compute(inputs, state, self._values())
+        outputs, after = self.compute(inputs, state, _as_they_multiply(self._values()))
         return Forwarded(outputs, after, (inputs, *state))
 
     def backward(self, tapes: Sequence[Tape], gradient: tf.Tensor, accumulation: Accumulation) -> tf.Tensor:
@@ -40,7 +41,7 @@ class DifferentiatedStage(Stage):
         values = self._values()
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch((inputs, values))
-            outputs, _ = self.compute(inputs, tuple(state), values)
+            outputs, _ = self.compute(inputs, tuple(state), _as_they_multiply(values))
         by_inputs, by_values = tape.gradient(outputs, (inputs, values), gradient)
         for role, weight in self._by_role.items():
             accumulation.add(weight, by_values[role])
@@ -49,3 +50,13 @@ class DifferentiatedStage(Stage):
 
     def _values(self) -> dict[str, tf.Tensor]:
         return {role: tf.convert_to_tensor(weight.value) for role, weight in self._by_role.items()}
+
+
+def _as_they_multiply(values: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Weights by role; under weight normalization the rows of kernels have the lengths that their gains say."""
+
+    def kernel(role: str, value: tf.Tensor) -> tf.Tensor:
+        gain = values.get(role + GAIN)
+        return value if gain is None else value * (gain / tf.norm(value, axis=1))[:, None]
+
+    return {role: kernel(role, value) for role, value in values.items() if not role.endswith(GAIN)}
