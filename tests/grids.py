@@ -32,6 +32,8 @@ CASES: dict[str, dict[str, Any]] = {
         "output_dropout": 0.1,
         "embedding_dropout": 0.2,
         "weight_dropout": 0.3,
+        "activation_penalty": 2.0,
+        "temporal_penalty": 1.0,
     },
     "three layers": {"vocabulary_size": 51, "layers": 3, "tie_embedding": True, "embedding_size": 16, "dropout": 0.25},
 }

@@ -32,6 +32,8 @@ class Outcome:
     loss_sum: float
     gradients: dict[str, Array]
     state: State
+    penalty: float = 0.0
+    """Whose gradient is a part of that of the weights."""
 
 
 @dataclass
@@ -55,11 +57,14 @@ def run(
     keep_probability: float = 1.0,
     sampled: tuple[NDArray[np.int32], int] | None = None,
     source_end: int | None = None,
+    activation_penalty: float = 0.0,
+    temporal_penalty: float = 0.0,
 ) -> Outcome:
     """Cross-entropy summed over the targets >= 0, and its gradient for every weight.
 
-    `sampled`: the candidates of a sampled softmax, and in how many log-uniform draws they were found. `source_end`: the token
-    that ends a source, with which the inputs begin, and which is attended to.
+    Besides, the gradient of penalties, of the tokens that count: of squares of what goes to the output, and of the differences of
+    the last layer's outputs before a mask. `sampled`: the candidates of a sampled softmax, and in how many log-uniform draws they
+    were found. `source_end`: the token that ends a source, with which the inputs begin, and which is attended to.
     """
     w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
     normalized = {name.removesuffix(".gain"): w.pop(name) for name in list(w) if name.endswith(".gain")}
@@ -124,9 +129,16 @@ def run(
         gradients["output_kernel" if "output_kernel" in w else "embedding"] += np.einsum("tbv,tbh->vh", d_logits, x_TBD)
         gradients["output_bias"] += d_logits.sum((0, 1))
         d_x = d_logits @ kernel
+    raw_TBH, changes = np.stack(tape[-1].h[1:]), np.diff(np.stack(tape[-1].h[1:]), axis=0)
+    of_squares, of_changes = (factor / raw_TBH.shape[-1] * counted[..., None] for factor in (activation_penalty, temporal_penalty))
+    penalty = float((of_squares * x_TBD**2).sum() + (of_changes[1:] * changes**2).sum())
+    d_x = d_x + 2 * of_squares * x_TBD
     for index in reversed(range(layers)):
         layer = tape[index]
         d_x = d_x * scales[index + 1]
+        if index == layers - 1:
+            d_x[1:] += 2 * of_changes[1:] * changes
+            d_x[:-1] -= 2 * of_changes[1:] * changes
         if source_end is not None and index == layers - 1:
             d_x = reference_attention.backward(w, attended, d_x, gradients)
         d_inputs = np.zeros_like(layer.inputs_TBD)
@@ -164,7 +176,7 @@ def run(
         by_gain = (gradients[name] * stored[name] / norms).sum(1)
         gradients[name] = gain[:, None] / norms * (gradients[name] - by_gain[:, None] * stored[name] / norms)
         gradients[f"{name}.gain"] = by_gain
-    return Outcome(logits_TBV, loss_sum, gradients, after)
+    return Outcome(logits_TBV, loss_sum, gradients, after, penalty)
 
 
 def _log_softmax(logits: Array) -> Array:

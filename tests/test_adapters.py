@@ -36,6 +36,7 @@ ADAPTIVE = ModelConfig(
 NOISY = ModelConfig(
     vocabulary_size=V, embedding_size=12, hidden_size=(16, 20, 12), tie_embedding=True, dropout=0.3, locked_dropout=True,
     input_dropout=0.5, output_dropout=0.2, embedding_dropout=0.25, weight_dropout=0.5,
+    activation_penalty=2.0, temporal_penalty=1.5,
 )  # fmt: skip
 MODELS = [
     pytest.param(model, id=name)
@@ -53,6 +54,9 @@ MODELS = [
         "weights drop": replace(PLAIN, weight_dropout=0.3),
         "weights of projected drop": replace(PROJECTED, weight_dropout=0.3),
         "weights of mlstm drop": replace(MULTIPLICATIVE, weight_dropout=0.3),
+        "penalized": replace(PLAIN, activation_penalty=3.0, temporal_penalty=2.0),
+        "projected penalized": replace(PROJECTED, temporal_penalty=2.0),
+        "adaptive penalized": replace(ADAPTIVE, activation_penalty=3.0),
         "words drop": replace(PLAIN, embedding_dropout=0.4, output_dropout=0.3),
     }.items()
 ]
@@ -135,7 +139,10 @@ def test_gradients_are_those_of_the_reference(make_adapter: MakeAdapter, model: 
         state = adapter.accumulate(
             inputs, targets, state, weight=0.25, last=index == 2, defer=index in deferred, dropout_masks=masks
         )
-        outcome = reference_lstm.run(weights, inputs, targets, reference_state, scales_of(model, masks))
+        outcome = reference_lstm.run(
+            weights, inputs, targets, reference_state, scales_of(model, masks),
+            activation_penalty=model.activation_penalty, temporal_penalty=model.temporal_penalty,
+        )  # fmt: skip
         reference_state = outcome.state
         loss_sum += outcome.loss_sum
         for name, gradient in outcome.gradients.items():
@@ -153,7 +160,7 @@ def test_gradients_are_those_of_the_reference(make_adapter: MakeAdapter, model: 
 @pytest.mark.parametrize("by_hand", [False, True])
 def test_weights_drop_in_training_alone(make_adapter: MakeAdapter, by_hand: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever reads the model between the windows, in which other weights drop each time."""
-    model = replace(PLAIN, weight_dropout=0.5, dropout=0.2)
+    model = replace(PLAIN, weight_dropout=0.5, dropout=0.2, activation_penalty=2.0, temporal_penalty=1.0)
     if by_hand:
         monkeypatch.setattr(pytest.importorskip("hvd_lm.adapters.pytorch.stages"), "ONEDNN_UNITS", 1)
     adapter = ready(make_adapter, model)
@@ -165,7 +172,8 @@ def test_weights_drop_in_training_alone(make_adapter: MakeAdapter, by_hand: bool
         for last in (False, True):
             adapter.accumulate(inputs, targets, adapter.zero_state(B), weight=0.5, last=last, dropout_masks=masks)
         dropped = {name: value * factors[name] for name, value in stored.items()}
-        outcome = reference_lstm.run(dropped, inputs, targets, masks=scales_of(model, masks))
+        scales, penalties = scales_of(model, masks), {"activation_penalty": 2.0, "temporal_penalty": 1.0}
+        outcome = reference_lstm.run(dropped, inputs, targets, None, scales, **penalties)
         for name, gradient in adapter.gradients().items():
             assert_close_to_scale(gradient, outcome.gradients[name] * factors[name], name)
         for changed in (False, True):

@@ -181,6 +181,7 @@ def test_of_a_projection_what_recurs_drops() -> None:
 
 def test_a_model_without_noise_has_the_same_weights_and_drops_nothing() -> None:
     noisy = replace(WORDS, dropout=0.2, locked_dropout=True, input_dropout=0.4, output_dropout=0.5, weight_dropout=0.1)
+    noisy = replace(noisy, activation_penalty=2.0, temporal_penalty=1.0)
     assert noisy.without_noise() == ModelConfig(vocabulary_size=20_000)
     assert [stage.kind for stage in stages(noisy) if stage.parameters] == [stage.kind for stage in stages(noisy.without_noise())]
 

@@ -22,6 +22,8 @@ NOISE: dict[str, Any] = {
     "output_dropout": 0.1,
     "embedding_dropout": 0.15,
     "weight_dropout": 0.2,
+    "activation_penalty": 2.0,
+    "temporal_penalty": 1.0,
 }
 
 

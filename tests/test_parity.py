@@ -27,6 +27,7 @@ RECIPE = [
     "0.002",
 ]
 NOISE = [
+    "--activation-penalty", "2", "--temporal-penalty", "1",
     "--dropout", "0.2", "--locked-dropout", "--input-dropout", "0.3", "--embedding-dropout", "0.1", "--weight-dropout", "0.3",
 ]  # fmt: skip
 

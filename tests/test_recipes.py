@@ -35,7 +35,14 @@ def test_lstm_2048_512() -> None:
     assert (optimizer.clip or 0) * config.data.sequence_length == pytest.approx(10.0)
 
 
-@pytest.mark.parametrize("name", ["zaremba-small", "word-language-model", "word-language-model-650", "reference"])
+def test_awd_lstm() -> None:
+    """As many parameters as the program counts, less one of the two biases that PyTorch has of each gate."""
+    model = ModelConfig(**vars(read_defaults(RunConfig, FOLDER / "awd-lstm.yaml").model))
+    assert sum(math.prod(parameter.shape) for parameter in parameters(model).values()) == 24_221_600 - 4 * (1150 + 1150 + 400)
+    assert model.dropout_rates == (0.4, 0.25, 0.25, 0.4)
+
+
+@pytest.mark.parametrize("name", ["zaremba-small", "word-language-model", "word-language-model-650", "reference", "awd-lstm"])
 def test_a_recipe_trains(name: str, tmp_path: Path) -> None:
     """A few steps of it, with the other settings as they are."""
     text = tmp_path / "text.txt"

@@ -56,3 +56,36 @@ def test_gradients_are_those_of_finite_differences(layer: dict[str, Any], output
             below = loss()
             value[index] = original
             np.testing.assert_allclose(gradients[name][index], (above - below) / (2 * epsilon), atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("penalties", [(2.0, 0.0), (0.0, 3.0), (2.0, 3.0)])
+def test_gradients_of_penalties_are_those_of_finite_differences(penalties: tuple[float, float]) -> None:
+    config = ModelConfig(11, 4, hidden_size=(5, 6), dropout=0.4)
+    weights = {name: value.astype(np.float64) for name, value in initial_weights(config, seed=3).items()}
+    generator = np.random.default_rng(0)
+    inputs, targets = generator.integers(0, 11, (2, 4, 3), dtype=np.int32)
+    targets[2:, 1] = -1
+    masks = dropout_masks(0.4, widths=dropout_widths(config), sequence_length=4, stream_ids=range(3), micro_batch=0, seed=1)
+    activation, temporal = penalties
+
+    def outcome() -> reference_lstm.Outcome:
+        return reference_lstm.run(
+            weights, inputs, targets, None, masks, keep_probability(0.4), activation_penalty=activation, temporal_penalty=temporal
+        )
+
+    def minimized() -> float:
+        return outcome().loss_sum + outcome().penalty
+
+    gradients = outcome().gradients
+    assert outcome().penalty > 0
+    for name in ("embedding", "lstm.0.recurrent_kernel", "lstm.1.input_kernel", "lstm.1.bias", "output_kernel"):
+        value = weights[name]
+        for _ in range(8):
+            index = tuple(generator.integers(0, n) for n in value.shape)
+            original, epsilon = value[index], 1e-6
+            value[index] = original + epsilon
+            above = minimized()
+            value[index] = original - epsilon
+            below = minimized()
+            value[index] = original
+            np.testing.assert_allclose(gradients[name][index], (above - below) / (2 * epsilon), atol=1e-7, err_msg=name)

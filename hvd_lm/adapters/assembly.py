@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hvd_lm.config import ModelConfig
+from hvd_lm.data.sources import IGNORED
 from hvd_lm.model import stages as declared
 from hvd_lm.model.clusters import clusters
 from hvd_lm.model.split import Share
@@ -114,3 +118,18 @@ def assemble(
         output = kit.depart(divided.above, held[-1].output_size)
     assert output is not None
     return Made(lookup, made, output)
+
+
+def noise_of_stages(
+    config: ModelConfig, places: range, masks: Sequence[NDArray[np.bool_]], targets_TB: NDArray[np.int32], weight: float
+) -> list[NDArray[Any] | None]:
+    """What those stages of a rank that take noise take of a micro-batch, from below: of `masks` of the whole model theirs, if there
+    are any; and what is penalized the weight of each token, ``float32 [T, B]``, 0 where its target is ignored."""
+    masks_left, noise = iter(masks), list[NDArray[Any] | None]()
+    for place, stage in enumerate(declared.stages(config)):
+        mask = next(masks_left, None) if stage.kind in declared.DROPS else None
+        if place in places and stage.kind in declared.DROPS:
+            noise.append(mask)
+        elif place in places and stage.kind in declared.PENALTIES:
+            noise.append(np.where(targets_TB == IGNORED, 0.0, weight).astype(np.float32))
+    return noise

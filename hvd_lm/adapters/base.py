@@ -27,7 +27,7 @@ from hvd_lm.job.topology import GroupName
 from hvd_lm.model.candidates import Candidates
 from hvd_lm.model.pipeline import stages_of_ranks
 from hvd_lm.model.split import Share, blocks, moment_shares, shares
-from hvd_lm.model.stages import DROPS, stages
+from hvd_lm.model.stages import stages
 from hvd_lm.model.weights import Array, Rows, Weights, check_weights
 
 READ_ONLY = "the model was built without an update: it can only be read"
@@ -375,11 +375,6 @@ class Adapter(ABC):
         Logits exist for a few hundred tokens at a time. Where a model group divides the parameters it is collective over it, with
         micro-batches of one shape.
         """
-
-    @property
-    def _drops_below(self) -> int:
-        """How many of the declared stages below those of this rank drop."""
-        return sum(stage.kind in DROPS for stage in stages(self.model)[: self.places.start])
 
     def _of_last_rank(self, losses_TB: Array) -> Array:
         """The losses that the last rank of a pipeline tells, on all of them; of others they are as they are."""

@@ -10,7 +10,7 @@ from hvd_lm.communication.compute import micro_batches_together
 from hvd_lm.communication.measure import Work
 from hvd_lm.compression.compressors import PowerSGD
 from hvd_lm.compression.selectors import TopK
-from hvd_lm.model.stages import DROPS, Stage, parameters, stages
+from hvd_lm.model.stages import DROPS, PENALTIES, Stage, parameters, stages
 
 _FLOAT = 4
 _CHUNK = 256
@@ -34,6 +34,10 @@ def memory_of_rank(work: Work, ranks: int, *, is_cpu: bool) -> float:
         topk = TopK(work.communication.topk_share)
         kinds = 2 if work.communication.topk_momentum else 1
         values += sum(kinds * math.prod(shape) for shape in shapes if topk.count("", shape, step=0))
+    if work.model.weight_dropout:
+        # Of what recurs: what is left of it, the gradient by that, and the mask as floats.
+        names = parameters(work.model)
+        values += 3 * sum(math.prod(names[name].shape) for name in names if name.endswith(".recurrent_kernel"))
     if work.communication.late_gradients:
         values += sum(map(math.prod, shapes))
     return _FLOAT * (values + _activations(work, is_cpu=is_cpu))
@@ -48,7 +52,7 @@ def _activations(work: Work, *, is_cpu: bool) -> float:
     for stage in stages(work.model):
         if stage.units:
             found += 4 * tokens * stage.units + 2 * (tokens + sequences) * stage.units
-        elif stage.kind in ("lookup", *DROPS):
+        elif stage.kind in ("lookup", *DROPS, *PENALTIES):
             found += tokens * stage.output_size
         elif stage.kind == "attention":
             # Of each step queries, what they attend to and outputs, and weights of all steps.

@@ -58,6 +58,12 @@ class ModelConfig:
     weight_normalization: bool = False
     """Train the lengths of the rows of an mlstm cell's kernels apart from their directions (Salimans & Kingma 2016,
     arXiv:1602.07868)."""
+    activation_penalty: float = 0.0
+    """Times the mean square of what goes to the output, after dropout: added to what training minimizes, not to the loss that it
+    tells (AR, Merity et al. 2017, arXiv:1708.01009)."""
+    temporal_penalty: float = 0.0
+    """Times the mean square of how much what goes to the output, before dropout, changes from token to token of a micro-batch:
+    added in the same way (TAR)."""
     tie_embedding: bool = False
     """Use the embedding as output kernel too (Press & Wolf 2017, arXiv:1608.05859); needs E = H of the last layer."""
     softmax: Literal["full", "sampled", "adaptive"] = "full"
@@ -115,6 +121,10 @@ class ModelConfig:
             not self.weight_normalization or (self.cell == "mlstm" and not self.weight_dropout),
             "--weight-normalization needs --cell mlstm, and no --weight-dropout",
         )
+        for name in ("activation_penalty", "temporal_penalty"):
+            penalty = getattr(self, name)
+            flag = f"--{name.replace('_', '-')}"
+            require(math.isfinite(penalty) and penalty >= 0, f"{flag} must be a number and at least 0, not {penalty}")
         require(self.softmax in ("full", "sampled", "adaptive"), f"--softmax must be full, sampled or adaptive, not {self.softmax}")
         require(self.sampled_words >= 1, f"--sampled-words must be at least 1, not {self.sampled_words}")
         require(
@@ -163,6 +173,6 @@ class ModelConfig:
         return (of_input, *(self.dropout,) * (len(self.units) - 1), of_output)
 
     def without_noise(self) -> ModelConfig:
-        """The same model where nothing drops."""
+        """The same model where nothing drops, and nothing is penalized."""
         of_places = replace(self, dropout=0.0, locked_dropout=False, input_dropout=None, output_dropout=None)
-        return replace(of_places, embedding_dropout=0.0, weight_dropout=0.0)
+        return replace(of_places, embedding_dropout=0.0, weight_dropout=0.0, activation_penalty=0.0, temporal_penalty=0.0)

@@ -1,6 +1,6 @@
 """The model, declared: the stages of a forward pass from below, each with its parameters. What computes them is an adapter's.
 
-    lookup -> [drop words] -> [drop] -> cell -> [drop] -> ... -> cell -> [attention] -> [drop] -> output
+    lookup -> [drop words] -> [drop] -> cell -> [drop] -> ... -> cell -> [attention] -> [penalty] -> [drop] -> [penalty] -> output
 
 Shapes: V vocabulary, E embedding, D input width, H units of a layer, P what it projects them to, U units of all layers together.
 """
@@ -17,9 +17,13 @@ from hvd_lm.errors import ConfigError
 from hvd_lm.model.clusters import clusters, widths
 from hvd_lm.model.parameters import LookedUp, Parameter, key_of_name
 
-Kind = Literal["lookup", "drop", "drop_words", "output", "adaptive", "projected_lstm", "attention"] | Cell
+Penalty = Literal["activation_penalty", "temporal_penalty"]
+Kind = Literal["lookup", "drop", "drop_words", "output", "adaptive", "projected_lstm", "attention"] | Penalty | Cell
 DROPS: tuple[Kind, ...] = ("drop", "drop_words")
 """What acts in training only, under a mask."""
+PENALTIES: tuple[Penalty, ...] = ("activation_penalty", "temporal_penalty")
+"""What acts on gradients only: those of the mean, over tokens and activations, of squares, or of squares of what has changed since
+the token before."""
 
 _EMBEDDING_RANGE = 0.1
 GAIN = ".gain"
@@ -42,7 +46,7 @@ class Stage:
     """Width of h, and of c, that the stage carries from micro-batch to micro-batch; 0 if it carries none. Of a projected h
     the rest is zero."""
     rate: float = 0.0
-    """Share that drops, of a stage that does nothing else."""
+    """Share that drops, or factor of a penalty, of a stage that does nothing else."""
     shares_of_tokens: Mapping[str, float] = field(default_factory=dict)
     """Role of a parameter -> the share of all tokens that are multiplied by it in training, as expected; 1 of those absent."""
 
@@ -155,8 +159,14 @@ def _adaptive(config: ModelConfig, vocabulary: int, width: int, before: int) -> 
 
 
 def _drop(config: ModelConfig, place: int, width: int) -> Iterator[Stage]:
+    """And what is penalized before and after it."""
+    is_last = place == len(config.units)
+    if is_last and config.temporal_penalty:
+        yield Stage("temporal_penalty", width, width, rate=config.temporal_penalty)
     if rate := config.dropout_rates[place]:
         yield Stage("drop", width, width, rate=rate)
+    if is_last and config.activation_penalty:
+        yield Stage("activation_penalty", width, width, rate=config.activation_penalty)
 
 
 def _gains(declared: Mapping[str, Parameter]) -> dict[str, Parameter]:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hvd_lm.adapters.assembly import Divided, Made
+from hvd_lm.adapters.assembly import Divided, Made, noise_of_stages
 from hvd_lm.adapters.base import INCOMPLETE, READ_ONLY, Adapter, Applied, Evaluated, OptimizerState, State, StepResult
 from hvd_lm.adapters.pytorch import states
 from hvd_lm.adapters.pytorch.compressed import Compressed
@@ -25,7 +25,6 @@ from hvd_lm.adapters.pytorch.optimizer_split import OptimizerSplit
 from hvd_lm.adapters.pytorch.reducer import GradientReducer
 from hvd_lm.adapters.pytorch.selected import make_compressed
 from hvd_lm.adapters.pytorch.stages import Depart, LayerState, Lookup, Output, Stage, make_stages, neighbour
-from hvd_lm.adapters.pytorch.stages.drop import Drop
 from hvd_lm.adapters.pytorch.stages.sampled_softmax import SampledWords
 from hvd_lm.adapters.pytorch.touched_rows import Touched
 from hvd_lm.adapters.pytorch.update import DynamicUpdate, Update, make_update, norm_of
@@ -204,9 +203,10 @@ class PyTorchAdapter(Adapter):
         if self._waiting[-1] and self._waiting[-1][0] != inputs_TB.shape:
             self._end_backward(last=False)
         made = self._copy(len(self._waiting) - 1)
-        masks = [torch.from_numpy(mask).to(self._device) for mask in dropout_masks[self._drops_below :]]
+        arrays = noise_of_stages(self.model, self.places, dropout_masks, targets_TB, weight)
+        noise = [None if array is None else torch.from_numpy(array).to(self._device) for array in arrays]
         inputs = self._indices(inputs_TB)
-        outputs_TBH, state = self._forward(made, inputs, state, masks, keep=1 if last else 1 + defer)
+        outputs_TBH, state = self._forward(made, inputs, state, noise, keep=1 if last else 1 + defer)
         made.output.keep(outputs_TBH, self._indices(targets_TB), weight, self._sampled(candidates, targets_TB))
         self._waiting[-1].append(inputs_TB.shape)
         if made.lookup:
@@ -230,16 +230,16 @@ class PyTorchAdapter(Adapter):
 
     @torch.no_grad()
     def _forward(
-        self, made: _Made, inputs_TB: Tensor, state: State, masks: Sequence[Tensor] = (), *, keep: int = 0
+        self, made: _Made, inputs_TB: Tensor, state: State, noise: Sequence[Tensor | None] = (), *, keep: int = 0
     ) -> tuple[Tensor, State]:
         """Outputs of the last stage below the output [T, B, H], and the state after."""
         if self._weight_drop.turn(training=keep > 0):
             self._forget_derived()
-        activations, masks_left = inputs_TB, iter(masks)
+        activations, noise_left = inputs_TB, iter(noise)
         after: list[LayerState | None] = []
         for stage, before in zip(made.stages, state, strict=True):
-            noise = inputs_TB if stage.reads_tokens else next(masks_left, None) if isinstance(stage, Drop) else None
-            activations, stage_after = stage.forward(activations, before, noise, keep=keep)
+            own = inputs_TB if stage.reads_tokens else next(noise_left, None) if stage.takes_noise else None
+            activations, stage_after = stage.forward(activations, before, own, keep=keep)
             after.append(stage_after)
         return activations, after
 

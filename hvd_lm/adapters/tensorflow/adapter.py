@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_lm.adapters.assembly import Divided
+from hvd_lm.adapters.assembly import Divided, noise_of_stages
 from hvd_lm.adapters.base import INCOMPLETE, READ_ONLY, Adapter, Applied, Evaluated, OptimizerState, State, StepResult
 from hvd_lm.adapters.tensorflow.compressed import Compressed
 from hvd_lm.adapters.tensorflow.graphs import graph_function
@@ -292,8 +292,8 @@ class TensorFlowAdapter(Adapter):
     ) -> State:
         if self._deferred[-1] and self._deferred[-1][0].inputs_TB.shape != inputs_TB.shape:
             self._end_backward(last=False)
-        masks = iter(dropout_masks[self._drops_below :])
-        noise = [tuple(tf.constant(next(masks)) for _ in stage.noise_specs) for stage in self._stages]
+        of_stages = iter(noise_of_stages(self.model, self.places, dropout_masks, targets_TB, weight))
+        noise = [tuple(tf.constant(next(of_stages)) for _ in stage.noise_specs) for stage in self._stages]
         state, deferred = self._forward(inputs_TB, targets_TB, state, weight, noise)
         if candidates:
             counts = candidates.log_expected(candidates.words_S), candidates.log_expected(targets_TB)

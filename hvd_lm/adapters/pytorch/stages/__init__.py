@@ -17,6 +17,7 @@ from hvd_lm.adapters.pytorch.stages.mlstm import MultiplicativeLstm
 from hvd_lm.adapters.pytorch.stages.neighbours import Arrive, Depart, neighbour
 from hvd_lm.adapters.pytorch.stages.onednn_lstm import OneDnnLstm
 from hvd_lm.adapters.pytorch.stages.output import Output
+from hvd_lm.adapters.pytorch.stages.penalty import ActivationPenalty, TemporalPenalty
 from hvd_lm.adapters.pytorch.stages.picked_output import PickedOutput
 from hvd_lm.adapters.pytorch.stages.projected_lstm import ProjectedLstm
 from hvd_lm.adapters.pytorch.stages.split_lookup import SplitLookup
@@ -48,6 +49,8 @@ def _make_lstm(_: ModelConfig, stage: declared.Stage, weights: Weights) -> Stage
 
 _MAKERS: dict[declared.Kind, Callable[[ModelConfig, declared.Stage, Weights], Stage]] = {
     **dict.fromkeys(declared.DROPS, lambda _, stage, __: Drop(keep_probability(stage.rate))),
+    "activation_penalty": lambda _, stage, __: ActivationPenalty(stage.rate),
+    "temporal_penalty": lambda _, stage, __: TemporalPenalty(stage.rate),
     "lstm": _make_lstm,
     "mlstm": lambda _, stage, weights: MultiplicativeLstm(weights, stage.units),
     "attention": lambda config, _, weights: Attention(weights, source_end(config)),

@@ -29,6 +29,8 @@ class Stage(ABC):
     """Width of h, and of c, in its state; 0 if it has none."""
     reads_tokens = False
     """Whether its `noise` is the tokens of the micro-batch, [T, B]."""
+    takes_noise = False
+    """Whether a micro-batch brings `noise` for it."""
 
     @abstractmethod
     def forward(
@@ -36,8 +38,8 @@ class Stage(ABC):
     ) -> tuple[Tensor, LayerState | None]:
         """Outputs [T, B, H] of inputs [T, B, D], and the state after, both cut from any graph.
 
-        `noise` is the stage's own (a mask, of a stage that drops). With `keep` the micro-batch waits for the backward, and so will
-        ``keep - 1`` more: there is room for them from now on.
+        `noise` is the stage's own (a mask, of a stage that drops; what tokens weigh, of a penalty). With `keep` the micro-batch
+        waits for the backward, and so will ``keep - 1`` more: there is room for them from now on.
         """
 
     @abstractmethod

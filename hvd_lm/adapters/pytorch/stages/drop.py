@@ -14,6 +14,8 @@ class Drop(Stage):
     A mask has 1 for T where it is locked, and 1 for D where words drop.
     """
 
+    takes_noise = True
+
     def __init__(self, keep_probability: float) -> None:
         self._keep_probability = keep_probability
         self._kept: list[Tensor | None] = []

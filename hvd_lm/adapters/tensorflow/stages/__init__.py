@@ -16,6 +16,7 @@ from hvd_lm.adapters.tensorflow.stages.lstm import Lstm
 from hvd_lm.adapters.tensorflow.stages.mlstm import MultiplicativeLstm
 from hvd_lm.adapters.tensorflow.stages.neighbours import Arrive, Depart, neighbour
 from hvd_lm.adapters.tensorflow.stages.output import Output
+from hvd_lm.adapters.tensorflow.stages.penalty import ActivationPenalty, TemporalPenalty
 from hvd_lm.adapters.tensorflow.stages.picked_output import PickedOutput
 from hvd_lm.adapters.tensorflow.stages.projected_lstm import ProjectedLstm
 from hvd_lm.adapters.tensorflow.stages.split_lookup import SplitLookup
@@ -43,6 +44,8 @@ def _make_lstm(_: ModelConfig, __: declared.Stage, weights: Weights) -> Stage:
 _MAKERS: dict[declared.Kind, Callable[[ModelConfig, declared.Stage, Weights], Stage]] = {
     "drop": lambda _, stage, __: Drop(stage.output_size, keep_probability(stage.rate)),
     "drop_words": lambda _, stage, __: Drop(1, keep_probability(stage.rate)),
+    "activation_penalty": lambda _, stage, __: ActivationPenalty(stage.output_size, stage.rate),
+    "temporal_penalty": lambda _, stage, __: TemporalPenalty(stage.output_size, stage.rate),
     "lstm": _make_lstm,
     "mlstm": lambda _, stage, weights: MultiplicativeLstm(weights, stage.input_size, stage.units),
     "attention": lambda config, stage, weights: Attention(weights, stage.output_size, source_end(config)),
