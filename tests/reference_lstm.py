@@ -56,15 +56,15 @@ def run(
     masks: Sequence[NDArray[np.bool_] | Array] = (),
     keep_probability: float = 1.0,
     sampled: tuple[NDArray[np.int32], int] | None = None,
+    source_end: int | None = None,
     activation_penalty: float = 0.0,
     temporal_penalty: float = 0.0,
-    source_end: int | None = None,
 ) -> Outcome:
     """Cross-entropy summed over the targets >= 0, and its gradient for every weight.
 
-    Besides, the gradient of penalties, of the tokens that count: of squares of what goes to the output, and of its differences from
-    token to token before a mask. `sampled`: the candidates of a sampled softmax, and in how many log-uniform draws they were found.
-    `source_end`: the token that ends a source, with which the inputs begin, and which is attended to.
+    Besides, the gradient of penalties, of the tokens that count: of squares of what goes to the output, and of the differences of
+    the last layer's outputs before a mask. `sampled`: the candidates of a sampled softmax, and in how many log-uniform draws they
+    were found. `source_end`: the token that ends a source, with which the inputs begin, and which is attended to.
     """
     w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
     normalized = {name.removesuffix(".gain"): w.pop(name) for name in list(w) if name.endswith(".gain")}

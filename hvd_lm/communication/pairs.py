@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from hvd_lm.adapters.job import Job
 from hvd_lm.job import point_to_point
 
-_SMALL, _LARGE = 2**10, 2**18
-"""Bytes."""
-_TIMES = {_SMALL: 40, _LARGE: 6}
+_SMALL, _LARGE = 2**10, 2**20
+"""Bytes; a link may let less pass faster than it can go on."""
+_TIMES = {_SMALL: 40, _LARGE: 4}
 """How often each goes there and back."""
 _SLOW = 1.5
 """A large message is slow that takes so many times as long as those of the quickest quarter."""

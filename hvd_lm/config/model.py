@@ -55,15 +55,15 @@ class ModelConfig:
     weight_dropout: float = 0.0
     """Share of each recurrent kernel's weights dropped for a whole optimizer step on all ranks (DropConnect, Wan et al. 2013; in
     LSTMs Merity et al. 2017, arXiv:1708.02182)."""
+    weight_normalization: bool = False
+    """Train the lengths of the rows of an mlstm cell's kernels apart from their directions (Salimans & Kingma 2016,
+    arXiv:1602.07868)."""
     activation_penalty: float = 0.0
     """Times the mean square of what goes to the output, after dropout: added to what training minimizes, not to the loss that it
     tells (AR, Merity et al. 2017, arXiv:1708.01009)."""
     temporal_penalty: float = 0.0
     """Times the mean square of how much what goes to the output, before dropout, changes from token to token of a micro-batch:
     added in the same way (TAR)."""
-    weight_normalization: bool = False
-    """Train the lengths of the rows of an mlstm cell's kernels apart from their directions (Salimans & Kingma 2016,
-    arXiv:1602.07868)."""
     tie_embedding: bool = False
     """Use the embedding as output kernel too (Press & Wolf 2017, arXiv:1608.05859); needs E = H of the last layer."""
     softmax: Literal["full", "sampled", "adaptive"] = "full"
@@ -117,14 +117,14 @@ class ModelConfig:
         for name in ("dropout", "input_dropout", "output_dropout", "embedding_dropout", "weight_dropout"):
             rate = getattr(self, name)
             require(rate is None or 0.0 <= rate <= 0.99, f"--{name.replace('_', '-')} must be in [0, 0.99], not {rate}")
-        for name in ("activation_penalty", "temporal_penalty"):
-            penalty = getattr(self, name)
-            flag = f"--{name.replace('_', '-')}"
-            require(math.isfinite(penalty) and penalty >= 0, f"{flag} must be a number and at least 0, not {penalty}")
         require(
             not self.weight_normalization or (self.cell == "mlstm" and not self.weight_dropout),
             "--weight-normalization needs --cell mlstm, and no --weight-dropout",
         )
+        for name in ("activation_penalty", "temporal_penalty"):
+            penalty = getattr(self, name)
+            flag = f"--{name.replace('_', '-')}"
+            require(math.isfinite(penalty) and penalty >= 0, f"{flag} must be a number and at least 0, not {penalty}")
         require(self.softmax in ("full", "sampled", "adaptive"), f"--softmax must be full, sampled or adaptive, not {self.softmax}")
         require(self.sampled_words >= 1, f"--sampled-words must be at least 1, not {self.sampled_words}")
         require(

@@ -238,8 +238,7 @@ class PyTorchAdapter(Adapter):
         activations, noise_left = inputs_TB, iter(noise)
         after: list[LayerState | None] = []
         for stage, before in zip(made.stages, state, strict=True):
-            own = next(noise_left, None) if stage.takes_noise else None
-            own = inputs_TB if stage.reads_tokens else own
+            own = inputs_TB if stage.reads_tokens else next(noise_left, None) if stage.takes_noise else None
             activations, stage_after = stage.forward(activations, before, own, keep=keep)
             after.append(stage_after)
         return activations, after

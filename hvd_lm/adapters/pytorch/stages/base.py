@@ -27,10 +27,10 @@ class Stage(ABC):
 
     units = 0
     """Width of h, and of c, in its state; 0 if it has none."""
-    takes_noise = False
-    """Whether a micro-batch brings `noise` for it."""
     reads_tokens = False
     """Whether its `noise` is the tokens of the micro-batch, [T, B]."""
+    takes_noise = False
+    """Whether a micro-batch brings `noise` for it."""
 
     @abstractmethod
     def forward(
