@@ -62,9 +62,9 @@ def run(
 ) -> Outcome:
     """Cross-entropy summed over the targets >= 0, and its gradient for every weight.
 
-    Besides, the gradient of penalties, of the tokens that count: of squares of what goes to the output, and of the differences of
-    the last layer's outputs before a mask. `sampled`: the candidates of a sampled softmax, and in how many log-uniform draws they
-    were found. `source_end`: the token that ends a source, with which the inputs begin, and which is attended to.
+    Besides, the gradient of penalties, of the tokens that count: of squares of what goes to the output, and of its differences from
+    token to token before a mask. `sampled`: the candidates of a sampled softmax, and in how many log-uniform draws they were found.
+    `source_end`: the token that ends a source, with which the inputs begin, and which is attended to.
     """
     w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
     normalized = {name.removesuffix(".gain"): w.pop(name) for name in list(w) if name.endswith(".gain")}
