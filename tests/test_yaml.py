@@ -286,6 +286,13 @@ def test_setting_of_several_types(tmp_path: Path, content: str, argv: list[str],
     assert type(config.layers_of_model.hidden_size) is type(expected.hidden_size)
 
 
+def test_layers_are_as_many_as_there_are_widths(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("hidden-size: [12, 10, 8]\n", encoding="utf-8")
+    assert parse_with_yaml(RunConfig, "train", ["--config", str(path)]).model.units == (12, 10, 8)
+    assert parse_with_yaml(RunConfig, "train", ["--config", str(path), "--hidden-size", "9"]).model.units == (9, 9)
+
+
 @pytest.mark.parametrize(
     ("content", "argv", "said"),
     [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -56,9 +56,11 @@ def _is_section(hint: Any) -> bool:
 def _unchecked(config_type: type[_Config], settings: dict[str, Any]) -> _Config:
     """A config past its own checks, as its fields are set one by one. The parser builds the one that counts, with them."""
     config = config_type()
+    declared = {its.name: its.default for its in fields(config_type)}  # type: ignore[arg-type]
     for name, hint in get_type_hints(config_type).items():
         if _is_section(hint):
             object.__setattr__(config, name, _unchecked(hint, settings))
-        elif name in settings:
-            object.__setattr__(config, name, settings[name])
+        elif name in settings or declared[name] is not MISSING:
+            # Not what the checks have made of a default: they may make another thing of it beside these settings.
+            object.__setattr__(config, name, settings.get(name, declared[name]))
     return config
