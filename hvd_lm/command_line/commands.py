@@ -13,10 +13,11 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from hvd_lm.command_line import sentiment, streams, translate
+from hvd_lm.command_line import completion, sentiment, streams, translate
 from hvd_lm.command_line.flags import PROGRAM, parse, parse_with_yaml
+from hvd_lm.command_line.task_commands import TaskCommand
 from hvd_lm.communication import measure as measuring
 from hvd_lm.communication import plan as planning
 from hvd_lm.communication import plan_files
@@ -106,6 +107,10 @@ class Command:
 
     summary: str
     run: Callable[[list[str]], int]
+    config: type | None = None
+    """Whose settings are its flags."""
+    commands: Mapping[str, TaskCommand] = field(default_factory=dict)
+    """That it has."""
 
 
 def run(argv: list[str]) -> int:
@@ -296,19 +301,35 @@ def run_doctor(argv: list[str]) -> int:
     return doctor.main(argv)
 
 
+def run_completion(argv: list[str]) -> int:
+    """Print what makes a shell complete commands and flags."""
+    require(len(argv) == 1, f"give the shell: {PROGRAM} completion bash, or zsh")
+    words = {"": list(COMMANDS)}
+    for name, command in COMMANDS.items():
+        words[name] = completion.flags_of(command.config) if command.config else list(command.commands)
+        words |= {f"{name} {of_task}": completion.flags_of(its.config) for of_task, its in command.commands.items()}
+    print(completion.script(argv[0], words), end="")
+    return 0
+
+
 COMMANDS: Mapping[str, Command] = {
-    "prepare": Command("turn texts, or a public corpus, into token shards to train on", run_prepare),
-    "train": Command("train a language model, alone or under horovodrun", run_train),
-    "evaluate": Command("perplexity of a checkpoint on a text", run_evaluate),
-    "score": Command("log-probability of every line, or every word, of texts", run_score),
-    "generate": Command("write text with a checkpoint", run_generate),
-    "sentiment": Command("train, evaluate, predict: the sentiment, or another label, of texts", sentiment.run),
-    "translate": Command("train, apply, evaluate: translations of texts", translate.run),
-    "export": Command("give the weights to plain PyTorch, Keras, ONNX or NumPy", run_export),
-    "report": Command("learning curves of runs, as pictures and one page", run_report),
-    "measure": Command("time Horovod's operations on this link, and a model's compute, on every rank of a job", run_measure),
-    "predict": Command("what a step will take on a measured link, and how much of it is communication", run_predict),
-    "plan": Command("which ranks, accumulation and compression train fastest on a measured link, and why", run_plan),
-    "queueing": Command("a run's Horovod timeline as a queue: how busy the link was, and who waited", run_queueing),
+    "prepare": Command("turn texts, or a public corpus, into token shards to train on", run_prepare, PrepareConfig),
+    "train": Command("train a language model, alone or under horovodrun", run_train, RunConfig),
+    "evaluate": Command("perplexity of a checkpoint on a text", run_evaluate, EvaluateConfig),
+    "score": Command("log-probability of every line, or every word, of texts", run_score, ScoreConfig),
+    "generate": Command("write text with a checkpoint", run_generate, GenerateConfig),
+    "sentiment": Command(
+        "train, evaluate, predict: the sentiment, or another label, of texts", sentiment.run, commands=sentiment.COMMANDS
+    ),
+    "translate": Command("train, apply, evaluate: translations of texts", translate.run, commands=translate.COMMANDS),
+    "export": Command("give the weights to plain PyTorch, Keras, ONNX or NumPy", run_export, ExportConfig),
+    "report": Command("learning curves of runs, as pictures and one page", run_report, ReportConfig),
+    "measure": Command(
+        "time Horovod's operations on this link, and a model's compute, on every rank of a job", run_measure, MeasureConfig
+    ),
+    "predict": Command("what a step will take on a measured link, and how much of it is communication", run_predict, PredictConfig),
+    "plan": Command("which ranks, accumulation and compression train fastest on a measured link, and why", run_plan, PlanConfig),
+    "queueing": Command("a run's Horovod timeline as a queue: how busy the link was, and who waited", run_queueing, QueueingConfig),
     "doctor": Command("check frameworks, Horovod, its controllers and operations", run_doctor),
+    "completion": Command("what makes bash or zsh complete commands and flags", run_completion),
 }

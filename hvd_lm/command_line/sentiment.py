@@ -16,7 +16,7 @@ from hvd_lm.training.metrics import finite
 
 def run(argv: list[str]) -> int:
     """Run the command that `argv` names. Raises ConfigError for an unknown one."""
-    return run_task("sentiment", _COMMANDS, argv)
+    return run_task("sentiment", COMMANDS, argv)
 
 
 def _train(argv: list[str]) -> None:
@@ -50,8 +50,8 @@ def _predict(argv: list[str]) -> None:
             print(json.dumps(asdict(its)) if config.json else f"{its.label}\t{its.probabilities[its.label]:.6f}")
 
 
-_COMMANDS = {
-    "train": TaskCommand("make a classifier of a language model, from texts that have labels", _train),
-    "evaluate": TaskCommand("accuracy of a classifier, and precision and recall of each label", _evaluate),
-    "predict": TaskCommand("the label of each text", _predict),
+COMMANDS = {
+    "train": TaskCommand("make a classifier of a language model, from texts that have labels", _train, SentimentTrainConfig),
+    "evaluate": TaskCommand("accuracy of a classifier, and precision and recall of each label", _evaluate, ClassEvaluateConfig),
+    "predict": TaskCommand("the label of each text", _predict, ClassPredictConfig),
 }

@@ -16,6 +16,8 @@ class TaskCommand(NamedTuple):
     """For the help of the task."""
     run: Callable[[list[str]], None]
     """With the flags that follow it."""
+    config: type
+    """Whose settings are these flags."""
 
 
 def run_task(task: str, commands: Mapping[str, TaskCommand], argv: list[str]) -> int:

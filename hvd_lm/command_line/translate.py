@@ -14,7 +14,7 @@ from hvd_lm.tasks.translator import TranslateApplyConfig, TranslateEvaluateConfi
 
 def run(argv: list[str]) -> int:
     """Run the command that `argv` names. Raises ConfigError for an unknown one."""
-    return run_task("translate", _COMMANDS, argv)
+    return run_task("translate", COMMANDS, argv)
 
 
 def _train(argv: list[str]) -> None:
@@ -39,8 +39,8 @@ def _evaluate(argv: list[str]) -> None:
         print(json.dumps(figures.to_dict()))
 
 
-_COMMANDS = {
-    "train": TaskCommand("make a model that translates, of texts and their translations", _train),
-    "apply": TaskCommand("the translation of each text", _apply),
-    "evaluate": TaskCommand("BLEU and chrF of a model's translations", _evaluate),
+COMMANDS = {
+    "train": TaskCommand("make a model that translates, of texts and their translations", _train, TranslateTrainConfig),
+    "apply": TaskCommand("the translation of each text", _apply, TranslateApplyConfig),
+    "evaluate": TaskCommand("BLEU and chrF of a model's translations", _evaluate, TranslateEvaluateConfig),
 }

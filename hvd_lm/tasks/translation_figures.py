@@ -31,13 +31,18 @@ class TranslationFigures:
 
 
 def translation_figures(translations: Sequence[str], references: Sequence[str], seconds: float) -> TranslationFigures:
-    """Of `translations`, one reference for each. Raises FrameworkError if sacrebleu is absent."""
+    """Of `translations`, one reference for each. Raises as `metrics`."""
+    both = metrics()
+    found = [metric.corpus_score(list(translations), [list(references)]).score for metric in both]
+    signatures = [str(metric.get_signature()) for metric in both]
+    return TranslationFigures(found[0], signatures[0], found[1], signatures[1], len(references), len(references) / seconds)
+
+
+def metrics() -> tuple[Any, Any]:
+    """BLEU and chrF. Raises FrameworkError if sacrebleu is absent."""
     try:
         from sacrebleu.metrics.bleu import BLEU
         from sacrebleu.metrics.chrf import CHRF
     except ImportError as error:
         raise FrameworkError(f"sacrebleu does not load ({error}): pip install 'hvd_lm[translation]'") from error
-    bleu, chrf = BLEU(), CHRF()
-    found = [metric.corpus_score(list(translations), [list(references)]).score for metric in (bleu, chrf)]
-    signatures = [str(metric.get_signature()) for metric in (bleu, chrf)]
-    return TranslationFigures(found[0], signatures[0], found[1], signatures[1], len(references), len(references) / seconds)
+    return BLEU(), CHRF()

@@ -29,7 +29,7 @@ from hvd_lm.job.launcher import launched_size
 from hvd_lm.paths import make_paths
 from hvd_lm.tasks.classifier import reading
 from hvd_lm.tasks.pair_examples import source_ids
-from hvd_lm.tasks.translation_figures import TranslationFigures, translation_figures
+from hvd_lm.tasks.translation_figures import TranslationFigures, metrics, translation_figures
 
 _OF_A_RANK = ("checkpoint", "source", "target", "threads")
 """Settings that may differ between ranks; model and texts may not."""
@@ -109,6 +109,7 @@ def evaluate(config: TranslateEvaluateConfig) -> TranslationFigures:
 
     Raises as `apply`; FrameworkError if sacrebleu is absent.
     """
+    metrics()  # or all would be translated in vain
     pairs = read_pairs(config.source, config.target, (config.source_column, config.target_column))
     found = _translated(config, _load(config.checkpoint), [pair.source for pair in pairs])
     return translation_figures(found.texts, [pair.target for pair in pairs], found.seconds)
