@@ -25,6 +25,7 @@ from hvd_lm.data.prepare import PrepareConfig
 from hvd_lm.errors import ConfigError
 from hvd_lm.evaluation.perplexity import EvaluateConfig
 from hvd_lm.generation.text import GenerateConfig
+from hvd_lm.report.page import ReportConfig
 
 SECTIONS = (ModelConfig, DataConfig, OptimizerConfig, CommunicationConfig, TopologyConfig)
 
@@ -66,6 +67,12 @@ def test_missing_and_misspelt_flags() -> None:
         with pytest.raises(ConfigError) as caught:
             parse(EvaluateConfig, "evaluate", argv)
         assert said in check_one_line(caught.value)
+
+
+def test_a_flag_for_what_has_none() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(ReportConfig, "report", ["--runs", "one"])
+    assert "give what --runs would name without it" in check_one_line(caught.value)
 
 
 def test_wrong_value_is_told_apart_from_the_words_behind_it() -> None:

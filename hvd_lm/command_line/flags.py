@@ -117,6 +117,8 @@ def _message(event: refusals.ParseErrorEvent, settings: dict[str, Any], argv: Se
         case refusals.UnrecognizedArgs(tokens=[word, *_]) | refusals.MissingArgs(unrecognized_tokens=[word, *_]):
             flag = word.partition("=")[0]
             is_flag = flag.startswith("--")
+            if _normal(flag) in map(_flag, settings):
+                return f"give what {flag} would name without it, as words after the command"
             return f"unknown flag {flag!r}{nearest(flag, map(_flag, settings))}" if is_flag else f"unexpected word {shown(word)}"
         case refusals.MissingArgs(missing_arguments=missing):
             return f"{', '.join(found.arg.display_name() for found in missing)} must be given"
