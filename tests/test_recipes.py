@@ -11,6 +11,7 @@ import pytest
 from hvd_lm.command_line.yaml_defaults import read_defaults, setting_types
 from hvd_lm.config import ModelConfig, OptimizerConfig, RunConfig
 from hvd_lm.model.stages import parameters
+from hvd_lm.training.schedule import peak_learning_rate
 
 FOLDER = Path(launcher.__file__).parents[1] / "jobs" / "recipes"
 LARGE = FOLDER / "lstm-2048-512.yaml"
@@ -23,6 +24,15 @@ def test_every_line_says_what_it_means(file: Path) -> None:
         if line and not line.startswith("#"):
             assert before.startswith("# "), line
             assert line.partition(":")[0].replace("-", "_") in setting_types(RunConfig)
+
+
+def test_mlstm_4096() -> None:
+    """Lengths of all rows of the layer's kernels, of nothing else; the rate of 8 ranks is that of its authors."""
+    config = read_defaults(RunConfig, FOLDER / "mlstm-4096.yaml")
+    model, optimizer = ModelConfig(**vars(config.model)), OptimizerConfig(**vars(config.optimizer))
+    gains = {name: its.shape for name, its in parameters(model).items() if name.endswith(".gain")}
+    assert sorted(gains.values()) == [(4096,)] * 2 + [(4 * 4096,)] * 2
+    assert peak_learning_rate(optimizer, 8 * config.data.batch_size) == pytest.approx(4e-3)
 
 
 def test_lstm_2048_512() -> None:
