@@ -261,8 +261,10 @@ class TensorFlowAdapter(Adapter):
 
     def _state_to_numpy(self, state: State) -> NDArray[np.float32]:
         # What an attention has read is not carried.
-        layers = [layer for stage, layer in zip(self._stages, state, strict=True) if stage.units]
-        return np.stack([np.concatenate([tensor.numpy() for tensor in tensors], axis=1) for tensors in zip(*layers, strict=True)])
+        of_stages = [
+            [tensor.numpy()[:, : stage.units] for tensor in tensors] for stage, tensors in zip(self._stages, state, strict=True)
+        ]
+        return np.stack([np.concatenate(kind, axis=1) for kind in zip(*filter(None, of_stages), strict=True)])
 
     def _state_from_numpy(self, state_2BU: NDArray[np.float32]) -> State:
         state: list[Tensors] = []
