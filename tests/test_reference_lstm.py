@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 import reference_lstm
+from reference_lstm import Array
 
 from hvd_lm.config import ModelConfig
 from hvd_lm.model.noise import dropout_masks, dropout_widths, keep_probability
@@ -22,6 +24,22 @@ LAYERS = {
     "projected": {"projection_size": 4},
 }
 OUTPUTS = {"plain": {}, "tied": {"tie_embedding": True}, "adaptive": ADAPTIVE}
+
+
+def assert_are_finite_differences(
+    gradients: Mapping[str, Array], weights: Mapping[str, Array], loss: Callable[[], float], generator: np.random.Generator
+) -> None:
+    """At eight places of each of `weights`, which `loss` looks at."""
+    for name, value in weights.items():
+        for _ in range(8):
+            index = tuple(generator.integers(0, n) for n in value.shape)
+            original, epsilon = value[index], 1e-6
+            value[index] = original + epsilon
+            above = loss()
+            value[index] = original - epsilon
+            below = loss()
+            value[index] = original
+            np.testing.assert_allclose(gradients[name][index], (above - below) / (2 * epsilon), atol=1e-7, err_msg=name)
 
 
 TRANSLATES = {"source_end": 0, "source_attention": True}
@@ -46,16 +64,7 @@ def test_gradients_are_those_of_finite_differences(layer: dict[str, Any], output
         return reference_lstm.run(weights, inputs, targets, state, masks, keep_probability(dropout), source_end=end).loss_sum
 
     gradients = reference_lstm.run(weights, inputs, targets, state, masks, keep_probability(dropout), source_end=end).gradients
-    for name, value in weights.items():
-        for _ in range(8):
-            index = tuple(generator.integers(0, n) for n in value.shape)
-            original, epsilon = value[index], 1e-6
-            value[index] = original + epsilon
-            above = loss()
-            value[index] = original - epsilon
-            below = loss()
-            value[index] = original
-            np.testing.assert_allclose(gradients[name][index], (above - below) / (2 * epsilon), atol=1e-7, err_msg=name)
+    assert_are_finite_differences(gradients, weights, loss, generator)
 
 
 @pytest.mark.parametrize("penalties", [(2.0, 0.0), (0.0, 3.0), (2.0, 3.0)])
@@ -78,14 +87,5 @@ def test_gradients_of_penalties_are_those_of_finite_differences(penalties: tuple
 
     gradients = outcome().gradients
     assert outcome().penalty > 0
-    for name in ("embedding", "lstm.0.recurrent_kernel", "lstm.1.input_kernel", "lstm.1.bias", "output_kernel"):
-        value = weights[name]
-        for _ in range(8):
-            index = tuple(generator.integers(0, n) for n in value.shape)
-            original, epsilon = value[index], 1e-6
-            value[index] = original + epsilon
-            above = minimized()
-            value[index] = original - epsilon
-            below = minimized()
-            value[index] = original
-            np.testing.assert_allclose(gradients[name][index], (above - below) / (2 * epsilon), atol=1e-7, err_msg=name)
+    names = ("embedding", "lstm.0.recurrent_kernel", "lstm.1.input_kernel", "lstm.1.bias", "output_kernel")
+    assert_are_finite_differences(gradients, {name: weights[name] for name in names}, minimized, generator)

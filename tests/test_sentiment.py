@@ -14,6 +14,7 @@ import pools
 import pytest
 import reference_lstm
 from conftest import INSTALLED, MakeAdapter
+from refusals import assert_one_line_each
 from test_evaluation import saved
 
 import hvd_lm
@@ -266,12 +267,8 @@ def test_refused(labelled: Path, language_model: Path, tmp_path: Path, capsys: p
         "no checkpoint in": ("--checkpoint", str(tmp_path / "nowhere")),
         "--dropout must be in": ("--dropout", "2"),
     }
-    for words, more in cases.items():
-        assert main(["sentiment", *flags(labelled, language_model, out, INSTALLED[0], *more)]) == 2, words
-        told = capsys.readouterr().err
-        assert words in told
-        assert len(told.strip().splitlines()) == 1
-        assert not out.exists()
+    commands = {words: ["sentiment", *flags(labelled, language_model, out, INSTALLED[0], *more)] for words, more in cases.items()}
+    assert_one_line_each(commands, out, capsys)
     assert main(["sentiment", "learn"]) == 2
     assert "choose one of train, evaluate, predict" in capsys.readouterr().err
 

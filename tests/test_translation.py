@@ -16,6 +16,7 @@ import numpy as np
 import pools
 import pytest
 from conftest import INSTALLED, MakeAdapter
+from refusals import assert_one_line_each
 
 import hvd_lm
 from hvd_lm import checkpoint as checkpoints
@@ -221,12 +222,8 @@ def test_refused(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "cannot read the tokenizer": ("--tokenizer-file", str(tmp_path / "nowhere.json")),
     }
     train_tokenizer(["a b\n"], "word", None).save(tmp_path / "tokenizer.json")
-    for words, more in cases.items():
-        assert main(["translate", *flags(files, out, INSTALLED[0], *more)]) == 2, words
-        told = capsys.readouterr().err
-        assert words in told
-        assert len(told.strip().splitlines()) == 1
-        assert not out.exists()
+    commands = {words: ["translate", *flags(files, out, INSTALLED[0], *more)] for words, more in cases.items()}
+    assert_one_line_each(commands, out, capsys)
     assert main(["translate", "undo"]) == 2
     assert "choose one of train, apply, evaluate" in capsys.readouterr().err
 

@@ -152,8 +152,7 @@ def run_train(argv: list[str]) -> int:
     """Train; rank 0 prints where the run is."""
     result = train(parse_with_yaml(RunConfig, "train", argv))
     if launcher.launched_rank() == 0:
-        judged = f"validation perplexity {result.validation.perplexity:.2f} after " if result.validation else ""
-        print(f"{judged}{result.steps} steps; the run is in {result.out}")
+        print(result.words)
     return 0
 
 

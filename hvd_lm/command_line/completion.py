@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
-from hvd_lm.command_line.flags import PROGRAM
+from hvd_lm.command_line.flags import PROGRAM, flag_of
 from hvd_lm.command_line.yaml_defaults import setting_types
 from hvd_lm.errors import ConfigError
 
@@ -14,11 +14,11 @@ Shell = Literal["bash", "zsh"]
 
 _SCRIPT = """\
 {preface}_hvd_lm() {{
-  local words="" place=$COMP_CWORD command="${{COMP_WORDS[1]}}"
+  local words="" command="${{COMP_WORDS[1]}}"
   case "$command" in
     {tasks}) if [ "$COMP_CWORD" -gt 2 ]; then command="$command ${{COMP_WORDS[2]}}"; fi ;;
   esac
-  if [ "$place" -eq 1 ]; then command=""; fi
+  if [ "$COMP_CWORD" -eq 1 ]; then command=""; fi
   case "$command" in
 {cases}
   esac
@@ -31,7 +31,7 @@ _PREFACE = {"bash": "", "zsh": "autoload -U +X compinit && compinit\nautoload -U
 
 def flags_of(config_type: type) -> list[str]:
     """All flags that the settings of a command have."""
-    return sorted([*(f"--{name.replace('_', '-')}" for name in setting_types(config_type)), "--help"])
+    return sorted([*map(flag_of, setting_types(config_type)), "--help"])
 
 
 def script(shell: str, words: Mapping[str, Sequence[str]]) -> str:

@@ -90,8 +90,8 @@ def _joined(argv: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
 
     Unless they begin a flag that there is: then a value is missing.
     """
-    flags = {flag for name in settings for flag in (_flag(name), _flag(f"no_{name}"))}
-    single = {_flag(name) for name, hint in settings.items() if {hint, *_members(hint)} & {str, Path}}
+    flags = {flag for name in settings for flag in (flag_of(name), flag_of(f"no_{name}"))}
+    single = {flag_of(name) for name, hint in settings.items() if {hint, *_members(hint)} & {str, Path}}
     joined: list[str] = []
     for word in argv:
         is_flag = word in ("-h", "--help") or _normal(word.partition("=")[0]) in flags
@@ -117,9 +117,9 @@ def _message(event: refusals.ParseErrorEvent, settings: dict[str, Any], argv: Se
         case refusals.UnrecognizedArgs(tokens=[word, *_]) | refusals.MissingArgs(unrecognized_tokens=[word, *_]):
             flag = word.partition("=")[0]
             is_flag = flag.startswith("--")
-            if _normal(flag) in map(_flag, settings):
+            if _normal(flag) in map(flag_of, settings):
                 return f"give what {flag} would name without it, as words after the command"
-            return f"unknown flag {flag!r}{nearest(flag, map(_flag, settings))}" if is_flag else f"unexpected word {shown(word)}"
+            return f"unknown flag {flag!r}{nearest(flag, map(flag_of, settings))}" if is_flag else f"unexpected word {shown(word)}"
         case refusals.MissingArgs(missing_arguments=missing):
             return f"{', '.join(found.arg.display_name() for found in missing)} must be given"
         case refusals.BadValue(argument=argument):
@@ -134,7 +134,8 @@ def _message(event: refusals.ParseErrorEvent, settings: dict[str, Any], argv: Se
     return f"the flags do not parse ({type(event).__name__})"
 
 
-def _flag(setting: str) -> str:
+def flag_of(setting: str) -> str:
+    """Of a setting."""
     return f"--{_normal(setting)}"
 
 

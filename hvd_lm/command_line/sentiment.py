@@ -30,8 +30,7 @@ def _train(argv: list[str]) -> None:
         return
     result = sentiment.train(config)
     if launcher.launched_rank() == 0:
-        judged = f"validation accuracy {result.validation.accuracy:.2%} after " if result.validation else ""
-        print(f"{judged}{result.steps} steps; the run is in {result.out}")
+        print(result.words)
 
 
 def _evaluate(argv: list[str]) -> None:

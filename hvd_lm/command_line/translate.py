@@ -20,8 +20,7 @@ def run(argv: list[str]) -> int:
 def _train(argv: list[str]) -> None:
     result = translation.train(parse(TranslateTrainConfig, "translate train", argv))
     if launcher.launched_rank() == 0:
-        judged = f"validation perplexity {result.validation.perplexity:.2f} after " if result.validation else ""
-        print(f"{judged}{result.steps} steps; the run is in {result.out}")
+        print(result.words)
 
 
 def _apply(argv: list[str]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +42,8 @@ class Pairs:
         chosen = [pair for pair in _pairs(len(self.hosts)) if self._is_inside(*pair) == inside]
         if not chosen:
             return None
-        return tuple(float(np.median([matrix[a][b] for a, b in chosen])) for matrix in (self.alphas, self.betas))  # type: ignore[return-value]
+        alpha, beta = (float(np.median([matrix[a][b] for a, b in chosen])) for matrix in (self.alphas, self.betas))
+        return alpha, beta
 
     def slow(self) -> list[str]:
         """What is slower than the others, in words: hosts and ranks all of whose messages are, then single pairs of ranks."""
@@ -91,11 +91,11 @@ class Pairs:
         return found + [f"slow: {what}" for what in self.slow()]
 
 
-def time_pairs(job: Job, comm: Any = None) -> Pairs | None:
+def time_pairs(job: Job) -> Pairs | None:
     """Of all ranks of `job`; None where they cannot send to each other. Collective."""
     if any(job.tell(point_to_point.obstacle(job.horovod))):
         return None
-    everyone, rank, size = point_to_point.communicator(comm), job.topology.rank, job.topology.size
+    everyone, rank, size = point_to_point.communicator(), job.topology.rank, job.topology.size
     own_2n = np.zeros((2, size))
     for other in _opponents(rank, size):
         job.barrier()

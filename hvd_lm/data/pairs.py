@@ -44,7 +44,8 @@ def read_sources(paths: Sequence[Path], column: str = COLUMNS[0]) -> list[str]:
     found: list[str] = []
     for path in paths:
         rows = None if path == STANDARD_INPUT else read_table(path, Columns((column,), ("--source-column",)))
-        found += _lines(path) if rows is None else [_on_one_line(text) for _, (text,) in rows]
+        texts = lines_of(path) if rows is None else (text for _, (text,) in rows)
+        found += map(_on_one_line, texts)
     return found
 
 
@@ -63,7 +64,7 @@ def _of_table(path: Path, columns: tuple[str, str]) -> Iterator[Pair]:
 
 
 def _of_lines(source: Path, target: Path) -> Iterator[Pair]:
-    both = _lines(source), _lines(target)
+    both = list(lines_of(source)), list(lines_of(target))
     if len(both[0]) != len(both[1]):
         counts = f"{len(both[0]):,} and {len(both[1]):,} lines"
         raise DataError(f"{source} and {target} have {counts}: line n of one must translate line n of the other")
@@ -79,10 +80,6 @@ def _pair(path: Path, number: int, source: str, target: str) -> Pair:
         if not text:
             raise DataError(f"{path}, row {number}: its {which} is empty: leave out what is not translated")
     return pair
-
-
-def _lines(path: Path) -> list[str]:
-    return [_on_one_line(line) for line in lines_of(path)]
 
 
 def _on_one_line(text: str) -> str:

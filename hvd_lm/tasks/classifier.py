@@ -5,20 +5,14 @@ Shapes: B texts read side by side, N texts, C classes, U units of all layers.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hvd_lm import adapters
 from hvd_lm import checkpoint as checkpoints
-from hvd_lm.adapters.base import Adapter
-from hvd_lm.adapters.ending import ending_together
 from hvd_lm.checkpoint import Checkpoint
 from hvd_lm.checkpoint.format import best_of
 from hvd_lm.config import Framework
@@ -26,14 +20,14 @@ from hvd_lm.data.labelled import Columns, LabelledText, read_labelled
 from hvd_lm.data.walk import STANDARD_INPUT
 from hvd_lm.errors import CheckpointError, DataError, require, why
 from hvd_lm.evaluation.endings import Endings, of_every_text
-from hvd_lm.evaluation.perplexity import model_digest
 from hvd_lm.job.agreement import settings
-from hvd_lm.job.launcher import launched_rank, launched_size
+from hvd_lm.job.launcher import launched_rank
 from hvd_lm.model.weights import Array
 from hvd_lm.paths import make_paths
 from hvd_lm.tasks import state_features
 from hvd_lm.tasks.class_figures import ClassFigures, class_figures
 from hvd_lm.tasks.labels import MOST_TOKENS, numbers_of, token_ids
+from hvd_lm.tasks.reading import reading, refuse_standard_input
 
 READ_TOGETHER = 64
 """Texts of a rank, unless said otherwise."""
@@ -125,8 +119,7 @@ def predict(config: ClassPredictConfig) -> list[Predicted]:
 
     Raises CheckpointError, DataError, ConfigError, FrameworkError or LostWorkerError, each with what to do.
     """
-    if STANDARD_INPUT in config.data and launched_size() > 1:
-        raise DataError("standard input does not reach the ranks of a job: give --data files, which every rank reads")
+    refuse_standard_input(config.data, "--data")
     loaded = load_classifier(config.checkpoint)
     texts = read_labelled(config.data, Columns(config.text_column, None))
     found_NC = np.exp(_read(config, loaded, texts).astype(np.float64))
@@ -144,24 +137,6 @@ def _read(config: ClassifyConfig, loaded: Classifier, texts: Sequence[LabelledTe
         )
         adapter.job.agree()
     return found_NC
-
-
-@contextmanager
-def reading(
-    framework: Framework, threads: int | None, model: Checkpoint, texts: Sequence[NDArray[np.int32]], common: Mapping[str, Any]
-) -> Iterator[Adapter]:
-    """An adapter that holds `model`, on ranks that all have it, the same `texts` and what is `common` (`Job.agree`). Collective."""
-    adapter = adapters.adapter(framework, threads=threads)
-    job = adapter.job
-    with ending_together(job):
-        if job.topology.size > 1:
-            read = hashlib.sha256(b"".join(ids_T.tobytes() for ids_T in texts)).hexdigest()
-            job.agree({"have another model": model_digest(model), "read other texts": read, **common})
-        with job.trouble.noted():
-            adapter.build(model.model)
-            adapter.load_weights(model.weights)
-        job.agree()
-        yield adapter
 
 
 @dataclass(frozen=True)

@@ -21,17 +21,18 @@ from hvd_lm.checkpoint.files import new_folder
 from hvd_lm.config import DataConfig
 from hvd_lm.data.examples import Examples
 from hvd_lm.data.labelled import Columns, LabelledText, read_labelled
-from hvd_lm.errors import DataError, require
+from hvd_lm.errors import require
 from hvd_lm.evaluation.endings import of_every_text
 from hvd_lm.evaluation.figures import Evaluation
 from hvd_lm.job.agreement import settings
 from hvd_lm.model.stages import state_size
 from hvd_lm.paths import make_paths
 from hvd_lm.tasks.class_figures import ClassFigures, class_figures
-from hvd_lm.tasks.classifier import READ_TOGETHER, log_softmax, reading
+from hvd_lm.tasks.classifier import READ_TOGETHER, log_softmax
 from hvd_lm.tasks.example_run import ExampleRun
-from hvd_lm.tasks.held_apart import held_apart
+from hvd_lm.tasks.held_apart import training_and_validation
 from hvd_lm.tasks.labels import MOST_TOKENS, classes_of, examples, numbers_of, token_ids
+from hvd_lm.tasks.reading import reading
 from hvd_lm.tasks.state_features import DESCRIPTION, Regression, features, fitted, unit_png
 from hvd_lm.tasks.state_features import save as save_regression
 from hvd_lm.training.example_dataset import ExampleDataset
@@ -143,13 +144,9 @@ def train_features(config: SentimentTrainConfig) -> tuple[Regression, ClassFigur
 
 def _read(config: SentimentTrainConfig) -> _Read:
     columns = Columns(config.text_column, config.label_column)
-    training, validation = read_labelled(config.data, columns), list[LabelledText]()
-    if config.validation_data:
-        validation = read_labelled(config.validation_data, columns)
-    elif config.validation_share:
-        training, validation = held_apart(training, config.validation_share)
-    if not training:
-        raise DataError("no text is left to train on: give more, or a smaller --validation-share")
+    texts = read_labelled(config.data, columns)
+    validating = read_labelled(config.validation_data, columns) if config.validation_data else None
+    training, validation = training_and_validation(texts, validating, config.validation_share, "text")
     return _Read(classes_of(training), training, validation)
 
 

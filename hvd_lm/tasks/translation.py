@@ -24,7 +24,7 @@ from hvd_lm.job.launcher import launched_rank
 from hvd_lm.job.messages import warn
 from hvd_lm.paths import make_paths
 from hvd_lm.tasks.example_run import ExampleRun
-from hvd_lm.tasks.held_apart import held_apart
+from hvd_lm.tasks.held_apart import training_and_validation
 from hvd_lm.tasks.pair_examples import examples, texts_of
 from hvd_lm.training.example_dataset import ExampleDataset
 from hvd_lm.training.loop import TrainingResult, train_on
@@ -107,12 +107,8 @@ def train(config: TranslateTrainConfig) -> TrainingResult:
 def _read(config: TranslateTrainConfig) -> tuple[Sequence[Pair], Sequence[Pair]]:
     columns = config.source_column, config.target_column
     pairs = read_pairs(config.source, config.target, columns)
-    if config.validation_source:
-        return pairs, read_pairs(config.validation_source, config.validation_target, columns)
-    training, validation = held_apart(pairs, config.validation_share)
-    if not training:
-        raise DataError("no pair is left to train on: give more, or a smaller --validation-share")
-    return training, validation
+    validating = read_pairs(config.validation_source, config.validation_target, columns) if config.validation_source else None
+    return training_and_validation(pairs, validating, config.validation_share, "pair")
 
 
 def _tokenizer(config: TranslateTrainConfig, training: Sequence[Pair]) -> Tokenizer:

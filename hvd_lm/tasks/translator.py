@@ -22,13 +22,12 @@ from hvd_lm.checkpoint.format import best_of
 from hvd_lm.config import Framework
 from hvd_lm.data.pairs import COLUMNS, read_pairs, read_sources
 from hvd_lm.data.walk import STANDARD_INPUT
-from hvd_lm.errors import CheckpointError, DataError, require
+from hvd_lm.errors import CheckpointError, require
 from hvd_lm.generation.beam_search import search
 from hvd_lm.job.agreement import settings
-from hvd_lm.job.launcher import launched_size
 from hvd_lm.paths import make_paths
-from hvd_lm.tasks.classifier import reading
 from hvd_lm.tasks.pair_examples import source_ids
+from hvd_lm.tasks.reading import reading, refuse_standard_input
 from hvd_lm.tasks.translation_figures import TranslationFigures, metrics, translation_figures
 
 _OF_A_RANK = ("checkpoint", "source", "target", "threads")
@@ -99,8 +98,7 @@ def apply(config: TranslateApplyConfig) -> list[str]:
 
     Raises CheckpointError, DataError, ConfigError, FrameworkError or LostWorkerError, each with what to do.
     """
-    if STANDARD_INPUT in config.source and launched_size() > 1:
-        raise DataError("standard input does not reach the ranks of a job: give --source files, which every rank reads")
+    refuse_standard_input(config.source, "--source")
     return _translated(config, _load(config.checkpoint), read_sources(config.source, config.source_column)).texts
 
 

@@ -55,6 +55,16 @@ class TrainingResult:
     test: Evaluation | None = None
     """Of the best weights, on the test split of a prepared folder."""
 
+    @property
+    def words(self) -> str:
+        """For people."""
+        judged = ""
+        if found := self.validation:
+            of_text = found.accuracy is None
+            figure = f"perplexity {found.perplexity:.2f}" if of_text else f"accuracy {found.accuracy:.2%}"
+            judged = f"validation {figure} after "
+        return f"{judged}{self.steps} steps; the run is in {self.out}"
+
 
 OF_A_RANK = ("out", "resume", "threads", "data", "validation_data", "timeline_filename", "link")
 """Settings that may differ between ranks; their texts may not."""
