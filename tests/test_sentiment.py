@@ -103,7 +103,7 @@ def test_ranks_learn_as_one(framework: str, labelled: Path, language_model: Path
     rows, found = {}, {}
     for ranks in (1, 2):
         out = tmp_path / str(ranks)
-        more = ("--batch-size", str(16 // ranks), "--epochs", "8", "--backward-passes-per-step", "2")
+        more = ("--batch-size", str(16 // ranks), "--epochs", "12", "--backward-passes-per-step", "2")
         pools.hvd_lm(ranks, "sentiment", *flags(labelled, language_model, out, framework, *more), framework=framework)
         rows[ranks] = launcher.metrics(out)
         ended = pools.hvd_lm(
