@@ -80,12 +80,14 @@ def test_too_few_workers_end_with_a_checkpoint(tmp_path: Path) -> None:
     launch = ["--elastic-timeout", "5"]
     with elastic.job(tmp_path / "job", elastic.HOSTS[:2], *flags, least=2, launch=launch) as job:
         job.until_ranks(2)
+        job.until(partial(job.has_made, 3))
         job.workers[1].kill()
         ended = job.ended()
     assert ended.code
-    steps = len(launcher.metrics(job.out))
-    assert f"the weights of step {steps} are in {job.out}: go on with --resume auto" in ended.output
-    assert checkpoints.load(job.out).step == steps
+    saved = checkpoints.load(job.out).step
+    # If rank 0 was killed, it may have written a step in whose midst the other still was.
+    assert saved in {(steps := len(launcher.metrics(job.out))), steps - 1}
+    assert f"the weights of step {saved} are in {job.out}: go on with --resume auto" in ended.output
 
 
 @pytest.mark.cluster
