@@ -62,7 +62,7 @@ def leg_of(config: RunConfig, texts: Texts, snapshot: Snapshot | None = None) ->
     """In an adapter of its own."""
     adapter = hvd_lm.adapter(config.framework, config.communication, threads=1)
     adapter.build(config.model, config.optimizer)
-    leg, noted = Leg(config, TextDataset(texts), adapter, *enter(adapter, snapshot, config.seed)), Noted()
+    leg, noted = Leg(config, TextDataset(texts, config.seed), adapter, *enter(adapter, snapshot, config.seed)), Noted()
     leg.outlets.metrics = noted
     return leg, adapter, noted
 
@@ -71,9 +71,11 @@ def losses(noted: Noted) -> list[float]:
     return [row["loss"] for row in noted.rows]
 
 
-def test_a_run_that_is_left_and_entered_again_makes_the_same_steps(framework: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("random_lengths", [False, True])
+def test_a_run_that_is_left_and_entered_again_makes_the_same_steps(framework: str, random_lengths: bool, tmp_path: Path) -> None:
     """At every step of two epochs, in memory: weights, moments, states, position, noise."""
     config = config_of(framework, tmp_path)
+    config = replace(config, data=replace(config.data, random_lengths=random_lengths))
     texts = read_texts(config.data, 40)
     config = with_vocabulary_size(config, texts.tokenizer.vocabulary_size)
     whole, adapter, noted = leg_of(config, texts)
@@ -197,6 +199,9 @@ class Examples:
     def micro_batch(self, index: int) -> MicroBatch:
         tokens = np.random.default_rng(index).integers(0, 30, (9, 4), dtype=np.int32)
         return MicroBatch(tokens[:-1], tokens[1:])
+
+    def length(self, index: int) -> int:
+        raise NotImplementedError
 
     def windows(self, backward_passes_per_step: int, start: int = 0) -> Iterator[Window]:
         assert (backward_passes_per_step, start) == (5, 0)

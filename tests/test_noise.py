@@ -25,6 +25,9 @@ NOISE: dict[str, Any] = {
     "activation_penalty": 2.0,
     "temporal_penalty": 1.0,
 }
+ALL: dict[str, Any] = {**NOISE, "random_lengths": True}
+"""What a whole training has, too."""
+PIPELINE = ["--model-parallel", "2", "--split", "layers"]
 
 
 def as_flags(settings: dict[str, Any]) -> list[str]:
@@ -55,18 +58,19 @@ def test_a_split_changes_nothing(framework: str, split: str) -> None:
 
 
 def test_ranks_times_batch_is_what_counts(framework: str, tmp_path: Path) -> None:
-    """By the command line: (R=1, B=8), (R=2, B=4)."""
+    """By the command line: (R=1, B=8), (R=2, B=4), and in a pipeline of two ranks."""
     losses = []
-    for ranks in (1, 2):
-        flags = ["--framework", framework, *launcher.SMALL, *as_flags(NOISE), "--backward-passes-per-step", "2", "--steps", "20"]
-        pools.hvd_lm(ranks, "train", "--out", tmp_path / str(ranks), *flags, "--batch-size", str(8 // ranks))
-        losses.append(launcher.losses(tmp_path / str(ranks)))
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    for ranks, flags in ((1, ["--batch-size", "8"]), (2, ["--batch-size", "4"]), (2, ["--batch-size", "8", *PIPELINE])):
+        flags += ["--framework", framework, *launcher.SMALL, *as_flags(ALL), "--backward-passes-per-step", "2", "--steps", "20"]
+        pools.hvd_lm(ranks, "train", "--out", out := tmp_path / str(len(losses)), *flags)
+        losses.append(launcher.losses(out))
+    for others in losses[1:]:
+        np.testing.assert_allclose(others, losses[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize(("framework", "ranks"), [(INSTALLED[0], 2), (INSTALLED[-1], 1)])
 def test_a_run_goes_on_bit_for_bit(framework: str, ranks: int, tmp_path: Path) -> None:
-    flags = ["--framework", framework, *launcher.SMALL, *as_flags(NOISE), "--backward-passes-per-step", "2", "--batch-size", "4"]
+    flags = ["--framework", framework, *launcher.SMALL, *as_flags(ALL), "--backward-passes-per-step", "2", "--batch-size", "4"]
     for out, steps in (("whole", "20"), ("parts", "9"), ("parts", "20")):
         more = ["--threads", "1", "--deterministic", "--resume", "auto", "--steps", steps]
         pools.hvd_lm(ranks, "train", "--out", tmp_path / out, *flags, *more)

@@ -217,8 +217,8 @@ def test_unread_segments_by_hand() -> None:
     """Ten tokens in two streams of five; after one micro-batch of two, three streams of two share the rest."""
     first = Streams(np.arange(10), first_input=99, batch_size=2, sequence_length=2)
     assert first.unread(0) == [[(0, 5)], [(5, 10)]]
-    assert first.unread(1) == [[(2, 5)], [(7, 10)]]
-    assert first.unread(3) == [[], []]
+    assert first.unread(2) == [[(2, 5)], [(7, 10)]]
+    assert first.unread(5) == [[], []]
     rest = Streams(np.arange(10), first_input=99, batch_size=3, sequence_length=2, segments=[(2, 5), (7, 10)])
     np.testing.assert_array_equal(rest.micro_batch(0).targets_TB.T, [[2, 3], [4, 7], [8, 9]])
     np.testing.assert_array_equal(rest.micro_batch(0).inputs_TB.T, [[1, 2], [3, 6], [7, 8]])

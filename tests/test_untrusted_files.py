@@ -161,20 +161,21 @@ SEGMENTS = st.lists(st.tuples(SMALL, SMALL).map(lambda ends: tuple(sorted(ends))
     streams=st.sampled_from([2, 1, 5]),
     sequence_length=st.sampled_from([4, 1, 9]),
     micro_batches=SMALL | st.just(2**60),
+    read=st.none() | SMALL,
 )
-def test_position_in_a_text(segments: Any, streams: int, sequence_length: int, micro_batches: int) -> None:
+def test_position_in_a_text(segments: Any, streams: int, sequence_length: int, micro_batches: int, read: int | None) -> None:
     """A run goes on within its text, or not at all."""
-    position = Position(segments, streams, sequence_length, micro_batches)
+    position = Position(segments, streams, sequence_length, micro_batches, read)
     progress = replace(example().progress, position=position, lstm_state_2SU=np.zeros((2, streams, 9), np.float32))
     tokens = np.arange(40, dtype=np.int32)
     texts: Any = SimpleNamespace(training=tokens, validation=(), test=(), tokenizer=SimpleNamespace(end_of_line_id=1))
-    dataset = TextDataset(texts)
+    dataset = TextDataset(texts, seed=0)
     data, topology = DataConfig(batch_size=2, sequence_length=4), Topology(0, 1, 1)
     cursor = dataset_cursor(dataset, data, topology, lambda **_: [])
     state, refusal = outcome(go_on, cursor, progress, dataset, data, topology)
-    in_epoch = -(-sum(stop - start for start, stop in segments) // (2 * 4))
-    same_streams = (streams, sequence_length) == (2, 4)
-    if any(stop > 40 for _, stop in segments) or (same_streams and micro_batches > in_epoch):
+    longest = -(-sum(stop - start for start, stop in segments) // streams)
+    is_behind = micro_batches > -(-longest // sequence_length) if read is None else read > longest
+    if any(stop > 40 for _, stop in segments) or is_behind:
         assert isinstance(refusal, CheckpointError)
         return
     assert state.shape == (2, 2, 9)

@@ -304,7 +304,7 @@ def _progress(description: dict[str, Any], lstm_state_2SU: Array, model: ModelCo
     made = {**of_run, "position": position, "lstm_state_2SU": lstm_state_2SU}
     progress = from_dict(Progress, description | made)
     counts = (progress.epoch, progress.micro_batches, progress.tokens, progress.validations_since_best)
-    for number in (*counts, averaging.since or 0, position.micro_batches, *sum(position.segments, ())):
+    for number in (*counts, averaging.since or 0, position.micro_batches, position.tokens or 0, *sum(position.segments, ())):
         count(number)
     if min(position.streams, position.sequence_length) < 1 or any(start > stop for start, stop in position.segments):
         raise CheckpointError("its position is none in a text")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hvd_lm.data.sequence_lengths import SHORTEST
 from hvd_lm.errors import require
 from hvd_lm.paths import make_paths
 
@@ -33,11 +34,18 @@ class DataConfig:
     """Sequences in a micro-batch of one rank (B)."""
     sequence_length: int = 32
     """Tokens in a sequence of a micro-batch (T): how far gradients flow back in time."""
+    random_lengths: bool = False
+    """Draw the length of every micro-batch's sequences: about T, one of twenty about T / 2 (normal, of deviation 5, at least 5
+    tokens). The learning rate is multiplied by length / T (Merity et al. 2017)."""
 
     def __post_init__(self) -> None:
         make_paths(self, "data", "validation_data")
         for name in ("batch_size", "sequence_length"):
             require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        require(
+            not self.random_lengths or self.sequence_length >= 2 * SHORTEST,
+            f"--random-lengths needs a --sequence-length of at least {2 * SHORTEST}, not {self.sequence_length}",
+        )
         require(
             self.validation_share is None or 0.0 <= self.validation_share < 1.0,
             f"--validation-share must be in [0, 1), not {self.validation_share}",

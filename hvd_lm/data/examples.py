@@ -97,15 +97,22 @@ class ExampleBatches:
         return -(-len(self._order) // self._together)
 
     def micro_batch(self, index: int) -> MicroBatch:
-        """``int32 [T, B]`` each; T is the length of the longest example that any rank has in it."""
-        together = self._order[index * self._together : (index + 1) * self._together]
-        shape = (int(self._examples.lengths[together].max()), len(self.stream_ids))
+        """``int32 [T, B]`` each."""
+        together, shape = self._all(index), (self.length(index), len(self.stream_ids))
         inputs_TB, targets_TB = np.zeros(shape, np.int32), np.full(shape, IGNORED, np.int32)
         for column, example in enumerate(together[self.stream_ids.start : self.stream_ids.stop]):
             inputs_T = self._examples.inputs(example)
             inputs_TB[: len(inputs_T), column] = inputs_T
             targets_TB[: len(inputs_T), column] = self._examples.targets(example)
         return MicroBatch(inputs_TB, targets_TB)
+
+    def length(self, index: int) -> int:
+        """T, the length of the longest example that any rank has in micro-batch `index`."""
+        return int(self._examples.lengths[self._all(index)].max())
+
+    def _all(self, index: int) -> NDArray[np.int64]:
+        """The examples that all ranks have in micro-batch `index`."""
+        return self._order[index * self._together : (index + 1) * self._together]
 
     def windows(self, backward_passes_per_step: int, start: int = 0) -> Iterator[Window]:
         """The windows from micro-batch `start` on; the last one is short if the micro-batches do not divide."""

@@ -37,6 +37,8 @@ class Window:
     stop: int
     target_count: int
     """Targets in the window on all data ranks."""
+    relative_length: float = 1.0
+    """Mean length of its sequences over that which the learning rate is for: the rate is multiplied by it."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,21 @@ class Position:
     sequence_length: int
     micro_batches: int
     """How many micro-batches were read of each stream."""
+    tokens: int | None = None
+    """How many tokens were read of each stream that has as many; None in older checkpoints, whose sequences are of one length."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest stream."""
+        return -(-sum(stop - start for start, stop in self.segments) // self.streams)
+
+    @property
+    def tokens_read(self) -> int | None:
+        """Of the longest stream; None if it does not have as many."""
+        if self.tokens is not None:
+            return self.tokens if self.tokens <= self.longest else None
+        is_within = self.micro_batches <= -(-self.longest // self.sequence_length)
+        return min(self.micro_batches * self.sequence_length, self.longest) if is_within else None
 
 
 class Source(Protocol):
@@ -72,6 +89,10 @@ class Source(Protocol):
 
     def micro_batch(self, index: int) -> MicroBatch:
         """Micro-batch `index` of the epoch."""
+        ...
+
+    def length(self, index: int) -> int:
+        """T of micro-batch `index`, the same on all ranks."""
         ...
 
     def windows(self, backward_passes_per_step: int, start: int = 0) -> Iterator[Window]:

@@ -2,9 +2,9 @@
 
 A text of n tokens gives n targets; the input of each is the token before it (<eos> before the first). The targets are
 cut into S = R * B contiguous streams (R data ranks, B sequences a rank), the first n mod S of them one token longer.
-Data rank r reads the streams r*B ... r*B + B-1, T tokens at a time. The last micro-batch of an epoch is padded with
-`IGNORED` targets, so that every token is a target exactly once, shapes never change, and all ranks agree on the number of
-micro-batches. (R=1, B=8) and (R=2, B=4) see the same tokens.
+Data rank r reads the streams r*B ... r*B + B-1, T tokens at a time, or so (hvd_lm.data.sequence_lengths). The last micro-batch of
+an epoch is padded with `IGNORED` targets, so that every token is a target exactly once, shapes do not depend on ranks, and all
+ranks agree on the number of micro-batches. (R=1, B=8) and (R=2, B=4) see the same tokens.
 
 A run that goes on with another number of streams cuts what the old ones had not read yet (`unread`) into new ones: every
 token is still a target exactly once in the epoch.
@@ -14,7 +14,7 @@ Shapes: T time, B streams of this rank, S all streams.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import accumulate
@@ -23,6 +23,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hvd_lm.data.sequence_lengths import Begins, constant_length
 from hvd_lm.data.sources import IGNORED, MicroBatch, Position, Segment, Window
 
 
@@ -50,8 +51,10 @@ class Streams:
         data_size: int = 1,
         segments: Sequence[Segment] | None = None,
         whole_micro_batches: bool = False,
+        begins: Begins | None = None,
     ) -> None:
         """`tokens` are the n targets, ``[n]``; `first_input` precedes the first of them. Only `segments` are read, unless None.
+        Micro-batches are those of `begins`; None: of T tokens each.
 
         With `whole_micro_batches` all streams are of one length, a multiple of T, but for the last ones, which may be shorter or
         empty: nothing is padded before the end of the text, so the state after a stream is the one before the next.
@@ -75,6 +78,7 @@ class Streams:
         self.starts_S: NDArray[np.int64] = np.concatenate(([0], stops_S[:-1]))
         self.lengths_S: NDArray[np.int64] = stops_S - self.starts_S
         self.first_stream = data_rank * batch_size
+        self._begins = (begins or constant_length(sequence_length))(int(self.lengths_S[0]))
 
     @property
     def stream_ids(self) -> range:
@@ -84,16 +88,20 @@ class Streams:
     @property
     def micro_batches(self) -> int:
         """Micro-batches in an epoch, the same on all ranks."""
-        return -(-int(self.lengths_S[0]) // self.sequence_length)
+        return len(self._begins) - 1
+
+    def length(self, index: int) -> int:
+        """T of micro-batch `index`."""
+        return self._begins[index + 1] - self._begins[index]
 
     def micro_batch(self, index: int) -> MicroBatch:
         """Micro-batch `index` of the epoch, ``int32 [T, B]`` each."""
-        shape = (self.sequence_length, self.batch_size)
+        shape = (self.length(index), self.batch_size)
         inputs_TB = np.full(shape, self.first_input, np.int32)
         targets_TB = np.full(shape, IGNORED, np.int32)
         for column, stream in enumerate(self.stream_ids):
             row = 0
-            for start, stop in self._read(stream, index * self.sequence_length, self.sequence_length):
+            for start, stop in self._read(stream, self._begins[index], shape[0]):
                 after = row + stop - start
                 targets_TB[row:after, column] = self.tokens[start:stop]
                 before = self.tokens[max(start - 1, 0) : stop - 1]
@@ -115,24 +123,31 @@ class Streams:
             low += after - first
             index += 1
 
-    def unread(self, micro_batches: int) -> list[list[Segment]]:
-        """What each of the S streams has not read after `micro_batches` micro-batches."""
-        return [list(self._read(stream, micro_batches * self.sequence_length)) for stream in range(len(self.lengths_S))]
+    def unread(self, tokens: int) -> list[list[Segment]]:
+        """What each of the S streams has not read after so many of its tokens."""
+        return [list(self._read(stream, tokens)) for stream in range(len(self.lengths_S))]
 
     def target_count(self, start: int, stop: int) -> int:
         """Targets in the micro-batches ``start <= index < stop`` on all data ranks."""
-        low, high = start * self.sequence_length, stop * self.sequence_length
+        low, high = self._begins[start], self._begins[stop]
         return int((np.clip(self.lengths_S, low, high) - low).sum())
 
     def windows(self, backward_passes_per_step: int, start: int = 0) -> Iterator[Window]:
         """The windows from micro-batch `start` on; the last one is short if the micro-batches do not divide."""
         for first in range(start, self.micro_batches, backward_passes_per_step):
             stop = min(first + backward_passes_per_step, self.micro_batches)
-            yield Window(first, stop, self.target_count(first, stop))
+            mean_length = (self._begins[stop] - self._begins[first]) / (stop - first)
+            yield Window(first, stop, self.target_count(first, stop), mean_length / self.sequence_length)
 
     def position(self, micro_batches: int) -> Position:
         """After `micro_batches` micro-batches."""
-        return Position(tuple(self.segments), len(self.lengths_S), self.sequence_length, micro_batches)
+        read = min(self._begins[micro_batches], int(self.lengths_S[0]))
+        return Position(tuple(self.segments), len(self.lengths_S), self.sequence_length, micro_batches, read)
+
+    def micro_batch_at(self, tokens: int) -> int | None:
+        """The one that begins after `tokens` tokens of the longest stream, which has as many; None if they end within one."""
+        index = bisect_left(self._begins, tokens)
+        return index if tokens in (self._begins[index], int(self.lengths_S[0])) else None
 
 
 def continue_streams(
@@ -144,19 +159,22 @@ def continue_streams(
     sequence_length: int,
     data_rank: int = 0,
     data_size: int = 1,
+    begins: Begins | None = None,
 ) -> tuple[Streams, int, list[int | None]]:
-    """The streams for the rest of an epoch that was read up to `position`, by whatever ranks.
+    """The streams for the rest of an epoch that was read up to `position`, which is one in it, by whatever ranks.
 
     Returns them, the micro-batch to go on with, and for each of the S streams which old stream it continues, whose LSTM
     state it therefore takes (None: it begins within an old stream, or there is nothing left to read).
     """
-
-    cut = partial(Streams, tokens, first_input=first_input)
-    mine = partial(cut, batch_size=batch_size, sequence_length=sequence_length, data_rank=data_rank, data_size=data_size)
-    if (position.streams, position.sequence_length) == (batch_size * data_size, sequence_length):
-        return mine(segments=position.segments), position.micro_batches, list(range(position.streams))
-    earlier = cut(segments=position.segments, batch_size=position.streams, sequence_length=position.sequence_length)
-    unread = earlier.unread(position.micro_batches)
+    read = position.tokens_read
+    assert read is not None
+    cut = partial(Streams, tokens, first_input=first_input, sequence_length=sequence_length)
+    mine = partial(cut, batch_size=batch_size, data_rank=data_rank, data_size=data_size, begins=begins)
+    if position.streams == batch_size * data_size:
+        streams = mine(segments=position.segments)
+        if (index := streams.micro_batch_at(read)) is not None:
+            return streams, index, list(range(position.streams))
+    unread = cut(segments=position.segments, batch_size=position.streams).unread(read)
     next_target = {segments[0][0]: stream for stream, segments in enumerate(unread) if segments}
     streams = mine(segments=[segment for segments in unread for segment in segments])
     return streams, 0, [next_target.get(segments[0][0]) if segments else None for segments in streams.unread(0)]

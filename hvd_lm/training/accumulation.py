@@ -42,7 +42,7 @@ class Accumulation:
         self._adapter.drop_weights(weight_masks(self._model, held, step=step, seed=self._seed))
         for index in range(window.start, window.stop):
             asked = time.perf_counter()
-            batch, masks = self._read(cursor)
+            batch, masks = self._read(cursor, index)
             self._adapter.job.watch.sign()
             waited += time.perf_counter() - asked
             left = window.stop - 1 - index
@@ -60,8 +60,9 @@ class Accumulation:
                 self._noise_scale.note(batch.targets_TB, weight)
         return state, waited
 
-    def _read(self, cursor: Cursor) -> tuple[MicroBatch, Masks]:
-        """The next micro-batch; one without targets if this rank is in trouble: the others wait for its part of the window."""
+    def _read(self, cursor: Cursor, index: int) -> tuple[MicroBatch, Masks]:
+        """The next micro-batch, number `index` of the epoch; one without targets if this rank is in trouble: the others wait for
+        its part of the window."""
         trouble = self._adapter.job.trouble
         if trouble.error is None:
             try:
@@ -70,4 +71,4 @@ class Accumulation:
                 trouble.note(DataError(f"cannot read the training text: {error}: bring it back, then go on with --resume auto"))
             except Exception as error:
                 trouble.note(error)
-        return cursor.nothing(self._data.sequence_length, self._data.batch_size)
+        return cursor.nothing(index)

@@ -82,11 +82,11 @@ class Cursor:
             self._batches = self._read_ahead()
         return next(self._batches)
 
-    def nothing(self, sequence_length: int, batch_size: int) -> tuple[MicroBatch, Masks]:
-        """A micro-batch without targets, and masks of its shape."""
-        shape = (sequence_length, batch_size)
+    def nothing(self, index: int) -> tuple[MicroBatch, Masks]:
+        """A micro-batch of the shape of number `index` of the epoch, without targets, and masks."""
+        shape = (self.source.length(index), len(self.source.stream_ids))
         empty = MicroBatch(np.zeros(shape, np.int32), np.full(shape, IGNORED, np.int32))
-        return empty, self._noise(stream_ids=self.source.stream_ids, micro_batch=0, sequence_length=sequence_length)
+        return empty, self._noise(stream_ids=self.source.stream_ids, micro_batch=0, sequence_length=shape[0])
 
     def _read_ahead(self) -> Generator[tuple[MicroBatch, Masks]]:
         source, earlier = self.source, self.micro_batches_read - self.micro_batch

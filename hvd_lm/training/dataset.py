@@ -12,6 +12,7 @@ from typing import Literal, Protocol, TypedDict
 from hvd_lm.adapters.base import Adapter
 from hvd_lm.checkpoint.format import Progress
 from hvd_lm.config import DataConfig
+from hvd_lm.data.sequence_lengths import Begins, random_lengths
 from hvd_lm.data.sources import Source
 from hvd_lm.data.streams import Streams, continue_streams
 from hvd_lm.data.texts import Texts
@@ -67,6 +68,10 @@ class Dataset(Protocol):
         """Of this rank, for a whole epoch."""
         ...
 
+    def windows(self, epochs: range, backward_passes_per_step: int, data: DataConfig, topology: Topology) -> int:
+        """Optimizer steps in whole `epochs`."""
+        ...
+
     def rest(self, progress: Progress, data: DataConfig, topology: Topology) -> Rest:
         """Of the epoch that `progress` is in. Raises CheckpointError, on all ranks alike, if it is nowhere in it."""
         ...
@@ -82,8 +87,9 @@ class Dataset(Protocol):
 class TextDataset:
     """A text, read in contiguous streams (hvd_lm.data.streams)."""
 
-    def __init__(self, texts: Texts) -> None:
-        self._texts = texts
+    def __init__(self, texts: Texts, seed: int) -> None:
+        """`seed` is that of random lengths."""
+        self._texts, self._seed = texts, seed
         self.tokenizer = texts.tokenizer
         self._held_out = {"validation": texts.validation, "test": texts.test}
 
@@ -102,26 +108,29 @@ class TextDataset:
     def has(self, part: HeldOut) -> bool:
         return len(self._held_out[part]) > 0
 
-    def source(self, epoch: int, data: DataConfig, topology: Topology) -> Streams:  # noqa: ARG002
-        """The same in every epoch."""
-        return Streams(self._texts.training, **self._cut(data, topology))
+    def source(self, epoch: int, data: DataConfig, topology: Topology) -> Streams:
+        return Streams(self._texts.training, **self._cut(epoch, data, topology))
+
+    def windows(self, epochs: range, backward_passes_per_step: int, data: DataConfig, topology: Topology) -> int:
+        differ = epochs if data.random_lengths else epochs[:1]
+        steps = sum(-(-self.source(epoch, data, topology).micro_batches // backward_passes_per_step) for epoch in differ)
+        return steps if data.random_lengths else steps * len(epochs)
 
     def rest(self, progress: Progress, data: DataConfig, topology: Topology) -> Rest:
-        tokens = self._texts.training
-        if any(stop > len(tokens) for _, stop in progress.position.segments):
+        tokens, position = self._texts.training, progress.position
+        if position.tokens_read is None or any(stop > len(tokens) for _, stop in position.segments):
             raise CheckpointError(NOWHERE)
-        streams, micro_batch, continued = continue_streams(progress.position, tokens, **self._cut(data, topology))
-        if micro_batch > streams.micro_batches:
-            raise CheckpointError(NOWHERE)
-        return Rest(streams, micro_batch, continued)
+        return Rest(*continue_streams(position, tokens, **self._cut(progress.epoch, data, topology)))
 
-    def _cut(self, data: DataConfig, topology: Topology) -> _Cut:
+    def _cut(self, epoch: int, data: DataConfig, topology: Topology) -> _Cut:
+        drawn = random_lengths(data.sequence_length, seed=self._seed, epoch=epoch) if data.random_lengths else None
         return {
             "first_input": self.tokenizer.end_of_line_id,
             "batch_size": data.batch_size,
             "sequence_length": data.sequence_length,
             "data_rank": topology.reader,
             "data_size": topology.readers,
+            "begins": drawn,
         }
 
     def judged(self, part: HeldOut, adapter: Adapter, data: DataConfig) -> Evaluation:
@@ -138,3 +147,4 @@ class _Cut(TypedDict):
     sequence_length: int
     data_rank: int
     data_size: int
+    begins: Begins | None

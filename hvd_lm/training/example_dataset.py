@@ -45,6 +45,10 @@ class ExampleDataset:
     def source(self, epoch: int, data: DataConfig, topology: Topology) -> ExampleBatches:
         return self._batches(epoch, 0, data, topology)
 
+    def windows(self, epochs: range, backward_passes_per_step: int, data: DataConfig, topology: Topology) -> int:
+        micro_batches = -(-len(self._training) // (data.batch_size * topology.readers))
+        return len(epochs) * -(-micro_batches // backward_passes_per_step)
+
     def rest(self, progress: Progress, data: DataConfig, topology: Topology) -> Rest:
         position = progress.position
         if [stop for _, stop in position.segments] != [len(self._training)]:

@@ -26,7 +26,8 @@ def a_step(communication: CommunicationConfig, data: DataConfig, readers: int, *
     sizes = (communication.backward_passes_per_step, data.batch_size, data.sequence_length)
     tokens, target = readers * math.prod(sizes), communication.target_batch
     missed = "" if target in (None, tokens) else f", {tokens:,} of all where --target-batch asks for {target:,}"
-    return f"{' x '.join(map(str, sizes))} tokens per rank{missed}"
+    random = ", about," if data.random_lengths else ""
+    return f"{' x '.join(map(str, sizes))} tokens{random} per rank{missed}"
 
 
 def nothing_left(step: int, total_steps: int, ended_early: bool) -> str:

@@ -80,13 +80,13 @@ class Leg:
         self._saved_step: int | None = None
         self._checkpoint_seconds = 0.0
         """That the loop was held up by checkpoints since the last row."""
-        windows_of_epoch = self._cursor.windows_left(self._passes)
         if progress:
             state_2BU = go_on(self._cursor, progress, dataset, data, topology)
             self._state = adapter.state_from_numpy(state_2BU)
             self._go_on(progress)
-        later_epochs = (config.epochs or 1) - self._cursor.epoch - 1
-        by_epochs = step + self._cursor.windows_left(self._passes) + later_epochs * windows_of_epoch
+        by_epochs, epochs = step, range(self._cursor.epoch, config.epochs or 1)
+        if epochs:
+            by_epochs += self._cursor.windows_left(self._passes) + dataset.windows(epochs[1:], self._passes, data, topology)
         if config.steps is None:
             self.total_steps = by_epochs
         else:
@@ -218,7 +218,7 @@ class Leg:
         state, waited = self._accumulation.run(window, self._cursor, self._state, weight=weight, step=self.step + 1)
         # Before the weights change: whoever has made the step has all that belongs to it.
         states_2SU = self._gathered(state) if self._config.elastic else None
-        rate = self._learning_rate()
+        rate = self._learning_rate() * window.relative_length
         unscale = predivide / scale
         if self._config.communication.reduction == "adasum" or self._local.begin():
             # Adasum, and steps of a rank's own, take gradients of whole batches; each rank has its share of the mean.

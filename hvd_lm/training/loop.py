@@ -86,7 +86,7 @@ def train(
     require(config.model.source_end is None, "--source-end needs texts and their translations: hvd-lm translate train reads them")
 
     def read(readers: int) -> Dataset:
-        return TextDataset(read_texts(config.data, config.model.vocabulary_size, readers))
+        return TextDataset(read_texts(config.data, config.model.vocabulary_size, readers), config.seed)
 
     return train_on(read, config, comm=comm, compressor=compressor, callbacks=callbacks)
 

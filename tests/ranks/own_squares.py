@@ -33,7 +33,7 @@ def main(framework: str, out: str) -> float:
     texts = read_texts(config.data, 1000, adapter.job.topology.readers)
     config = with_vocabulary_size(config, texts.tokenizer.vocabulary_size)
     adapter.build(config.model, config.optimizer)
-    leg = Leg(config, TextDataset(texts), adapter, *enter(adapter, None, config.seed))
+    leg = Leg(config, TextDataset(texts, config.seed), adapter, *enter(adapter, None, config.seed))
     batch, _ = leg._cursor.read()
     state = adapter.zero_state(4)
     adapter.accumulate(batch.inputs_TB, batch.targets_TB, state, weight=1 / batch.targets_TB.size, last=False)
