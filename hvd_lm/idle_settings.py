@@ -37,8 +37,11 @@ _NEEDS: Mapping[str, _Needs] = {
     "final_learning_rate_fraction": _Needs(
         "--decay linear, cosine or exponential", lambda config: config.optimizer.decay in ("linear", "cosine", "exponential")
     ),
-    "decay_factor": _Needs("--decay step or plateau", lambda config: config.optimizer.decay in ("step", "plateau")),
+    "decay_factor": _Needs(
+        "--decay step, milestones or plateau", lambda config: config.optimizer.decay in ("step", "milestones", "plateau")
+    ),
     "decay_start_epochs": _Needs("--decay step", lambda config: config.optimizer.decay == "step"),
+    "decay_milestones": _Needs("--decay milestones", lambda config: config.optimizer.decay == "milestones"),
     "powersgd_rank": _POWERSGD,
     "powersgd_start_steps": _POWERSGD,
     "powersgd_halves": _POWERSGD,

@@ -26,6 +26,8 @@ from hvd_lm.idle_settings import idle_settings
         ({"decay_factor": 0.5, "decay_start_epochs": 4}, {}, ["--decay-factor", "--decay-start-epochs"]),
         ({"decay_factor": 0.5, "decay_start_epochs": 4, "decay": "plateau"}, {}, ["--decay-start-epochs"]),
         ({"decay_factor": 0.5, "decay_start_epochs": 4, "decay": "step"}, {}, []),
+        ({"decay_milestones": (2,), "decay": "step"}, {}, ["--decay-milestones"]),
+        ({"decay_milestones": (2,), "decay": "milestones", "decay_factor": 0.1}, {}, []),
         ({}, {"loss_scale": 4.0}, ["--loss-scale"]),
         ({}, {"loss_scale": 4.0, "compression": "fp16"}, []),
         ({}, {"powersgd_rank": 2, "powersgd_start_steps": 0, "compression": "fp16"}, ["--powersgd-rank", "--powersgd-start-steps"]),

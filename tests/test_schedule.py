@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvd_lm.config import OptimizerConfig
+from hvd_lm.errors import ConfigError
 from hvd_lm.training.schedule import Schedule, begun, learning_rate, peak_learning_rate
 
-Decay = Literal["constant", "linear", "cosine", "exponential", "step", "plateau"]
+Decay = Literal["constant", "linear", "cosine", "exponential", "step", "plateau"]  # milestones asks for some
 Scaling = Literal["none", "linear", "sqrt"]
 DECAYS: tuple[Decay, ...] = get_args(Decay)
 SCALINGS: tuple[Scaling, ...] = get_args(Scaling)
@@ -129,6 +130,23 @@ def test_a_factor_an_epoch(start: int, factor: float, rates: list[float]) -> Non
     config = OptimizerConfig(learning_rate=1.0, decay="step", decay_start_epochs=start, decay_factor=factor)
     found = [curve(config, 3, epoch=epoch) for epoch in range(len(rates))]
     assert found == [pytest.approx([rate] * 3) for rate in rates]
+
+
+def test_a_factor_after_some_epochs() -> None:
+    config = OptimizerConfig(learning_rate=1.0, decay="milestones", decay_milestones=(1, 3), decay_factor=0.1)
+    found = [curve(config, 3, epoch=epoch) for epoch in range(5)]
+    assert found == [pytest.approx([rate] * 3) for rate in (1, 0.1, 0.1, 0.01, 0.01)]
+
+
+@pytest.mark.parametrize("milestones", [(0, 2), (2, 2), (3, 2)])
+def test_milestones_are_epochs_in_order(milestones: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="--decay-milestones must be numbers of epochs from 1 on"):
+        OptimizerConfig(decay="milestones", decay_milestones=milestones)
+
+
+def test_milestones_are_asked_for() -> None:
+    with pytest.raises(ConfigError, match="--decay milestones needs --decay-milestones"):
+        OptimizerConfig(decay="milestones")
 
 
 def test_a_plateau_divides_the_rate() -> None:

@@ -1,4 +1,4 @@
-"""Random lengths of sequences: functions of seed and epoch, by the distribution of Merity et al. 2017, and every token is read once."""
+"""Random lengths of sequences, by the distribution of Merity et al. 2017: functions of seed and epoch; every token is read once."""
 
 from __future__ import annotations
 

@@ -27,16 +27,19 @@ class OptimizerConfig:
     """Sequences in an optimizer step for which --learning-rate holds."""
     warmup_steps: int = 0
     """Optimizer steps over which the rate rises linearly to its peak."""
-    decay: Literal["constant", "linear", "cosine", "exponential", "step", "plateau"] = "constant"
+    decay: Literal["constant", "linear", "cosine", "exponential", "step", "milestones", "plateau"] = "constant"
     """Course of the rate after the warm-up. linear, cosine, exponential: down to --final-learning-rate-fraction at the last step.
-    step: by --decay-factor with every epoch after --decay-start-epochs (Zaremba et al. 2014, arXiv:1409.2329). plateau: by
-    --decay-factor at every validation whose loss is not below the lowest before it."""
+    step: by --decay-factor with every epoch after --decay-start-epochs (Zaremba et al. 2014, arXiv:1409.2329). milestones: by
+    --decay-factor after each of --decay-milestones. plateau: by --decay-factor at every validation whose loss is not below the
+    lowest before it."""
     final_learning_rate_fraction: float = 0.1
     """linear, cosine, exponential: rate at the last step, relative to the peak."""
     decay_factor: float = 0.25
-    """step, plateau: what the rate is multiplied by."""
+    """step, milestones, plateau: what the rate is multiplied by."""
     decay_start_epochs: int = 1
     """step: epochs at the beginning of a run at the peak."""
+    decay_milestones: tuple[int, ...] = ()
+    """milestones: epochs, counted from 1, after which the rate falls."""
     clip: float | None = 1.0
     """Largest global norm of the gradient; applied after the reduction. None: no clipping."""
     weight_decay: float = 0.0
@@ -67,6 +70,15 @@ class OptimizerConfig:
         )
         require(0 < self.decay_factor < 1, f"--decay-factor must be in (0, 1), not {self.decay_factor}")
         require(self.decay_start_epochs >= 0, f"--decay-start-epochs must not be negative, not {self.decay_start_epochs}")
+        milestones = " ".join(map(str, self.decay_milestones))
+        require(
+            list(self.decay_milestones) == sorted({at for at in self.decay_milestones if at >= 1}),
+            f"--decay-milestones must be numbers of epochs from 1 on, one above the other, not {milestones}",
+        )
+        require(
+            self.decay != "milestones" or bool(self.decay_milestones),
+            "--decay milestones needs --decay-milestones, the epochs after which the rate falls",
+        )
         require(0 <= self.weight_decay < math.inf, f"--weight-decay must be at least 0 and finite, not {self.weight_decay}")
         require(
             not self.weight_decay or not self.keeps_absent_rows,

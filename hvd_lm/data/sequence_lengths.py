@@ -17,7 +17,7 @@ Begins = Callable[[int], Sequence[int]]
 """Of streams of so many tokens, where each micro-batch begins, and last where the last one ends, there or behind it."""
 
 WHOLE_SHARE, DEVIATION, SHORTEST = 0.95, 5.0, 5
-"""Share of the sequences that are about T long, the others are about T / 2; standard deviation, in tokens; the least length, too."""
+"""Share of the sequences that are about T long, the others are about T / 2; standard deviation and least length, in tokens."""
 _AT_ONCE = 1024
 _KEY = 2**63 - 4
 """Tells the numbers drawn here from those of hvd_lm.model.noise."""

@@ -59,6 +59,7 @@ def learning_rate(config: OptimizerConfig, schedule: Schedule, *, step: float, e
         "cosine": final + (1.0 - final) * (1.0 + math.cos(math.pi * progress)) / 2.0,
         "exponential": math.pow(final, progress),
         "step": math.pow(config.decay_factor, max(0, epoch + 1 - config.decay_start_epochs)),
+        "milestones": math.pow(config.decay_factor, sum(epoch >= at for at in config.decay_milestones)),
         "plateau": schedule.factor,
     }[config.decay]
     return peak * fraction
