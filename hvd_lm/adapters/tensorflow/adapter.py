@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hvd_lm.adapters.assembly import Divided, noise_of_stages
 from hvd_lm.adapters.base import INCOMPLETE, READ_ONLY, Adapter, Applied, Evaluated, OptimizerState, State, StepResult
 from hvd_lm.adapters.tensorflow.compressed import Compressed
-from hvd_lm.adapters.tensorflow.graphs import graph_function
+from hvd_lm.adapters.tensorflow.graphs import Graph
 from hvd_lm.adapters.tensorflow.job import TensorFlowJob
 from hvd_lm.adapters.tensorflow.late import LateUpdate
 from hvd_lm.adapters.tensorflow.memory import reserve
@@ -109,13 +109,13 @@ class TensorFlowAdapter(Adapter):
         indices, scalar = tf.TensorSpec((None, None), tf.int32), tf.TensorSpec((), tf.float32)
         state = [stage.state_specs for stage in self._stages]
         noise = [stage.noise_specs for stage in self._stages]
-        self._forward = graph_function(self._forward_graph, input_signature=(indices, indices, state, scalar, noise))
+        self._forward = Graph(self._forward_graph, (indices, indices, state, scalar, noise))
         outputs = tf.TensorSpec((None, None, self._output.units), tf.float32)
         self._deferred_specs = Deferred(indices, indices, scalar, [stage.tape_specs for stage in self._stages], outputs)
         self._backward: dict[tuple[int, bool, bool, bool, Way], Callable[[list[Deferred], float], tf.Tensor]] = {}
-        self._evaluate = graph_function(self._evaluate_graph, input_signature=(indices, indices, state))
-        self._logits = graph_function(self._logits_graph, input_signature=(indices, state))
-        self._next_logits = graph_function(self._next_logits_graph, input_signature=(indices, state))
+        self._evaluate = Graph(self._evaluate_graph, (indices, indices, state))
+        self._logits = Graph(self._logits_graph, (indices, state))
+        self._next_logits = Graph(self._next_logits_graph, (indices, state))
 
     def _begin_window(self) -> None:
         self._first_backward = True
@@ -257,7 +257,8 @@ class TensorFlowAdapter(Adapter):
         return [tuple(tf.zeros((batch_size, stage.units)) for _ in stage.state_specs) for stage in self._stages]
 
     def select_state(self, state: State, sequences: Sequence[int]) -> State:
-        return [tuple(tf.gather(tensor, sequences) for tensor in of_stage) for of_stage in state]
+        chosen = tf.constant(sequences, tf.int32)
+        return [tuple(tf.gather(tensor, chosen) for tensor in of_stage) for of_stage in state]
 
     def _state_to_numpy(self, state: State) -> NDArray[np.float32]:
         # What an attention has read is not carried.
@@ -326,7 +327,7 @@ class TensorFlowAdapter(Adapter):
             graph = partial(self._backward_graph, first=first, last=last, way=way)
             specs = self._deferred_specs._replace(sampled=SAMPLED_SPECS) if sampled else self._deferred_specs
             signature = ([specs] * count, tf.TensorSpec((2 + len(self._waits.told),), tf.float64))
-            self._backward[key] = graph_function(graph, input_signature=signature)
+            self._backward[key] = Graph(graph, signature)
         sums = self._backward[key](deferred, tf.constant([*self.job.flags(), *self._waits.told], tf.float64))
         self._first_backward = False
         if last:

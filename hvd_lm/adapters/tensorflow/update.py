@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from hvd_lm.adapters.base import Applied, OptimizerState
 from hvd_lm.adapters.job import Group
-from hvd_lm.adapters.tensorflow.graphs import graph_function
+from hvd_lm.adapters.tensorflow.graphs import Graph, graph_function
 from hvd_lm.adapters.tensorflow.quiet import native_stderr_closed
 from hvd_lm.adapters.tensorflow.weight import Weight, to_numpy
 from hvd_lm.config import OptimizerConfig
@@ -68,7 +68,7 @@ class Update:
             if name in weights
         }
         signature = [*[tf.TensorSpec((), tf.float32)] * 6, tf.TensorSpec((), tf.bool)]
-        self.function = graph_function(self._graph, input_signature=signature)
+        self.function = Graph(self._graph, signature)
 
     def begin(self) -> None:
         """Set the moments to what they are before the first step."""
