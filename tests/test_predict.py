@@ -23,7 +23,8 @@ from hvd_lm.communication.fit import fit
 from hvd_lm.communication.gradients import Sent, distinct_words, gradients
 from hvd_lm.communication.link import Collective, Compute, Link, Point, fitted, read_link, write_link
 from hvd_lm.communication.measure import Work
-from hvd_lm.communication.predict import HOROVODS_CYCLE, Prediction, predict
+from hvd_lm.communication.parts import HOROVODS_CYCLE
+from hvd_lm.communication.predict import Prediction, predict
 from hvd_lm.communication.ring import COLLECTIVES, bandwidth_bound, course
 from hvd_lm.communication.simulation import HorovodsThread, served_in_turn, simulate
 from hvd_lm.compression.compressors import PowerSGD
@@ -117,7 +118,7 @@ def test_collectives_grow_with_ranks_bytes_and_latency(name: Any, ranks: int, si
 BY_BYTES = 1e-6
 
 
-def by_bytes(size: float, *_: str) -> float:
+def by_bytes(size: float, *_: Any) -> float:
     return size * BY_BYTES
 
 
@@ -415,7 +416,6 @@ def refused(capsys: pytest.CaptureFixture[str], files: tuple[Path, Path], *flags
         ("layers: 3", "timed with layers 2, and the run has 3: measure again, with --config of this run"),
         ("optimizer: sgd", "timed with optimizer adam, and the run has sgd: measure again"),
         ("reduction: adasum", "--reduction adasum is not predicted yet"),
-        ("model_parallel: 2", "--split vocabulary is not predicted yet"),
         ("hierarchical_allreduce: true", "--hierarchical-allreduce is not predicted yet"),
     ],
 )
@@ -438,8 +438,8 @@ def test_bad_flags_are_refused(files: tuple[Path, Path], capsys: pytest.CaptureF
     assert "--ranks must be given" in refused(capsys, files, "--json")
     assert main(["measure"]) == 2
     assert "one rank has no link to measure: start 2 or more" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="is not predicted yet"):
-        predict(a_link(), "torch", WORK, TopologyConfig(split="optimizer"), 4)
+    with pytest.raises(ConfigError, match="the topology does not fit 3"):
+        predict(a_link(), "torch", WORK, TopologyConfig(model_parallel=2), 3)
 
 
 def test_other_hardware_is_told(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

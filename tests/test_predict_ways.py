@@ -13,7 +13,7 @@ from test_predict import MODEL, WORK, a_link, of
 
 from hvd_lm.communication.gradients import average, gradients
 from hvd_lm.communication.measure import Work
-from hvd_lm.communication.predict import HOROVODS_CYCLE
+from hvd_lm.communication.parts import HOROVODS_CYCLE
 from hvd_lm.communication.ring import bandwidth_bound
 from hvd_lm.compression.selectors import TopK, sampling
 from hvd_lm.config import CommunicationConfig, ModelConfig

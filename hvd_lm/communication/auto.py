@@ -10,8 +10,7 @@ from typing import Any
 from hvd_lm.adapters.base import Adapter
 from hvd_lm.communication.link import Link
 from hvd_lm.communication.measure import Work, measure_link
-from hvd_lm.communication.plan import COMPRESSIONS, Plan, plan
-from hvd_lm.communication.predict import require_predictable
+from hvd_lm.communication.plan import COMPRESSIONS, Plan, plan, require_plannable
 from hvd_lm.communication.ring import CollectiveName
 from hvd_lm.config import CommunicationConfig, Framework, TopologyConfig
 from hvd_lm.job.memory import return_freed_memory
@@ -46,7 +45,7 @@ def choose(
     if asked.plan is None:
         return asked, link
     with job.trouble.noted():
-        require_predictable(asked, topology)
+        require_plannable(asked, topology)
     job.agree(common)
     chosen = replace(asked, plan=None)
     if before := job.broadcast(earlier):

@@ -7,12 +7,12 @@ complete, and takes the gradients in the order in which they left when the backw
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from hvd_lm.communication.gradients import Selection, Sent
 from hvd_lm.communication.link import Compute
-from hvd_lm.communication.simulation import HorovodsThread
+from hvd_lm.communication.simulation import HorovodsThread, TrainingThread
 from hvd_lm.config import ModelConfig, OptimizerConfig
 from hvd_lm.model.pipeline import multiplications
 from hvd_lm.model.stages import parameters, stages
@@ -86,57 +86,49 @@ class Window:
     """Seconds of them that the rank compresses and decompresses."""
 
 
-class _Trainer:
-    """The thread that trains, beside Horovod's."""
+class _Trainer(TrainingThread):
+    """It compresses, too."""
 
     def __init__(self, thread: HorovodsThread, pace: Pace, rank: int) -> None:
-        self._thread, self._pace, self._rank = thread, pace, rank
+        super().__init__(thread)
+        self._pace, self._rank = pace, rank
         self._second: set[str] = set()
-        self.now, self.compression = 0.0, 0.0
+        self.compression = 0.0
 
-    def start(self, tensor: Sent) -> None:
-        """What `tensor` stands for is complete."""
+    def complete(self, tensor: Sent) -> None:
+        """What `tensor` stands for is."""
         if tensor.second:
-            self._work(self._pace.compress(tensor.compressed, self._rank))
+            self._compress(self._pace.compress(tensor.compressed, self._rank))
         if tensor.selection:
-            self._work(self._pace.select(tensor.selection))
-        self._thread.submit(replace(tensor, ready=self.now))
+            self._compress(self._pace.select(tensor.selection))
+        self.start(tensor)
 
     def poll(self, tensor: Sent) -> None:
         """Send its second message if the sum of the first is there."""
         # What becomes ready now may join a turn that begins now.
-        while self._thread.next_turn < self.now:
-            self._thread.take_turn()
-        if tensor.second and tensor.name not in self._second and self._done.get(tensor.name, math.inf) <= self.now:
+        while self._horovod.next_turn < self.now:
+            self._horovod.take_turn()
+        if tensor.second and tensor.name not in self._second and self.done.get(tensor.name, math.inf) <= self.now:
             self._send_second(tensor)
 
     def arrive(self, tensor: Sent) -> None:
         """Wait for it."""
-        self._wait(tensor.name)
+        self.wait(tensor.name)
         if tensor.second:
             if tensor.name not in self._second:
                 self._send_second(tensor)
-            self._wait(tensor.name + _SECOND)
-            self._work(self._pace.decompress(tensor.compressed, self._rank))
+            self.wait(tensor.name + _SECOND)
+            self._compress(self._pace.decompress(tensor.compressed, self._rank))
         if tensor.selection:
-            self._work(self._pace.scatter(tensor.selection))
+            self._compress(self._pace.scatter(tensor.selection))
 
     def _send_second(self, tensor: Sent) -> None:
-        self._work(self._pace.combine(tensor.compressed, self._rank))
+        self._compress(self._pace.combine(tensor.compressed, self._rank))
         self._second.add(tensor.name)
-        self._thread.submit(Sent(tensor.name + _SECOND, self.now, tensor.second, tensor.number_format))
+        self.start(Sent(tensor.name + _SECOND, self.now, tensor.second, tensor.number_format))
 
-    def _wait(self, name: str) -> None:
-        while name not in self._done:
-            self._thread.take_turn()
-        self.now = max(self.now, self._done[name])
-
-    @property
-    def _done(self) -> Mapping[str, float]:
-        return self._thread.done
-
-    def _work(self, seconds: float) -> None:
-        self.now += seconds
+    def _compress(self, seconds: float) -> None:
+        self.work(seconds)
         self.compression += seconds
 
 
@@ -148,7 +140,7 @@ def simulate_compressed(tensors: Sequence[Sent], thread: HorovodsThread, pace: P
         trainer.now = tensor.ready + trainer.compression
         for earlier in pending:
             trainer.poll(earlier)
-        trainer.start(tensor)
+        trainer.complete(tensor)
         pending.append(tensor)
     trainer.now = backward + trainer.compression
     for place, tensor in enumerate(pending):

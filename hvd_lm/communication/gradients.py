@@ -24,7 +24,7 @@ _FLAGS = 32
 
 @dataclass(frozen=True)
 class Sent:
-    """A tensor that is summed over all ranks, or gathered from them."""
+    """A tensor that a collective operation takes."""
 
     name: str
     ready: float
@@ -39,6 +39,8 @@ class Sent:
     collective: CollectiveName = "allreduce"
     selection: Selection | None = None
     """Of values that each rank selects: what that takes."""
+    ranks: int = 0
+    """That take part; 0 for all."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +163,9 @@ def _rows(parameter: Parameter, model: ModelConfig, tokens: int, micro_batches: 
 
 
 @lru_cache(maxsize=1024)
-def distinct_words(vocabulary: int, tokens: int) -> float:
-    """How many different words `tokens` of a text are expected to have, words being log-uniform (see model.candidates)."""
-    word = np.arange(vocabulary, dtype=np.float64)
+def distinct_words(vocabulary: int, tokens: int, first: int = 0, stop: int | None = None) -> float:
+    """How many different words, of those from `first` on and before `stop`, `tokens` of a text are expected to have, words being
+    log-uniform (see model.candidates)."""
+    word = np.arange(first, vocabulary if stop is None else stop, dtype=np.float64)
     probability = np.log1p(1 / (word + 1)) / math.log(vocabulary + 1)
     return float(-np.expm1(tokens * np.log1p(-probability)).sum())

@@ -12,7 +12,7 @@ from hvd_lm.communication.band import bounds
 from hvd_lm.communication.link import Link
 from hvd_lm.communication.measure import Work
 from hvd_lm.communication.memory import memory_of_machine, memory_of_rank
-from hvd_lm.communication.predict import Prediction, predict
+from hvd_lm.communication.predict import Prediction, predict, require_predictable
 from hvd_lm.config import CommunicationConfig, DataConfig, Framework, TopologyConfig, passes_for, require_target_batch
 from hvd_lm.errors import ConfigError, require, require_positive
 from hvd_lm.job.messages import warn
@@ -157,6 +157,7 @@ def plan(
     Raises ConfigError where nothing is near the target, or as `predict` does.
     """
     _check(work.data, ranks, target_batch)
+    require_plannable(work.communication, topology)
     planner = _Planner(link, framework, topology, target_batch)
     works, left_out = ways(work, compressions)
     counts = sorted(set(ranks))
@@ -182,6 +183,12 @@ def plan(
 def _check(data: DataConfig, ranks: Sequence[int], target_batch: int) -> None:
     require(bool(ranks) and min(ranks) >= 1, f"ranks must be numbers of at least 1, not {list(ranks)}")
     require_target_batch(target_batch, data)
+
+
+def require_plannable(communication: CommunicationConfig, topology: TopologyConfig) -> None:
+    """Raises ConfigError for what no plan is made of."""
+    require_predictable(communication, topology)
+    require(topology.split is None, f"--split {topology.split} is not planned yet: hvd-lm predict tells what a step of it takes")
 
 
 def ways(work: Work, compressions: Sequence[Compression]) -> tuple[dict[str, Work], tuple[str, ...]]:

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hvd_lm.communication.compressed import Window, pace, simulate_compressed
-from hvd_lm.communication.compute import micro_batches_together
+from hvd_lm.communication.compressed import pace, simulate_compressed
+from hvd_lm.communication.divided_update import divided, in_parts, new_rows, share_of_update
+from hvd_lm.communication.divided_vocabulary import divided_vocabulary
 from hvd_lm.communication.gradients import Sent, average, gradients, late
 from hvd_lm.communication.link import Compute, Link
 from hvd_lm.communication.measure import Work, processor
-from hvd_lm.communication.ring import bandwidth_bound, course
-from hvd_lm.communication.simulation import HorovodsThread, Served, Service, served_in_turn
+from hvd_lm.communication.parts import Parts, Windows, one_after_the_other, service_of, thread_of, volume, windows
+from hvd_lm.communication.pipeline import pipeline
+from hvd_lm.communication.simulation import Served, Service, TrainingThread, served_in_turn
+from hvd_lm.compression.limits import require_any_ranks
 from hvd_lm.config import CommunicationConfig, Framework, ModelConfig, TopologyConfig
 from hvd_lm.errors import ConfigError, require
 from hvd_lm.job.messages import warn
+from hvd_lm.job.topology import arrange
 from hvd_lm.paths import make_paths
 from hvd_lm.plain_values import to_dict
-
-HOROVODS_CYCLE = 1e-3
-"""Seconds; what Horovod takes unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Prediction:
     """Of one optimizer step, in seconds."""
 
     step_seconds: float
-    """forward + backward + compression + exposed + averaging + update"""
+    """forward + backward + compression + exchange + exposed + averaging + update + sharing"""
     forward_seconds: float
     """Of all micro-batches of the window, without the output layer's."""
     backward_seconds: float
@@ -56,10 +57,14 @@ class Prediction:
     compression_seconds: float
     """Of a rank, to compress and decompress under PowerSGD, to select and to add up under top-k."""
     update_seconds: float
+    exchange_seconds: float
+    """That a rank waits for others of its model group within forwards and backwards: for rows, activations, its neighbours."""
     exposed_seconds: float
     """The tail of the communication that neither backward nor compression hides, of late gradients the next window either."""
     averaging_seconds: float
     """To average the weights under --reduce-every, divided by its steps."""
+    sharing_seconds: float
+    """Under --split optimizer, to give all ranks what each has updated."""
     hidden_seconds: float
     """Communication beside the last backward, of late gradients beside the window, and beside compression."""
     communication_seconds: float
@@ -90,103 +95,105 @@ class Prediction:
 
 
 def predict(link: Link, framework: Framework, work: Work, topology: TopologyConfig, ranks: int) -> Prediction:
-    """A step of `work` in `framework` on `ranks` ranks of `link`.
+    """A step of `work` in `framework` on `ranks` ranks of `link`, arranged as `topology` says.
 
-    Raises ConfigError for what the model of communication does not know yet, or where the link was measured for something else.
+    Raises ConfigError for what the model of communication does not know yet, where the link was measured for something else, or
+    where so many ranks cannot be arranged so.
     """
     work = work.with_vocabulary()
-    communication, data = work.communication, work.data
     _check(link, framework, work, topology)
-    compute = _compute(link, work)
-    count = communication.backward_passes_per_step
-    together = micro_batches_together(data, communication)
-    # Those of a window that fill none go first.
-    backward = compute.backward_base + together * compute.backward
-    backwards = math.ceil(count / together) * compute.backward_base + count * compute.backward
-    sent = gradients(work.model, data, communication, ranks, backward) if ranks > 1 else ()
-    beside = backward
-    if communication.late_gradients:
-        # Gradients of the window before leave as this one begins; what says of it leaves in its own last backward.
-        beside = count * compute.forward + backwards
-        sent = late(sent, beside - backward)
-    service = _service(link, ranks)
-    operations, last = _window(sent, link, work, service, beside)
-    exposed = max(0.0, last.end - beside - last.compression)
-    alone = count * compute.forward + backwards + compute.update
-    weights = average(work.model) if ranks > 1 and communication.reduce_every > 1 else ()
-    averaging = _averaging(weights, link, work, service) / communication.reduce_every
-    step = alone + last.compression + exposed + averaging
-    rounds = [(one, 1.0) for one in sent] + [(one, 1 / communication.reduce_every) for one in weights]
-    seconds = sum(served.done - served.begun for served in operations)
+    its = windows(_compute(link, work), work)
+    grid = arrange(topology, 0, ranks)
+    if grid.model_size > 1:
+        arranged = pipeline if grid.split == "layers" else divided_vocabulary
+        parts = arranged(link, work, its, grid.data_size, grid.model_size)
+    else:
+        parts = _whole_models(link, framework, work, its, ranks, is_divided=grid.split == "optimizer" and ranks > 1)
+    step, data = parts.step, work.data
+    tokens = grid.readers * its.micro_batches * data.batch_size * data.sequence_length
     return Prediction(
         step_seconds=step,
-        forward_seconds=count * compute.forward,
-        backward_seconds=backwards,
-        compression_seconds=last.compression,
-        update_seconds=compute.update,
-        exposed_seconds=exposed,
-        averaging_seconds=averaging,
-        hidden_seconds=max(0.0, seconds - exposed),
-        communication_seconds=seconds + averaging,
-        last_backward_seconds=backward,
+        forward_seconds=parts.forward,
+        backward_seconds=parts.backward,
+        compression_seconds=parts.compression,
+        update_seconds=parts.update,
+        exchange_seconds=parts.exchange,
+        exposed_seconds=parts.exposed,
+        averaging_seconds=parts.averaging,
+        sharing_seconds=parts.sharing,
+        hidden_seconds=parts.hidden,
+        communication_seconds=parts.communication,
+        last_backward_seconds=parts.last_backward,
         negotiation_seconds=link.negotiation_seconds,
-        closed_form_exposed_seconds=max(
-            0.0,
-            served_in_turn(sent, service) - beside - last.compression,
-            # Nothing hides what was selected after the backward.
-            sum(service(one.size, one.number_format, one.collective) for one in sent if one.selection),
-        ),
+        closed_form_exposed_seconds=parts.closed_form_exposed,
         bandwidth_bound_seconds=sum(
-            share * _volume(one, ranks) * link.of(one.collective, one.number_format).beta for one, share in rounds
+            times * volume(one, ranks) * link.of(one.collective, one.number_format).beta for one, times in parts.travels
         ),
-        sent_bytes=sum(share * _volume(one, ranks) for one, share in rounds),
-        tokens_per_second=ranks * count * data.batch_size * data.sequence_length / step if step else math.inf,
-        scaling_efficiency=alone / step if step else 1.0,
+        sent_bytes=sum(times * volume(one, ranks) for one, times in parts.travels),
+        tokens_per_second=tokens / step if step else math.inf,
+        scaling_efficiency=grid.readers * its.alone / (ranks * step) if step else 1.0,
         ranks=ranks,
         measured_ranks=link.ranks,
-        operations=operations,
+        operations=parts.operations,
     )
 
 
-def _window(sent: Sequence[Sent], link: Link, work: Work, service: Service, beside: float) -> tuple[tuple[Served, ...], Window]:
-    """Operations, and the end of what takes `beside` seconds beside them."""
-    thread = _thread(link, work, service)
-    its = pace(_compute(link, work), work.model, work.optimizer)
-    window = simulate_compressed(sent, thread, its, work.communication.powersgd_rank, beside)
-    return tuple(thread.operations), window
-
-
-def _thread(link: Link, work: Work, service: Service) -> HorovodsThread:
+def _whole_models(link: Link, framework: Framework, work: Work, its: Windows, ranks: int, *, is_divided: bool) -> Parts:
+    """A whole model on each rank; what updates it `is_divided`, or not."""
     communication = work.communication
-    return HorovodsThread(
-        service,
-        negotiation=link.negotiation_seconds,
-        cycle=HOROVODS_CYCLE if communication.cycle_time_ms is None else communication.cycle_time_ms / 1e3,
-        fusion_bytes=(communication.fusion_threshold_mb or 0) * 2.0**20,
+    sent = gradients(work.model, work.data, communication, ranks, its.last_backward) if ranks > 1 else ()
+    beside = its.last_backward
+    if communication.late_gradients:
+        # Gradients of the window before leave as this one begins; what says of it leaves in its own last backward.
+        beside = its.forward + its.backward
+        sent = late(sent, beside - its.last_backward)
+    service = service_of(link, ranks)
+    shares = divided(work.model, ranks) if is_divided else {}
+    sent = in_parts(sent, shares, ranks)
+    thread = thread_of(link, work, service)
+    paced = pace(its.compute, work.model, work.optimizer)
+    last = simulate_compressed(sent, thread, paced, communication.powersgd_rank, beside)
+    # All ranks' norms are one, before anything is updated.
+    norm = (Sent("norm", 0.0, 8.0, "float64"),) if shares else ()
+    exposed = max(0.0, last.end - beside - last.compression) + one_after_the_other(norm, thread_of(link, work, service))
+    weights = average(work.model) if ranks > 1 and communication.reduce_every > 1 else ()
+    averaging = _averaging(weights, link, work, service) / communication.reduce_every
+    rows = new_rows(shares, framework)
+    sharing = one_after_the_other(rows, thread_of(link, work, service))
+    seconds = sum(served.done - served.begun for served in thread.operations)
+    return Parts(
+        forward=its.forward,
+        backward=its.backward,
+        update=its.compute.update * (share_of_update(work.model, shares) if shares else 1.0),
+        compression=last.compression,
+        exposed=exposed,
+        averaging=averaging,
+        sharing=sharing,
+        hidden=max(0.0, seconds - exposed),
+        communication=seconds + averaging + sharing,
+        last_backward=its.last_backward,
+        closed_form_exposed=max(
+            0.0,
+            served_in_turn(sent, service) - beside - last.compression,
+            # Nothing hides what was selected after the backward.
+            sum(service(one.size, one.number_format, one.collective, 0) for one in sent if one.selection),
+        ),
+        operations=tuple(thread.operations),
+        travels=(
+            *((one, 1.0) for one in (*sent, *norm, *rows)),
+            *((one, 1 / communication.reduce_every) for one in weights),
+        ),
     )
 
 
 def _averaging(weights: Sequence[Sent], link: Link, work: Work, service: Service) -> float:
     """Of all ranks' weights, block by block, each waited for: the adapters' `average`."""
     its = pace(_compute(link, work), work.model, work.optimizer)
-    now = 0.0
-    thread = _thread(link, work, service)
+    thread = TrainingThread(thread_of(link, work, service))
     for block in weights:
-        thread.submit(replace(block, ready=now))
-        thread.take_turn()
-        now = thread.done[block.name] + its.average(block.size / 4)
-    return now
-
-
-def _volume(one: Sent, ranks: int) -> float:
-    """Bytes that leave each rank."""
-    if one.collective == "allreduce":
-        return bandwidth_bound(one.size + one.second, ranks, 1.0)
-    return course(one.collective, ranks).volume * one.size
-
-
-def _service(link: Link, ranks: int) -> Service:
-    return lambda size, number_format, collective: link.seconds(collective, size, ranks, number_format)
+        thread.exchange(block)
+        thread.work(its.average(block.size / 4))
+    return thread.now
 
 
 # --- what it is not for ----------------------------------------------------------------------------------
@@ -202,13 +209,14 @@ def _check(link: Link, framework: Framework, work: Work, topology: TopologyConfi
 def require_predictable(communication: CommunicationConfig, topology: TopologyConfig) -> None:
     """Raises ConfigError for what the model of communication does not know yet."""
     for given, what in (
-        (topology.split, f"--split {topology.split}"),
         (communication.reduction != "sum", f"--reduction {communication.reduction}"),
         (communication.hierarchical_allreduce, "--hierarchical-allreduce"),
         (communication.autotune, "--autotune"),
     ):
         if given:
-            raise ConfigError(f"{what} is not predicted yet: only whole models, summed by rings")
+            raise ConfigError(f"{what} is not predicted yet: only sums by rings")
+    if topology.split:
+        require_any_ranks(communication)
 
 
 def _compute(link: Link, work: Work) -> Compute:
@@ -253,9 +261,11 @@ def words(found: Prediction) -> str:
         "forward": found.forward_seconds,
         "backward": found.backward_seconds,
         "compression": found.compression_seconds,
+        "exchanges of the model": found.exchange_seconds,
         "exposed communication": found.exposed_seconds,
         "average of weights": found.averaging_seconds,
         "update": found.update_seconds,
+        "new rows to all ranks": found.sharing_seconds,
     }
     lines = [f"a step on {found.ranks} rank(s): {found.step_seconds * 1e3:,.1f} ms, {found.tokens_per_second:,.0f} tokens/s"]
     told = {name: seconds for name, seconds in parts.items() if seconds or name in _ALWAYS}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from hvd_lm.communication.gradients import Sent
 from hvd_lm.communication.ring import CollectiveName
 
-Service = Callable[[float, str, CollectiveName], float]
-"""Seconds of an operation of so many bytes in a number format."""
+Service = Callable[[float, str, CollectiveName, int], float]
+"""Seconds of an operation of so many bytes in a number format, of so many ranks (0: of all)."""
+_FUSED: tuple[CollectiveName, ...] = ("allreduce", "allgather")
+"""What Horovod fuses."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,42 @@ class HorovodsThread:
         self._waiting = self._waiting[len(ready) :]
         self._now = self._turn + self._negotiation
         for group in _fused(ready, self._fusion_bytes):
-            seconds = self._service(sum(tensor.size for tensor in group), group[0].number_format, group[0].collective)
+            seconds = self._service(sum(tensor.size for tensor in group), *_kind(group[0]))
             begun, self._now = self._now, self._now + seconds
             self.operations.append(Served(tuple(tensor.name for tensor in group), begun, self._now))
             self.done |= {tensor.name: self._now for tensor in group}
+
+
+class TrainingThread:
+    """The thread that trains: it works, and gives Horovod's thread what is to travel."""
+
+    def __init__(self, horovod: HorovodsThread) -> None:
+        self._horovod = horovod
+        self.now, self.waited = 0.0, 0.0
+        """Seconds since it began, and those of them in which it waited."""
+
+    @property
+    def done(self) -> Mapping[str, float]:
+        """When what has travelled was there, by name."""
+        return self._horovod.done
+
+    def work(self, seconds: float) -> None:
+        self.now += seconds
+
+    def start(self, tensor: Sent) -> None:
+        """It leaves now; nothing else that is on its way has its name."""
+        self._horovod.submit(replace(tensor, ready=self.now))
+
+    def wait(self, name: str) -> None:
+        while name not in self.done:
+            self._horovod.take_turn()
+        self.waited += max(0.0, self.done[name] - self.now)
+        self.now = max(self.now, self.done[name])
+
+    def exchange(self, tensor: Sent) -> None:
+        """It leaves now, and nothing is done until it is there."""
+        self.start(tensor)
+        self.wait(tensor.name)
 
 
 def simulate(
@@ -78,12 +112,16 @@ def _fused(tensors: Sequence[Sent], fusion_bytes: float) -> list[list[Sent]]:
     groups: list[list[Sent]] = []
     for tensor in tensors:
         last = groups[-1] if groups and fusion_bytes else None
-        is_like = last and (last[0].number_format, last[0].collective) == (tensor.number_format, tensor.collective)
+        is_like = last and tensor.collective in _FUSED and _kind(last[0]) == _kind(tensor)
         if last and is_like and sum(t.size for t in [*last, tensor]) <= fusion_bytes:
             last.append(tensor)
         else:
             groups.append([tensor])
     return groups
+
+
+def _kind(tensor: Sent) -> tuple[str, CollectiveName, int]:
+    return tensor.number_format, tensor.collective, tensor.ranks
 
 
 def served_in_turn(tensors: Sequence[Sent], service: Service) -> float:
@@ -95,7 +133,7 @@ def served_in_turn(tensors: Sequence[Sent], service: Service) -> float:
     ordered = sorted(tensors, key=lambda tensor: tensor.ready)
     latest, rest = 0.0, 0.0
     for tensor in reversed(ordered):
-        rest += service(tensor.size, tensor.number_format, tensor.collective)
-        rest += service(tensor.second, tensor.number_format, tensor.collective) if tensor.second else 0.0
+        rest += service(tensor.size, *_kind(tensor))
+        rest += service(tensor.second, *_kind(tensor)) if tensor.second else 0.0
         latest = max(latest, tensor.ready + rest)
     return latest

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_lm.adapters.job import Job
-from hvd_lm.model.split import BLOCK, ON_THE_WAY, SUMMED_VALUES, Share, rounds
+from hvd_lm.model.split import BROADCAST, ON_THE_WAY, SUMMED_VALUES, Share, rounds
 
 
 class OptimizerSplit:
@@ -86,7 +86,7 @@ class OptimizerSplit:
                 process_set=self._group.process_set,
             )
             for name, share in self.divided.items()
-            for blocks in rounds(share, BLOCK)
+            for blocks in rounds(share, BROADCAST)
             for root, block in zip(self._group.ranks, blocks, strict=True)
             if block
         ]
