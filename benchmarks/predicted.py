@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise, product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -27,8 +27,9 @@ from hvd_lm.communication.link import Link, read_link
 from hvd_lm.communication.measure import Work
 from hvd_lm.communication.predict import predict
 from hvd_lm.config import FRAMEWORKS, CommunicationConfig, DataConfig, Framework, OptimizerConfig, TopologyConfig
+from hvd_lm.config.topology import Split
 
-Way = Literal["none", "fp16", "powersgd", "topk", "late", "every-2"]
+Way = Literal["none", "fp16", "powersgd", "topk", "late", "every-2", "optimizer", "layers", "vocabulary"]
 _SETTINGS: Mapping[Way, Mapping[str, Any]] = {
     "none": {},
     "fp16": {"compression": "fp16"},
@@ -36,6 +37,9 @@ _SETTINGS: Mapping[Way, Mapping[str, Any]] = {
     "topk": {"compression": "topk", "topk_start_steps": 0},
     "late": {"late_gradients": True},
     "every-2": {"reduce_every": 2},
+    "optimizer": {},
+    "layers": {},
+    "vocabulary": {},
 }
 
 
@@ -52,7 +56,8 @@ class Predicted:
     accumulations: tuple[int, ...] = (1, 4, 10)
     """Micro-batches of a window."""
     compressions: tuple[Way, ...] = ("none", "fp16")
-    """What travels, and when; powersgd at rank 4, exact in the first step of the warm-up alone."""
+    """What travels, and when; powersgd at rank 4, exact in the first step of the warm-up alone. optimizer, layers and vocabulary:
+    that is divided over all ranks."""
     frameworks: tuple[Framework, ...] = FRAMEWORKS
     """Which."""
     controllers: tuple[Literal["gloo", "mpi"], ...] = ("gloo",)
@@ -135,8 +140,13 @@ class _Bench:
             OptimizerConfig(),
             CommunicationConfig(backward_passes_per_step=count, **_SETTINGS[compression]),
         )
-        found = predict(link, self.framework, work, TopologyConfig(), self.ranks)
+        found = predict(link, self.framework, work, TopologyConfig(**self._divided(compression)), self.ranks)
         return {"predicted": found.step_seconds, "exposed": found.exposed_seconds, "bound": found.bandwidth_bound_seconds}
+
+    def _divided(self, way: Way) -> dict[str, Any]:
+        if way not in get_args(Split):
+            return {}
+        return {"split": way, "model_parallel": 1 if way == "optimizer" else self.ranks}
 
     def _config(self, count: int, compression: Way, path: Path) -> Path:
         work = self.workload
@@ -151,6 +161,7 @@ class _Bench:
             "learning_rate": work.learning_rate,
             "backward_passes_per_step": count,
             **_SETTINGS[compression],
+            **self._divided(compression),
             "threads": work.threads,
             "steps": work.warmup + work.windows,
             "epochs": 1000,
