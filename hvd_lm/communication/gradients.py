@@ -85,6 +85,7 @@ def _gradients(
     }
     tokens = data.batch_size * data.sequence_length * communication.backward_passes_per_step
     looked_up = {one.looked_up for stage in declared for one in stage.parameters.values() if one.name not in selected}
+    looked_up = set() if communication.reduce_every > 1 else looked_up
     vocabulary = declared[0].input_size
     if "inputs" in looked_up:
         yield Sent("touched_rows", 0.0, 2.0 * vocabulary, "float16")

@@ -250,8 +250,9 @@ class PyTorchAdapter(Adapter):
         With `last`, what is complete travels while the stages below are at work.
         """
         reducer = self._reducer if last else None
+        is_local = last and self.communication.is_local(self.applied_steps)
         if last:
-            self._touched.inputs_complete()
+            self._touched.inputs_complete(is_local=is_local)
         complete = self._weight_drop.pulling_back(reducer.start if reducer and not self._late else _ignore)
         self._weights_changed()  # what the forwards derived from them leaves room for logits
         made = self._copy(number)
@@ -262,7 +263,7 @@ class PyTorchAdapter(Adapter):
         if last:
             self._sums[1:] = torch.tensor([*self.job.flags(), *self._waits.told, self._wire.take_beyond()])
             self._complete = True
-            self._touched.outputs_complete()
+            self._touched.outputs_complete(is_local=is_local)
         if reducer:
             reducer.start_sums(self._sums, self.applied_steps)
         for weight in made.output.weights:

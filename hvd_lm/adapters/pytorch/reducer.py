@@ -93,7 +93,7 @@ class GradientReducer:
     def start_sums(self, sums: Tensor, applied_steps: int) -> None:
         """Sum the loss, and what travels beside it, over all ranks, in place, after so many optimizer steps. Collective."""
         self._applied_steps, self.waited_seconds = applied_steps, 0.0
-        self.bytes_sent = self._bytes_of_rows
+        self.bytes_sent = 0 if self._communication.is_local(applied_steps) else self._bytes_of_rows
         process_set = self._everyone.process_set
         self._sums_handle = hvd.allreduce_async_(sums, name="loss", op=hvd.Sum, process_set=process_set)
 

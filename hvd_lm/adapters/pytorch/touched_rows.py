@@ -31,15 +31,17 @@ class TouchedRows:
         """None for all."""
         self._touched_V[slice(None) if rows is None else rows.flatten()] = 1
 
-    def start_union(self) -> None:
-        """The window is noted. Collective, and long done when the parameter's gradient, the last one, is there."""
+    def start_union(self, *, is_local: bool) -> None:
+        """The window is noted. Collective, unless the step `is_local` to each rank, and long done when the parameter's gradient,
+        the last one, is there."""
         self._rows = None
-        if self._group.communicates:
+        if self._group.communicates and not is_local:
             process_set = self._group.process_set
             self._handle = hvd.allreduce_async_(self._touched_V, name=self._name, op=hvd.Sum, process_set=process_set)
 
     def rows(self) -> Tensor:
-        """Of the window, ascending, the same on all ranks; to be asked for before the next one is noted."""
+        """Of the window, ascending, the same on all ranks unless its step is local; to be asked for before the next one is
+        noted."""
         if self._rows is None:
             if self._handle is not None:
                 hvd.synchronize(self._handle)
@@ -77,17 +79,17 @@ class Touched:
         if self._by_inputs:
             self._by_inputs.note(rows)
 
-    def inputs_complete(self) -> None:
+    def inputs_complete(self, *, is_local: bool) -> None:
         """All micro-batches of the window are noted. Collective."""
         if self._by_inputs:
-            self._by_inputs.start_union()
+            self._by_inputs.start_union(is_local=is_local)
 
     def note_outputs(self, rows: Tensor | None) -> None:
         """Rows of the output's weights that a backward of the window added to; None for all."""
         if self._by_outputs:
             self._by_outputs.note(rows)
 
-    def outputs_complete(self) -> None:
+    def outputs_complete(self, *, is_local: bool) -> None:
         """All backwards of the window are noted. Collective."""
         if self._by_outputs:
-            self._by_outputs.start_union()
+            self._by_outputs.start_union(is_local=is_local)

@@ -143,7 +143,7 @@ class TensorFlowAdapter(Adapter):
         """
         if self._lookup:
             self._reducer.note_inputs(self._lookup.touched([micro_batch.tapes[0] for micro_batch in deferred]), first=first)
-        touched = self._reducer.inputs_complete() if last else {}
+        touched = self._reducer.inputs_complete(way) if last else {}
         send = partial(self._reducer.start, touched=touched, way=way) if last else _keep
         uses = chain(*(stage.weights for stage in self._stages), self._output.weights)
         accumulation = Accumulation(uses, first=first, send=send)
@@ -151,7 +151,7 @@ class TensorFlowAdapter(Adapter):
         gradient, loss = self._output.backward(judged, accumulation)
         self._reducer.note_outputs(accumulation.touched, first=first)
         if last:
-            touched |= self._reducer.outputs_complete()
+            touched |= self._reducer.outputs_complete(way)
         loss = self._loss_sum.assign(loss if first else self._loss_sum + loss)
         sums = tf.stack([loss, *tf.unstack(flags), self._wire.take_beyond() if last else tf.zeros((), tf.float64)])
         if last:

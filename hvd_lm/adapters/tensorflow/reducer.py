@@ -75,9 +75,10 @@ class GradientReducer:
         if "inputs" in self._touched:
             _note(self._touched["inputs"], rows, first=first)
 
-    def inputs_complete(self) -> dict[str, tf.Tensor]:
-        """For each parameter that inputs look up, above 0 where a row is touched on some rank, [V]. Collective."""
-        return self._union("inputs", "touched_rows")
+    def inputs_complete(self, way: Way) -> dict[str, tf.Tensor]:
+        """For each parameter that inputs look up, above 0 where a row is touched on some rank, or in a local step on this one, [V].
+        Collective."""
+        return self._union("inputs", "touched_rows", way)
 
     def note_outputs(self, touched: Mapping[str, Sequence[tf.Tensor]], *, first: bool) -> None:
         """As `note_inputs`, of rows of the output's weights, by name; all rows of those that are absent."""
@@ -86,17 +87,18 @@ class GradientReducer:
             rows = tf.concat(touched[name], 0) if name in touched else tf.range(touched_V.shape[0])
             _note(touched_V, rows, first=first)
 
-    def outputs_complete(self) -> dict[str, tf.Tensor]:
+    def outputs_complete(self, way: Way) -> dict[str, tf.Tensor]:
         """As `inputs_complete`, of the output's weights. Collective."""
-        return self._union("output", "touched_rows.output")
+        return self._union("output", "touched_rows.output", way)
 
-    def _union(self, by: LookedUp, as_name: str) -> dict[str, tf.Tensor]:
+    def _union(self, by: LookedUp, as_name: str, way: Way) -> dict[str, tf.Tensor]:
         names = self._looked_up[by]
         if not names:
             return {}
         touched_V, group = self._touched[by], self._groups[names[0]]
         of_all_V = touched_V.read_value()
-        if group.communicates:
+        # Late gradients are those of a step of all ranks, which leave after it.
+        if group.communicates and (way != "local" or self._communication.late_gradients):
             self._count(of_all_V)
             of_all_V = hvd.allreduce(of_all_V, name=as_name, op=hvd.Sum, process_set=group.process_set)
             of_all_V = touched_V.assign(of_all_V).read_value()
