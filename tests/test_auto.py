@@ -47,7 +47,7 @@ def test_learning_is_not_changed_unless_that_is_asked_for(passes: int) -> None:
         (CommunicationConfig(compression="fp16"), set()),
         (CommunicationConfig(compression="powersgd"), {"powersgd"}),
         (CommunicationConfig(compression="topk"), {"topk"}),
-        (CommunicationConfig(reduce_every=4), {"every-4"}),
+        (CommunicationConfig(reduce_every=6), {"every-4", "every-6"}),
         (CommunicationConfig(late_gradients=True), {"late", "late-fp16"}),
     ],
 )

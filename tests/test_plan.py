@@ -216,7 +216,8 @@ def test_what_the_run_asks_for_is_tried_beside_what_is_exact(way: str) -> None:
     asked = replace(RUN, communication=ASKED[way])
     found = of(SLOW, asked, ranks=(2, 4))
     tried = {its.way for its in found.settings}
-    assert tried == {*COMPRESSIONS, way, *(["late-fp16"] if way == "late" else [])}
+    besides = {"late": ["late-fp16"], "every-8": ["every-4"]}
+    assert tried == {*COMPRESSIONS, way, *besides.get(way, [])}
     without = {(its.ranks, its.way): its for its in of(SLOW, ranks=(2, 4)).settings}
     for its in found.settings:
         if its.way in COMPRESSIONS:
@@ -232,6 +233,16 @@ def test_it_is_picked_only_where_it_is_faster(way: str) -> None:
     assert of(FAST, asked, ranks=(4,)).pick.way == "none"
     assert [of(FAST, asked, ranks=(4,)).explanation] == [of(FAST, ranks=(4,)).explanation]
     assert all(its.way in COMPRESSIONS for its in of(SLOW).settings), "nobody asked for it"
+
+
+def test_weights_are_averaged_as_often_as_is_as_fast() -> None:
+    """Up to every 1000 steps were asked for; fewer change learning less."""
+    asked = replace(RUN, communication=CommunicationConfig(reduce_every=1000))
+    found = of(a_link(alpha=1e-3, beta=1e-7, negotiation=1e-3), asked, ranks=(4,))
+    assert {its.reduce_every for its in found.settings} == {1, 4, 16, 64, 256, 1000}
+    fastest = max(its.tokens_per_second for its in found.settings)
+    as_fast = [its.reduce_every for its in found.settings if its.tokens_per_second >= 0.97 * fastest]
+    assert found.pick.reduce_every == min(as_fast) < 1000
 
 
 @pytest.mark.parametrize(

@@ -110,10 +110,10 @@ class Setting:
         return _way(self)
 
     @property
-    def changes(self) -> tuple[int, str]:
+    def changes(self) -> tuple[int, int, str]:
         """What it changes in learning, to be compared."""
         exact = list[str](COMPRESSIONS)
-        return (exact.index(self.way), "") if self.way in exact else (len(exact), self.way)
+        return (exact.index(self.way) if self.way in exact else len(exact), self.reduce_every, self.way)
 
 
 @dataclass(frozen=True)
@@ -194,12 +194,13 @@ def require_plannable(communication: CommunicationConfig, topology: TopologyConf
 def ways(work: Work, compressions: Sequence[Compression]) -> tuple[dict[str, Work], tuple[str, ...]]:
     """`work` by each way that goes with it, and why the others do not.
 
-    Every gradient is summed, in its own step, with each of the `compressions`. Where the run asks for top-k, late gradients or
-    steps of a rank's own, that is one way more, for late gradients two.
+    Every gradient is summed, in its own step, with each of the `compressions`. Where the run asks for top-k or late gradients, that
+    is one way more, or two. Where it asks for steps of a rank's own, so many are one, and each smaller power of four is another.
     """
     asked = work.communication
     plain = {"reduce_every": 1, "reduce_start_steps": 0, "late_gradients": False}
     changes: list[dict[str, Any]] = [{**plain, "compression": name} for name in compressions]
+    changes += [{"reduce_every": 4**power} for power in range(1, MOST_RANKS.bit_length()) if 4**power < asked.reduce_every]
     if asked.compression == "topk" or asked.reduce_every > 1:
         changes.append({})
     if asked.late_gradients:
