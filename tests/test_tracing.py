@@ -51,4 +51,4 @@ def test_every_function_is_traced_once(settings: dict[str, Any]) -> None:
     assert adapter._update is not None
     functions = [adapter._forward, *adapter._backward.values(), adapter._update.function]
     functions += [adapter._evaluate, adapter._logits, adapter._next_logits]
-    assert [function.experimental_get_tracing_count() for function in functions] == [1] * len(functions)
+    assert [function.traces for function in functions] == [1] * len(functions)

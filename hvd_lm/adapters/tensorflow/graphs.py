@@ -26,10 +26,15 @@ class Graph:
         """`signature`: specs of the arguments, which come by position, and structures of them."""
         self._function, self._signature = function, signature
         self._graph: Callable[..., Any] | None = None
+        self.traces = 0
+        """How often the function was gone through."""
 
     def __call__(self, *arguments: Any) -> Any:
         if self._graph is None:
-            # What arguments of the function are bound already, TensorFlow would look for again.
-            made = graph_function(lambda *given: self._function(*given), input_signature=self._signature)
-            self._graph = made.get_concrete_function()
+            self._graph = graph_function(self._trace, input_signature=self._signature).get_concrete_function()
         return self._graph(*arguments)
+
+    def _trace(self, *arguments: Any) -> Any:
+        # What arguments of the function are bound already, TensorFlow would look for again: here it sees none.
+        self.traces += 1
+        return self._function(*arguments)
