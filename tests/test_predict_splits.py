@@ -12,25 +12,24 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from test_predict import MODEL, WORK
+from test_predict import a_link as of_whole_models
 
 from hvd_lm.command_line.commands import main
 from hvd_lm.communication.divided_update import divided, in_parts, new_rows, share_of_update
 from hvd_lm.communication.gradients import distinct_words, gradients
-from hvd_lm.communication.link import Collective, Compute, Link, Point, write_link
+from hvd_lm.communication.link import Link, write_link
 from hvd_lm.communication.measure import Work
 from hvd_lm.communication.pairs import Pairs
 from hvd_lm.communication.pipeline import held_by_ranks
 from hvd_lm.communication.predict import Prediction, predict
-from hvd_lm.communication.ring import COLLECTIVES
-from hvd_lm.config import CommunicationConfig, DataConfig, Framework, ModelConfig, OptimizerConfig, TopologyConfig
+from hvd_lm.config import Framework, ModelConfig, TopologyConfig
 from hvd_lm.errors import ConfigError
 from hvd_lm.model.cost import vocabulary_split_bytes
 from hvd_lm.model.stages import parameters
 from hvd_lm.plain_values import to_dict
 
-MODEL = ModelConfig(vocabulary_size=1000, embedding_size=24, hidden_size=32, layers=2)
-COMMUNICATION = CommunicationConfig(backward_passes_per_step=4)
-WORK = Work(MODEL, DataConfig(batch_size=4, sequence_length=16), OptimizerConfig(), COMMUNICATION)
+COMMUNICATION = WORK.communication
 TOKENS = 4 * 16
 FORWARD, BACKWARD, BASE, UPDATE = 0.01, 0.02, 0.003, 0.005
 LAYERS, OPTIMIZER, VOCABULARY = (
@@ -42,16 +41,9 @@ SPLITS = pytest.mark.parametrize("topology", [LAYERS, OPTIMIZER, VOCABULARY], id
 
 
 def a_link(alpha: float = 0.0, beta: float = 0.0, negotiation: float = 0.0, model: ModelConfig = MODEL) -> Link:
-    collectives = [
-        Collective(name, number_format, alpha, beta, 0.01, (Point(1024, 1, 1e-3, 9e-4, 2e-3, 5),))
-        for name in COLLECTIVES
-        for number_format in ("float32", "float16")
-    ]
-    compute = Compute(to_dict(model), "adam", 4, 16, 4, FORWARD, BACKWARD, BASE, UPDATE)
-    return Link(
-        4, 2, "Gloo", "torch", "torch on cpu", "0.28.1", "a processor", 1, "2026-11-28T00:00:00+00:00", negotiation,
-        tuple(collectives), compute,
-    )  # fmt: skip
+    found = of_whole_models(alpha, beta, negotiation)
+    assert found.compute is not None
+    return replace(found, compute=replace(found.compute, model=to_dict(model), backward_base=BASE))
 
 
 def of(link: Link, topology: TopologyConfig, ranks: int = 4, work: Work = WORK, framework: Framework = "torch") -> Prediction:

@@ -14,6 +14,7 @@ from hvd_lm.communication.gradients import Sent
 from hvd_lm.config import Framework, ModelConfig
 from hvd_lm.job.topology import Topology
 from hvd_lm.model.split import BROADCAST, SUMMED_VALUES, Share, moment_shares, rounds
+from hvd_lm.model.stages import parameters
 
 _GRADIENT = "gradient."
 
@@ -57,6 +58,6 @@ def new_rows(shares: Mapping[str, Share], framework: Framework) -> tuple[Sent, .
 
 def share_of_update(model: ModelConfig, shares: Mapping[str, Share]) -> float:
     """Of all values, those that the rank with most of them updates."""
-    sizes = {name: math.prod(share.parameter.shape) for name, share in moment_shares(model, Topology(0, 1, 1)).items()}
+    sizes = {name: math.prod(parameter.shape) for name, parameter in parameters(model).items()}
     own = sum(math.prod(shares[name].shape) if name in shares else size for name, size in sizes.items())
     return own / sum(sizes.values())

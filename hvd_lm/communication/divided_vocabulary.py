@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from hvd_lm.communication.gradients import Sent, distinct_words, gradients
+from hvd_lm.communication.gradients import Sent, backward_multiplications, distinct_words, gradients
 from hvd_lm.communication.link import Link
 from hvd_lm.communication.measure import Work
 from hvd_lm.communication.parts import Parts, Windows, service_of, thread_of
@@ -18,12 +18,9 @@ from hvd_lm.communication.simulation import TrainingThread
 from hvd_lm.errors import ConfigError
 from hvd_lm.model.cost import tokens_together
 from hvd_lm.model.parameters import Parameter
-from hvd_lm.model.pipeline import multiplications
 from hvd_lm.model.split import divide
 from hvd_lm.model.stages import parameters, stages
 
-_BACKWARD, _OF_OUTPUT = 4, 6
-"""Of each multiplication of a stage in its backward, and in that of the output, which has its forward with it."""
 _OF_TARGET, _OF_STATISTICS = 8.0, 12.0
 """Bytes of a token's target and weight, and of what a rank says of it."""
 
@@ -71,7 +68,7 @@ class _Window:
         """Gradients, and the loss."""
         self._count = 0
         declared, model = stages(work.model), work.model
-        costs = [multiplications(stage) * (_OF_OUTPUT if stage.kind == "output" else _BACKWARD) for stage in declared]
+        costs = list(map(backward_multiplications, declared))
         self._share_of_output = costs[-1] / sum(costs)
         self._held = parameters(model)
         sizes = {name: math.prod(parameter.shape) for name, parameter in self._held.items()}

@@ -74,7 +74,7 @@ def _gradients(
     model: ModelConfig, data: DataConfig, communication: CommunicationConfig, ranks: int, backward: float
 ) -> Iterator[Sent]:
     declared = stages(model)
-    work = [multiplications(stage) * (6 if _is_output(stage) else 4) for stage in declared]
+    work = [backward_multiplications(stage) for stage in declared]
     number_format, item = ("float16", 2) if communication.compression == "fp16" else ("float32", 4)
     powersgd = PowerSGD(communication.powersgd_rank) if communication.compression == "powersgd" else None
     topk = TopK(communication.topk_share, communication.topk_momentum) if communication.compression == "topk" else None
@@ -93,13 +93,13 @@ def _gradients(
     for stage, its in reversed(list(zip(declared, work, strict=True))):
         done += its
         now = backward * done / sum(work)
-        if _is_output(stage):
+        if is_output(stage):
             if "output" in looked_up:
                 yield Sent("touched_rows.output", now, 2.0 * vocabulary, "float16")
             yield Sent("loss", now, _FLAGS, "float64")
         of_stage = sorted(stage.parameters.values(), key=lambda parameter: -math.prod(parameter.shape))
         for parameter in of_stage:
-            if _is_output(stage) and any(parameter is other for other in declared[0].parameters.values()):
+            if is_output(stage) and any(parameter is other for other in declared[0].parameters.values()):
                 continue  # tied: the lookup completes it
             if communication.reduce_every > 1 or parameter.name in selected:
                 continue
@@ -148,7 +148,13 @@ def average(model: ModelConfig) -> tuple[Sent, ...]:
     )
 
 
-def _is_output(stage: Stage) -> bool:
+def backward_multiplications(stage: Stage) -> float:
+    """Of a token's backward through the stage: four for each weight, and in an output, whose forward comes with it, six."""
+    return multiplications(stage) * (6 if is_output(stage) else 4)
+
+
+def is_output(stage: Stage) -> bool:
+    """Whether it is the one that judges targets."""
     return stage.kind in ("output", "adaptive")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -112,10 +111,7 @@ def thread_of(link: Link, work: Work, service: Service) -> HorovodsThread:
 
 def one_after_the_other(tensors: Sequence[Sent], thread: HorovodsThread) -> float:
     """Seconds until all are served that leave together."""
-    for tensor in tensors:
-        thread.submit(replace(tensor, ready=0.0))
-    while thread.next_turn < math.inf:
-        thread.take_turn()
+    thread.serve(replace(tensor, ready=0.0) for tensor in tensors)
     return thread.operations[-1].done if tensors else 0.0
 
 

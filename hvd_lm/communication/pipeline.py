@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from hvd_lm.communication.gradients import Sent, gradients
+from hvd_lm.communication.gradients import Sent, backward_multiplications, gradients, is_output
 from hvd_lm.communication.link import Link
 from hvd_lm.communication.measure import Work
 from hvd_lm.communication.parts import Parts, Windows, one_after_the_other, service_of, thread_of
@@ -19,9 +19,6 @@ from hvd_lm.communication.simulation import Served
 from hvd_lm.model.pipeline import multiplications, stages_of_ranks
 from hvd_lm.model.stages import parameters, stages
 
-_OUTPUTS = ("output", "adaptive")
-_BACKWARD, _OF_OUTPUT = 4, 6
-"""Of each multiplication of a stage in its backward, and in that of an output, which has its forward with it."""
 _NORM = Sent("norm", 0.0, 8.0, "float64")
 
 
@@ -44,8 +41,8 @@ class Held:
 def held_by_ranks(work: Work, depth: int) -> tuple[Held, ...]:
     """From below. Raises ConfigError if there are too few layers."""
     declared = stages(work.model)
-    forwards = [0.0 if stage.kind in _OUTPUTS else multiplications(stage) for stage in declared]
-    backwards = [multiplications(stage) * (_OF_OUTPUT if stage.kind in _OUTPUTS else _BACKWARD) for stage in declared]
+    forwards = [0.0 if is_output(stage) else multiplications(stage) for stage in declared]
+    backwards = list(map(backward_multiplications, declared))
     sizes = {name: math.prod(parameter.shape) for name, parameter in parameters(work.model).items()}
     found = []
     for places in stages_of_ranks(work.model, depth):
@@ -143,10 +140,7 @@ def _reduced(
         if name in held[place].names and copies * holders > 1:
             # A table that both ends hold is complete with the lookup.
             found.append(replace(one, ready=own if holders > 1 else max(0.0, one.ready - above), ranks=copies * holders))
-    for one in found:
-        thread.submit(one)
-    while thread.next_turn < math.inf:
-        thread.take_turn()
+    thread.serve(found)
     gradients_end = thread.operations[-1].done if found else own
     # The loss and the norm are sums of all ranks, one after the other.
     several = [replace(_NORM, name=name, ranks=copies * len(held)) for name in ("loss", "norm")]

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hvd_lm.communication.compressed import pace, simulate_compressed
+from hvd_lm.communication.compressed import Pace, pace, simulate_compressed
 from hvd_lm.communication.divided_update import divided, in_parts, new_rows, share_of_update
 from hvd_lm.communication.divided_vocabulary import divided_vocabulary
 from hvd_lm.communication.gradients import Sent, average, gradients, late
@@ -16,7 +16,7 @@ from hvd_lm.communication.link import Compute, Link
 from hvd_lm.communication.measure import Work, processor
 from hvd_lm.communication.parts import Parts, Windows, one_after_the_other, service_of, thread_of, volume, windows
 from hvd_lm.communication.pipeline import pipeline
-from hvd_lm.communication.simulation import Served, Service, TrainingThread, served_in_turn
+from hvd_lm.communication.simulation import HorovodsThread, Served, TrainingThread, served_in_turn
 from hvd_lm.compression.limits import require_any_ranks
 from hvd_lm.config import CommunicationConfig, Framework, ModelConfig, TopologyConfig
 from hvd_lm.errors import ConfigError, require
@@ -157,7 +157,7 @@ def _whole_models(link: Link, framework: Framework, work: Work, its: Windows, ra
     norm = (Sent("norm", 0.0, 8.0, "float64"),) if shares else ()
     exposed = max(0.0, last.end - beside - last.compression) + one_after_the_other(norm, thread_of(link, work, service))
     weights = average(work.model) if ranks > 1 and communication.reduce_every > 1 else ()
-    averaging = _averaging(weights, link, work, service) / communication.reduce_every
+    averaging = _averaging(weights, thread_of(link, work, service), paced) / communication.reduce_every
     rows = new_rows(shares, framework)
     sharing = one_after_the_other(rows, thread_of(link, work, service))
     seconds = sum(served.done - served.begun for served in thread.operations)
@@ -186,13 +186,12 @@ def _whole_models(link: Link, framework: Framework, work: Work, its: Windows, ra
     )
 
 
-def _averaging(weights: Sequence[Sent], link: Link, work: Work, service: Service) -> float:
+def _averaging(weights: Sequence[Sent], horovod: HorovodsThread, paced: Pace) -> float:
     """Of all ranks' weights, block by block, each waited for: the adapters' `average`."""
-    its = pace(_compute(link, work), work.model, work.optimizer)
-    thread = TrainingThread(thread_of(link, work, service))
+    thread = TrainingThread(horovod)
     for block in weights:
         thread.exchange(block)
-        thread.work(its.average(block.size / 4))
+        thread.work(paced.average(block.size / 4))
     return thread.now
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hvd_lm.communication.gradients import Sent
@@ -63,6 +63,13 @@ class HorovodsThread:
             self.operations.append(Served(tuple(tensor.name for tensor in group), begun, self._now))
             self.done |= {tensor.name: self._now for tensor in group}
 
+    def serve(self, tensors: Iterable[Sent]) -> None:
+        """All of them, and what waits, in the order in which they are ready."""
+        for tensor in sorted(tensors, key=lambda tensor: tensor.ready):
+            self.submit(tensor)
+        while self.next_turn < math.inf:
+            self.take_turn()
+
 
 class TrainingThread:
     """The thread that trains: it works, and gives Horovod's thread what is to travel."""
@@ -101,10 +108,7 @@ def simulate(
 ) -> tuple[Served, ...]:
     """The operations of a window, in order, by `HorovodsThread`."""
     thread = HorovodsThread(service, negotiation=negotiation, cycle=cycle, fusion_bytes=fusion_bytes)
-    for tensor in sorted(tensors, key=lambda tensor: tensor.ready):
-        thread.submit(tensor)
-    while thread.next_turn < math.inf:
-        thread.take_turn()
+    thread.serve(tensors)
     return tuple(thread.operations)
 
 
