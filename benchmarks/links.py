@@ -1,6 +1,7 @@
 """Hosts on one machine, joined by a network of limited rate: namespaces for network, processes, IPC and host name.
 
     host 0 --veth, tbf-- switch (a bridge in a namespace of its own) --tbf, veth-- host 1, 2, ...
+    host 0 --tbf, TUN-- relay (benchmarks.relay, where a cable has a delay) --TUN, tbf-- host 1, 2, ...
 
 The rate is limited in both directions of every host's cable. Nothing leaves the machine, and the root namespace has no part in
 it. A host has its own processes too, so that no library finds a short cut around the link (PyTorch's RPC would copy from
@@ -20,16 +21,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from benchmarks import relay
 
 LOOPBACK = "loopback"
 _PREFIX = "hvdlm"
 _CABLE = "eth0"
 _NETNS = Path("/run/netns")
 _NETNS_FILES = Path("/etc/netns")
-_RATE = re.compile(r"\d+(\.\d+)?[kmg]bit")
+_RATE = re.compile(r"((\d+(?:\.\d+)?)([kmg])bit)(?:\+(\d+(?:\.\d+)?)ms)?")
+_BITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 _SECONDS = 2.0
 _SECONDS_IGNORED = 0.5
 """The bucket is full at first, and TCP's window small."""
@@ -62,7 +66,7 @@ class Network:
     """Hosts and the interface on which they reach each other."""
 
     rate: str
-    """As tc writes it, or loopback."""
+    """As tc writes it, with the delay of a way if there is one (``100mbit+5ms``), or loopback."""
     hosts: tuple[Host, ...]
     interface: str
     ssh_folder: Path | None = None
@@ -89,7 +93,7 @@ def _in_network(host: Host, command: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def connect(rate: str, hosts: int) -> Iterator[Network]:
-    """A network of `hosts` hosts at `rate` (``100mbit``, ``1gbit``), removed at the end whatever happens; or loopback.
+    """A network of `hosts` hosts at `rate` (``100mbit``, ``1gbit+5ms``), removed at the end whatever happens; or loopback.
 
     Raises LinkError if it cannot be made.
     """
@@ -102,21 +106,62 @@ def connect(rate: str, hosts: int) -> Iterator[Network]:
     with tempfile.TemporaryDirectory(prefix="hvd_lm_ssh_") as folder:
         network = Network(rate, plan_hosts(hosts, f"{_PREFIX}{os.getpid()}"), _CABLE, Path(folder))
         switch = f"{_PREFIX}{os.getpid()}switch"
-        try:
+        with contextlib.ExitStack() as undo:
+            for namespace in [*(host.namespace or "" for host in network.hosts), switch]:
+                undo.callback(_remove, namespace)
             for host in network.hosts:
                 _write_hosts_file(host, network.hosts)
-            for command in up_commands(network, switch):
-                _run(command)
+            if delay_seconds(rate):
+                _run_all(namespace_commands(network))
+                undo.enter_context(_relayed(network))
+                _run_all(long_commands(network))
+            else:
+                _run_all([f"ip netns add {switch}".split(), *namespace_commands(network), *up_commands(network, switch)])
             write_ssh(Path(folder) / "ssh", network.hosts)
             yield network
+
+
+@contextlib.contextmanager
+def _relayed(network: Network) -> Iterator[None]:
+    """Interfaces of the hosts, and the process that is the cables between them."""
+    rate, delay = str(bytes_per_second(network.rate)), str(delay_seconds(network.rate))
+    hosts = [f"{host.namespace}={host.address}" for host in network.hosts]
+    command = [sys.executable, "-m", "benchmarks.relay", network.interface, rate, delay, *hosts]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        try:
+            if process.stdout.readline().strip() != relay.READY:
+                raise LinkError(f"a cable with a delay cannot be made: {process.stderr.read().strip().splitlines()[-1]}")
+            yield
         finally:
-            for namespace in [*(host.namespace or "" for host in network.hosts), switch]:
-                _remove(namespace)
+            process.kill()
 
 
 def check_rate(rate: str) -> None:
     if rate != LOOPBACK and not _RATE.fullmatch(rate):
-        raise LinkError(f"a link is {LOOPBACK} or a rate as tc writes it, such as 100mbit or 1gbit, not {rate}")
+        raise LinkError(
+            f"a link is {LOOPBACK} or a rate as tc writes it, such as 100mbit or 1gbit, or with the delay of a way 100mbit+5ms, "
+            f"not {rate}"
+        )
+
+
+def _parts(rate: str) -> tuple[str, float, str, float]:
+    """What tc is told, the number and unit in it, and milliseconds of delay."""
+    match = _RATE.fullmatch(rate)
+    assert match
+    return match[1], float(match[2]), match[3], float(match[4] or 0)
+
+
+def bytes_per_second(rate: str) -> float:
+    """Of a limited link."""
+    _, number, unit, _ = _parts(rate)
+    return number * _BITS[unit] / 8
+
+
+def delay_seconds(rate: str) -> float:
+    """Of a way on a limited link; back it takes as long again."""
+    return _parts(rate)[-1] / 1e3
 
 
 def _check_tools() -> None:
@@ -131,23 +176,44 @@ def plan_hosts(count: int, prefix: str) -> tuple[Host, ...]:
     return tuple(Host(name, f"10.99.0.{index + 1}", name) for index, name in enumerate(names))
 
 
+def namespace_commands(network: Network) -> list[list[str]]:
+    """What makes the hosts, as commands of iproute2."""
+    lines = [(f"ip netns add {host.namespace}", f"ip -n {host.namespace} link set lo up") for host in network.hosts]
+    return [line.split() for of_host in lines for line in of_host]
+
+
 def up_commands(network: Network, switch: str) -> list[list[str]]:
     """What makes the network, as commands of iproute2."""
-    lines = [f"ip netns add {switch}", f"ip -n {switch} link add bridge type bridge", f"ip -n {switch} link set bridge up"]
-    limit = f"root tbf rate {network.rate} burst 256kb latency 50ms"
+    lines = [f"ip -n {switch} link add bridge type bridge", f"ip -n {switch} link set bridge up"]
     for index, host in enumerate(network.hosts):
         port, namespace = f"port{index}", host.namespace
         lines += [
-            f"ip netns add {namespace}",
             f"ip link add {_CABLE} netns {namespace} type veth peer name {port} netns {switch}",
             f"ip -n {switch} link set {port} master bridge up",
-            f"ip -n {namespace} link set lo up",
-            f"ip -n {namespace} addr add {host.address}/24 dev {_CABLE}",
-            f"ip -n {namespace} link set {_CABLE} up",
-            f"tc -n {namespace} qdisc add dev {_CABLE} {limit}",
-            f"tc -n {switch} qdisc add dev {port} {limit}",
+            *_cable_lines(network, host),
+            f"tc -n {switch} qdisc add dev {port} {_limit(network)}",
         ]
     return [line.split() for line in lines]
+
+
+def long_commands(network: Network) -> list[list[str]]:
+    """What makes the network of interfaces that a relay has made."""
+    lines: list[str] = []
+    for host in network.hosts:
+        lines += [f"ip -n {host.namespace} link set {_CABLE} mtu {relay.MTU}", *_cable_lines(network, host)]
+    return [line.split() for line in lines]
+
+
+def _cable_lines(network: Network, host: Host) -> list[str]:
+    return [
+        f"ip -n {host.namespace} addr add {host.address}/24 dev {_CABLE}",
+        f"ip -n {host.namespace} link set {_CABLE} up",
+        f"tc -n {host.namespace} qdisc add dev {_CABLE} {_limit(network)}",
+    ]
+
+
+def _limit(network: Network) -> str:
+    return f"root tbf rate {_parts(network.rate)[0]} burst 256kb latency 50ms"
 
 
 def write_ssh(path: Path, hosts: Sequence[Host]) -> None:
@@ -172,10 +238,11 @@ def _write_hosts_file(host: Host, hosts: Sequence[Host]) -> None:
     (folder / "hosts").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _run(command: Sequence[str]) -> None:
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        raise LinkError(f"`{shlex.join(command)}` failed: {ended.stderr.strip()}")
+def _run_all(commands: Iterable[Sequence[str]]) -> None:
+    for command in commands:
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        if ended.returncode:
+            raise LinkError(f"`{shlex.join(command)}` failed: {ended.stderr.strip()}")
 
 
 def _remove(namespace: str) -> None:

@@ -45,14 +45,14 @@ _SETTINGS: Mapping[Way, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class Predicted:
-    """One rank a host (2 on loopback): measure each link, predict a grid of settings, then run them."""
+    """One rank a host: measure each link, predict a grid of settings, then run them."""
 
     out: Path
     """Folder for predicted.json, predicted.md and logs/."""
-    links: tuple[str, ...] = (LOOPBACK, "1gbit", "200mbit")
+    links: tuple[str, ...] = (LOOPBACK, "1gbit", "200mbit", "100mbit+5ms")
     """loopback and rates."""
-    hosts: tuple[int, ...] = (2, 4)
-    """How many hosts, on the limited links."""
+    hosts: tuple[int, ...] = (2, 4, 8)
+    """How many hosts, each with a rank; so many ranks on loopback."""
     accumulations: tuple[int, ...] = (1, 4, 10)
     """Micro-batches of a window."""
     compressions: tuple[Way, ...] = ("none", "fp16")
@@ -77,7 +77,7 @@ class Predicted:
         self.out.mkdir(parents=True, exist_ok=True)
         record: dict[str, Any] = {**machine.describe(), "workload": asdict(work), "rows": [], "failures": []}
         for rate in self.links:
-            for hosts in self.hosts if rate != LOOPBACK else (2,):
+            for hosts in self.hosts:
                 with links.connect(rate, hosts) as network, tempfile.TemporaryDirectory(prefix="hvd_lm_bench_") as folder:
                     workloads.prepare(work, Path(folder) / "work")
                     for framework, controller in product(self.frameworks, self.controllers):

@@ -33,8 +33,9 @@ from hvd_lm.training import leg, loop, metrics, validations
 FOLDER = Path(os.environ.get("HVD_LM_FAULT", ""))
 FILLER = "filler"
 LARGEST_DISK = 1 << 26
-NUMBERS = {"validation": 3, "checkpoint": 3, "training": 6, "metrics": 6, "gradient": 11, "weights": 11, "validated weights": 2}
-"""Which call meets the fault, where it is not the first: steps have 2 micro-batches, and there is a checkpoint by then."""
+NUMBERS = {"validation": 11, "checkpoint": 3, "training": 6, "metrics": 6, "gradient": 11, "weights": 11, "validated weights": 2}
+"""Which call meets the fault, where it is not the first. A step has 2 micro-batches, a validation 8 readings; there is a checkpoint by
+then."""
 
 
 def kill() -> None:
