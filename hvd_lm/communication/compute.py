@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -34,8 +35,9 @@ def time_compute(
     optimizer: OptimizerConfig,
     communication: CommunicationConfig,
     seconds: float,
-) -> Compute:
-    """Of random words, in about `seconds`. Nothing is reduced while the clock runs. Collective."""
+) -> tuple[Compute, Callable[[], None]]:
+    """Of random words, in about `seconds`; and what does a forward and a backward of a micro-batch once more. Nothing is reduced
+    while the clock runs. Collective."""
     job = adapter.job
     together = micro_batches_together(data, communication)
     with job.trouble.noted():
@@ -56,7 +58,7 @@ def time_compute(
     forward, alone, several, update = job.gather(quartile, "all").max(axis=0).tolist()
     count = _at_least_two(together)
     base, backward = line(alone, several, count)
-    return Compute(
+    found = Compute(
         to_dict(model),
         optimizer.optimizer,
         data.batch_size,
@@ -67,6 +69,7 @@ def time_compute(
         base,
         update,
     )
+    return found, timed.once
 
 
 def line(alone: float, several: float, count: int) -> tuple[float, float]:
@@ -111,6 +114,11 @@ class _Timed:
         self._adapter.step(learning_rate=1e-6, clip=1.0, unscale=1.0)
         self._settle()
         return forward, alone, several, time.perf_counter() - began
+
+    def once(self) -> None:
+        """A forward and a backward of one micro-batch, of which nothing travels."""
+        self._accumulate()
+        self._settle()
 
     def _seconds(self, micro_batches: int, defer: int = 0) -> float:
         began = time.perf_counter()

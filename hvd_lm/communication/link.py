@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import numpy as np
 
 from hvd_lm.checkpoint.files import replace_file
+from hvd_lm.communication.contention import Contention, Rates
 from hvd_lm.communication.fit import fit
 from hvd_lm.communication.pairs import Pairs
 from hvd_lm.communication.ring import COLLECTIVES, CollectiveName, course
@@ -102,6 +103,13 @@ class Link:
     compute: Compute | None = None
     pairs: Pairs | None = None
     """Messages between every two ranks, where MPI launches."""
+    contention: Contention | None = None
+    """Of the model's compute and all its gradients."""
+
+    @property
+    def rates(self) -> Rates:
+        """Of compute and communication, alone and beside each other."""
+        return self.contention.rates() if self.contention else Rates()
 
     def of(self, name: CollectiveName, number_format: str = "float32") -> Collective:
         """The operation in that number format, or in float32 where that was not measured. Raises DataError if neither was."""
@@ -209,7 +217,7 @@ def _record(kind: type[_Record], values: Any) -> _Record:
 def _value(hint: Any, value: Any, name: str) -> Any:
     if hint in (Point, Collective, Compute):
         return _record(hint, value)
-    if hint in (Compute | None, Pairs | None):
+    if hint in (Compute | None, Pairs | None, Contention | None):
         return None if value is None else _record(get_args(hint)[0], value)
     if get_origin(hint) is tuple:
         if not isinstance(value, list):

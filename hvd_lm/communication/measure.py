@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,13 @@ from hvd_lm.adapters.ending import ending_together
 from hvd_lm.adapters.job import Job
 from hvd_lm.adapters.probe import Action, Probe
 from hvd_lm.communication.compute import time_compute
+from hvd_lm.communication.contention import time_contention
+from hvd_lm.communication.gradients import Sent, gradients
 from hvd_lm.communication.link import Link, Point, fitted, write_link
 from hvd_lm.communication.pairs import time_pairs
 from hvd_lm.communication.picture import png
 from hvd_lm.communication.ring import COLLECTIVES, CollectiveName
+from hvd_lm.communication.simulation import simulate
 from hvd_lm.config import (
     REFERENCE_VOCABULARY_SIZE,
     CommunicationConfig,
@@ -53,7 +57,9 @@ _TO_WARM_UP = 2**21
 _CYCLE_MS = 0.01
 _MOST_OF_LEFT = 0.4
 """Of the budget that is left, which an operation may take for its fewest repeats."""
-_SHARE_OF_COMPUTE = 0.3
+_SHARE_OF_COMPUTE = 0.4
+_SHARE_OF_CONTENTION = 0.3
+"""Of that."""
 OF_A_RANK = ("out", "config", "threads")
 
 
@@ -144,11 +150,7 @@ def measure_link(
     for_compute = seconds * _SHARE_OF_COMPUTE if work else 0.0
     points = _Timing(job, seconds - for_compute, names).points(largest)
     negotiation, collectives = fitted(points, job.topology.size)
-    compute = None
-    if work:
-        work = work.with_vocabulary()
-        compute = time_compute(adapter, work.model, work.data, work.optimizer, work.communication, for_compute)
-    return Link(
+    link = Link(
         ranks=job.topology.size,
         hosts=len(set(job.hosts)),
         controller=job.controller,
@@ -160,8 +162,26 @@ def measure_link(
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         negotiation_seconds=negotiation,
         collectives=collectives,
-        compute=compute,
     )
+    if not work:
+        return link
+    work = work.with_vocabulary()
+    model, share = work.model, 1 - _SHARE_OF_CONTENTION
+    compute, once = time_compute(adapter, model, work.data, work.optimizer, work.communication, share * for_compute)
+    sent = gradients(model, work.data, replace(work.communication, compression="none", reduce_every=1), job.topology.size, 0.0)
+    values = [tensor.size / 4 for tensor in sent if tensor.name.startswith("gradient.")]
+    contention = time_contention(job, once, values, partial(_fitted_seconds, link), _SHARE_OF_CONTENTION * for_compute)
+    return replace(link, compute=compute, contention=contention)
+
+
+def _fitted_seconds(link: Link, values: Sequence[float]) -> float:
+    """Of all-reduces of so many values each, submitted at once, that are neither fused nor wait for a cycle."""
+
+    def service(size: float, number_format: str, name: CollectiveName, _: int) -> float:
+        return link.seconds(name, size, link.ranks, number_format)
+
+    sent = [Sent(str(place), 0.0, 4.0 * count, "float32") for place, count in enumerate(values)]
+    return simulate(sent, service, negotiation=link.negotiation_seconds)[-1].done
 
 
 def processor() -> str:
@@ -281,6 +301,12 @@ def words(link: Link, out: Path) -> str:
         lines.append(f"{its.name:<14}{its.number_format:<9}{its.alpha * 1e6:>17.1f}{rate:>14}{its.error:>8.0%}{largest:>12}")
     if unseen := [f"{its.name} in {its.number_format}" for its in link.collectives if not its.beta]:
         lines.append(f"no limit of the bandwidth shows in {', '.join(unseen)}: take more --seconds, or a quieter machine")
+    if link.contention:
+        rates = link.rates
+        lines.append(
+            f"all gradients of a window at once travel {1 / rates.alone:.2f} times as long as their sizes say, beside compute "
+            f"{1 / rates.beside:.2f} times; compute beside them takes {1 / rates.compute:.2f} times as long"
+        )
     if link.compute:
         c = link.compute
         of_batch = f"forward {c.forward * 1e3:.2f} ms, backward {c.backward_base * 1e3:.2f} + {c.backward * 1e3:.2f} ms"

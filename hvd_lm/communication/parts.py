@@ -18,7 +18,7 @@ HOROVODS_CYCLE = 1e-3
 
 @dataclass(frozen=True)
 class Parts:
-    """Of a step on the rank that takes longest, in seconds. A step is the first eight, one after the other."""
+    """Of a step on the rank that takes longest, in seconds. A step is the first nine, one after the other."""
 
     forward: float
     """Of all micro-batches."""
@@ -27,6 +27,8 @@ class Parts:
     update: float
     exposed: float
     """Of the reduction of gradients, after the last backward."""
+    contention: float = 0.0
+    """That forwards and backwards take longer, as communication takes of their cores."""
     compression: float = 0.0
     exchange: float = 0.0
     """That the rank waits for others of its model group, within forwards and backwards."""
@@ -46,7 +48,7 @@ class Parts:
 
     @property
     def step(self) -> float:
-        compute = self.forward + self.backward + self.compression + self.update
+        compute = self.forward + self.backward + self.contention + self.compression + self.update
         return compute + self.exchange + self.exposed + self.averaging + self.sharing
 
 
@@ -94,18 +96,26 @@ def windows(compute: Compute, work: Work) -> Windows:
 
 
 def service_of(link: Link, ranks: int) -> Service:
-    """Of a job of so many ranks."""
+    """Of a job of so many ranks, of operations of which nothing but their size is known."""
     return lambda size, number_format, collective, among: link.seconds(collective, size, among or ranks, number_format)
 
 
-def thread_of(link: Link, work: Work, service: Service) -> HorovodsThread:
-    """Horovod's."""
+def service_of_window(link: Link, ranks: int) -> Service:
+    """The same of all gradients, or weights, of a model."""
+    service, rate = service_of(link, ranks), link.rates.alone
+    return lambda size, number_format, collective, among: service(size, number_format, collective, among) / rate
+
+
+def thread_of(link: Link, work: Work, service: Service, busy_until: float = 0.0) -> HorovodsThread:
+    """Horovod's, beside a rank that computes until then."""
     communication = work.communication
     return HorovodsThread(
         service,
         negotiation=link.negotiation_seconds,
         cycle=HOROVODS_CYCLE if communication.cycle_time_ms is None else communication.cycle_time_ms / 1e3,
         fusion_bytes=(communication.fusion_threshold_mb or 0) * 2.0**20,
+        busy_until=busy_until,
+        rate=link.rates.beside / link.rates.alone,
     )
 
 

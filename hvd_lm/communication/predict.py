@@ -14,9 +14,9 @@ from hvd_lm.communication.divided_vocabulary import divided_vocabulary
 from hvd_lm.communication.gradients import Sent, average, gradients, late
 from hvd_lm.communication.link import Compute, Link
 from hvd_lm.communication.measure import Work, processor
-from hvd_lm.communication.parts import Parts, Windows, one_after_the_other, service_of, thread_of, volume, windows
+from hvd_lm.communication.parts import Parts, Windows, one_after_the_other, service_of_window, thread_of, volume, windows
 from hvd_lm.communication.pipeline import pipeline
-from hvd_lm.communication.simulation import HorovodsThread, Served, TrainingThread, served_in_turn
+from hvd_lm.communication.simulation import HorovodsThread, Served, TrainingThread, overlap, served_in_turn
 from hvd_lm.compression.limits import require_any_ranks
 from hvd_lm.config import CommunicationConfig, Framework, ModelConfig, TopologyConfig
 from hvd_lm.errors import ConfigError, require
@@ -49,11 +49,13 @@ class Prediction:
     """Of one optimizer step, in seconds."""
 
     step_seconds: float
-    """forward + backward + compression + exchange + exposed + averaging + update + sharing"""
+    """forward + backward + contention + compression + exchange + exposed + averaging + update + sharing"""
     forward_seconds: float
     """Of all micro-batches of the window, without the output layer's."""
     backward_seconds: float
     """Of all micro-batches of the window."""
+    contention_seconds: float
+    """That forwards and backwards take longer beside communication, with which they share cores (`contention`)."""
     compression_seconds: float
     """Of a rank, to compress and decompress under PowerSGD, to select and to add up under top-k."""
     update_seconds: float
@@ -115,6 +117,7 @@ def predict(link: Link, framework: Framework, work: Work, topology: TopologyConf
         step_seconds=step,
         forward_seconds=parts.forward,
         backward_seconds=parts.backward,
+        contention_seconds=parts.contention,
         compression_seconds=parts.compression,
         update_seconds=parts.update,
         exchange_seconds=parts.exchange,
@@ -140,19 +143,18 @@ def predict(link: Link, framework: Framework, work: Work, topology: TopologyConf
 
 def _whole_models(link: Link, framework: Framework, work: Work, its: Windows, ranks: int, *, is_divided: bool) -> Parts:
     """A whole model on each rank; what updates it `is_divided`, or not."""
-    communication = work.communication
-    sent = gradients(work.model, work.data, communication, ranks, its.last_backward) if ranks > 1 else ()
-    beside = its.last_backward
-    if communication.late_gradients:
-        # Gradients of the window before leave as this one begins; what says of it leaves in its own last backward.
-        beside = its.forward + its.backward
-        sent = late(sent, beside - its.last_backward)
-    service = service_of(link, ranks)
     shares = divided(work.model, ranks) if is_divided else {}
-    sent = in_parts(sent, shares, ranks)
-    thread = thread_of(link, work, service)
-    paced = pace(its.compute, work.model, work.optimizer)
-    last = simulate_compressed(sent, thread, paced, communication.powersgd_rank, beside)
+    service, paced = service_of_window(link, ranks), pace(its.compute, work.model, work.optimizer)
+    communication, contention = work.communication, 0.0
+    for _ in range(_ROUNDS):
+        # What compute is longer by hides more, which makes it longer.
+        sent, beside = _sent(work, its, ranks, contention)
+        sent = in_parts(sent, shares, ranks)
+        thread = thread_of(link, work, service, busy_until=beside)
+        last = simulate_compressed(sent, thread, paced, communication.powersgd_rank, beside)
+        before, contention = contention, (1 - link.rates.compute) * overlap(thread.operations, beside)
+        if math.isclose(before, contention, rel_tol=1e-6):
+            break
     # All ranks' norms are one, before anything is updated.
     norm = (Sent("norm", 0.0, 8.0, "float64"),) if shares else ()
     exposed = max(0.0, last.end - beside - last.compression) + one_after_the_other(norm, thread_of(link, work, service))
@@ -164,6 +166,7 @@ def _whole_models(link: Link, framework: Framework, work: Work, its: Windows, ra
     return Parts(
         forward=its.forward,
         backward=its.backward,
+        contention=contention,
         update=its.compute.update * (share_of_update(work.model, shares) if shares else 1.0),
         compression=last.compression,
         exposed=exposed,
@@ -184,6 +187,18 @@ def _whole_models(link: Link, framework: Framework, work: Work, its: Windows, ra
             *((one, 1 / communication.reduce_every) for one in weights),
         ),
     )
+
+
+def _sent(work: Work, its: Windows, ranks: int, contention: float) -> tuple[tuple[Sent, ...], float]:
+    """What leaves beside the last backward, or the whole window, which takes longer by `contention`; and what that takes then."""
+    beside = its.last_backward
+    if not work.communication.late_gradients:
+        beside += contention
+        return gradients(work.model, work.data, work.communication, ranks, beside) if ranks > 1 else (), beside
+    # Gradients of the window before leave as this one begins; what says of it leaves in its own last backward.
+    beside = its.forward + its.backward + contention
+    sent = gradients(work.model, work.data, work.communication, ranks, its.last_backward) if ranks > 1 else ()
+    return late(sent, beside - its.last_backward), beside
 
 
 def _averaging(weights: Sequence[Sent], horovod: HorovodsThread, paced: Pace) -> float:
@@ -250,6 +265,7 @@ def warn_of_other_hardware(link: Link) -> None:
         warn(f"the link was measured on {link.processor}, and this is {here}: the prediction is for the former")
 
 
+_ROUNDS = 50
 _ALWAYS = ("forward", "backward", "exposed communication", "update")
 """Parts that are told even where they are nothing."""
 
@@ -259,6 +275,7 @@ def words(found: Prediction) -> str:
     parts = {
         "forward": found.forward_seconds,
         "backward": found.backward_seconds,
+        "beside communication": found.contention_seconds,
         "compression": found.compression_seconds,
         "exchanges of the model": found.exchange_seconds,
         "exposed communication": found.exposed_seconds,

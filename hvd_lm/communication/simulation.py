@@ -25,16 +25,37 @@ class Served:
     done: float
 
 
+def stretched(seconds: float, begun: float, busy_until: float, rate: float) -> float:
+    """What `seconds` of work last that begin at `begun` and go at `rate` until `busy_until`, then at 1."""
+    busy = max(0.0, busy_until - begun)
+    return seconds / rate if seconds <= busy * rate else busy + seconds - busy * rate
+
+
+def overlap(operations: Sequence[Served], until: float) -> float:
+    """Seconds before `until` in which one of them is under way."""
+    return sum(max(0.0, min(served.done, until) - served.begun) for served in operations)
+
+
 class HorovodsThread:
     """As it goes on: what is submitted to it is served in turns.
 
     A turn begins when a tensor is there, no less than `cycle` seconds after the one before began; it negotiates for `negotiation`
     seconds, then serves all that were ready when it began. Neighbours of one operation and number format are fused as long as they
-    have no more than `fusion_bytes` together.
+    have no more than `fusion_bytes` together. Until `busy_until`, while the rank computes, an operation goes at `rate`.
     """
 
-    def __init__(self, service: Service, *, negotiation: float = 0.0, cycle: float = 0.0, fusion_bytes: float = 0.0) -> None:
+    def __init__(
+        self,
+        service: Service,
+        *,
+        negotiation: float = 0.0,
+        cycle: float = 0.0,
+        fusion_bytes: float = 0.0,
+        busy_until: float = 0.0,
+        rate: float = 1.0,
+    ) -> None:
         self._service, self._negotiation, self._cycle, self._fusion_bytes = service, negotiation, cycle, fusion_bytes
+        self._busy_until, self._rate = busy_until, rate
         self._waiting: list[Sent] = []
         self._now, self._turn = 0.0, -cycle
         self.operations: list[Served] = []
@@ -58,8 +79,8 @@ class HorovodsThread:
         self._waiting = self._waiting[len(ready) :]
         self._now = self._turn + self._negotiation
         for group in _fused(ready, self._fusion_bytes):
-            seconds = self._service(sum(tensor.size for tensor in group), *_kind(group[0]))
-            begun, self._now = self._now, self._now + seconds
+            alone = self._service(sum(tensor.size for tensor in group), *_kind(group[0]))
+            begun, self._now = self._now, self._now + stretched(alone, self._now, self._busy_until, self._rate)
             self.operations.append(Served(tuple(tensor.name for tensor in group), begun, self._now))
             self.done |= {tensor.name: self._now for tensor in group}
 
