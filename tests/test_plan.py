@@ -25,9 +25,10 @@ from hvd_lm.communication.band import bounds
 from hvd_lm.communication.link import Link, Point, write_link
 from hvd_lm.communication.measure import Work
 from hvd_lm.communication.memory import memory_of_rank
-from hvd_lm.communication.plan import CLOSE, COMPRESSIONS, Plan, PlanConfig, parse_ranks, plan
+from hvd_lm.communication.plan import CLOSE, PlanConfig, parse_ranks, plan
 from hvd_lm.communication.plan_files import write_plan
 from hvd_lm.communication.plan_picture import draw
+from hvd_lm.communication.planned import COMPRESSIONS, Plan
 from hvd_lm.communication.predict import predict
 from hvd_lm.communication.ring import course
 from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, passes_for

@@ -20,7 +20,7 @@ from hvd_lm.command_line.flags import PROGRAM, parse, parse_with_yaml
 from hvd_lm.command_line.task_commands import TaskCommand
 from hvd_lm.communication import measure as measuring
 from hvd_lm.communication import plan as planning
-from hvd_lm.communication import plan_files
+from hvd_lm.communication import plan_files, plan_words
 from hvd_lm.communication import predict as predicting
 from hvd_lm.communication import queueing as queues
 from hvd_lm.communication.link import read_link
@@ -278,7 +278,7 @@ def run_plan(argv: list[str]) -> int:
             plan_files.write_plan(found, run, link, config.link, config.out)
         predicting.warn_of_other_hardware(link)
         planning.warn_of_the_pick(found, link)
-        print(json.dumps(found.to_dict()) if config.json else planning.words(found))
+        print(json.dumps(found.to_dict()) if config.json else plan_words.words(found))
         if config.out and not config.json:
             print(plan_files.words(config.out))
     return 0

@@ -10,7 +10,8 @@ from typing import Any
 from hvd_lm.adapters.base import Adapter
 from hvd_lm.communication.link import Link
 from hvd_lm.communication.measure import Work, measure_link
-from hvd_lm.communication.plan import COMPRESSIONS, Plan, plan, require_plannable
+from hvd_lm.communication.plan import plan, require_plannable
+from hvd_lm.communication.planned import COMPRESSIONS, Plan
 from hvd_lm.communication.ring import CollectiveName
 from hvd_lm.config import CommunicationConfig, Framework, TopologyConfig
 from hvd_lm.job.memory import return_freed_memory

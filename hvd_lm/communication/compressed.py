@@ -58,6 +58,10 @@ class Pace:
         """Those of all ranks are summed, in gradients that are zero elsewhere."""
         return self.one_pass * (its.values + _SCATTERED * its.received)
 
+    def cast(self, values: float) -> float:
+        """To halves, or back (three passes: it is the cast itself that takes its time)."""
+        return 3 * self.one_pass * values
+
     def average(self, values: float) -> float:
         """Weights are copied for Horovod, and what it gives is divided and put in their place (eight passes)."""
         return 8 * self.one_pass * values
@@ -99,6 +103,8 @@ class _Trainer(TrainingThread):
         """What `tensor` stands for is."""
         if tensor.second:
             self._compress(self._pace.compress(tensor.compressed, self._rank))
+        if tensor.cast:
+            self._compress(self._pace.cast(tensor.cast))
         if tensor.selection:
             self._compress(self._pace.select(tensor.selection))
         self.start(tensor)
@@ -119,6 +125,8 @@ class _Trainer(TrainingThread):
                 self._send_second(tensor)
             self.wait(tensor.name + _SECOND)
             self._compress(self._pace.decompress(tensor.compressed, self._rank))
+        if tensor.cast:
+            self._compress(self._pace.cast(tensor.cast))
         if tensor.selection:
             self._compress(self._pace.scatter(tensor.selection))
 

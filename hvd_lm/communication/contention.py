@@ -20,7 +20,7 @@ from hvd_lm.adapters.probe import Action
 
 _TIMES = 2.0
 """The messages take no more than so many times as long as the compute, or they are made smaller."""
-_MOST_BYTES = 2**28
+_MOST_VALUES = 2**26
 """Of all messages."""
 _FEWEST, _MOST = 5, 15
 """Repeats."""
@@ -43,8 +43,10 @@ class Rates(NamedTuple):
 class Contention:
     """Seconds of a micro-batch's forward and backward and of all-reduces, of as many as a window has gradients."""
 
+    number_format: str
+    """Of the messages: float32 or float16."""
     messages: tuple[int, ...]
-    """Values of each, float32."""
+    """Values of each."""
     fitted: float
     """That the messages take by the fits of single operations."""
     compute: float
@@ -69,21 +71,26 @@ def _bounded(rate: float) -> float:
 
 
 def time_contention(
-    job: Job, compute: Callable[[], None], messages: Sequence[float], fitted: Callable[[Sequence[float]], float], seconds: float
+    job: Job,
+    compute: Callable[[], None],
+    messages: Sequence[float],
+    number_format: str,
+    fitted: Callable[[Sequence[float]], float],
+    seconds: float,
 ) -> Contention:
-    """Of `compute`, which all ranks call alike and which sends nothing, and all-reduces of so many values each, by which
+    """Of `compute`, which all ranks call alike and which sends nothing, and all-reduces of so many values each, of which
     `fitted` says what they take; in about so many `seconds`. Collective."""
     probe, alone = job.probe_class(job), _of_slowest(job, min(_seconds(job, compute) for _ in range(2)))
-    less = min(1.0, _TIMES * alone / fitted(messages), _MOST_BYTES / (4 * sum(messages)))
+    less = min(1.0, _TIMES * alone / fitted(messages), _MOST_VALUES / sum(messages))
     values = tuple(max(1, int(less * count)) for count in messages)
-    send = probe.sums([np.zeros(count, np.float32) for count in values], "measured.window")
+    send = probe.sums([np.zeros(count, number_format) for count in values], f"measured.window.{number_format}")
     send()
     takes = _of_slowest(job, min(_seconds(job, send) for _ in range(2)))
     repeats = int(np.clip(seconds / (2 * (alone + takes)), _FEWEST, _MOST))
     # In turn, as a machine has its quick and its slow minutes.
     timed = [(_seconds(job, compute), _seconds(job, send), *_together(job, compute, send)) for _ in range(repeats)]
     of_all = job.gather(np.median(np.array(timed), axis=0), "all").mean(axis=0)
-    return Contention(values, fitted(values), *of_all.tolist())
+    return Contention(number_format, values, fitted(values), *of_all.tolist())
 
 
 def _of_slowest(job: Job, seconds: float) -> float:

@@ -37,6 +37,8 @@ class Sent:
     second: float = 0.0
     """Bytes of the message that is made of the sum of this one, and follows it."""
     collective: CollectiveName = "allreduce"
+    cast: float = 0.0
+    """Values that are cast to the number format in which they travel, and back."""
     selection: Selection | None = None
     """Of values that each rank selects: what that takes."""
     ranks: int = 0
@@ -111,7 +113,7 @@ def _gradients(
                 of_row *= powersgd.rank
                 yield Sent(name, now, of_row * rows, narrow, compressed=values, second=of_row * parameter.shape[1])
             else:
-                yield Sent(name, now, item * values, number_format)
+                yield Sent(name, now, item * values, number_format, cast=values if item < 4 else 0.0)
     if topk and selected:
         yield _selected(model, topk, selected, ranks, backward)
 

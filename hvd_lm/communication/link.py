@@ -103,13 +103,13 @@ class Link:
     compute: Compute | None = None
     pairs: Pairs | None = None
     """Messages between every two ranks, where MPI launches."""
-    contention: Contention | None = None
-    """Of the model's compute and all its gradients."""
+    contention: tuple[Contention, ...] = ()
+    """Of the model's compute and all its gradients, in each number format."""
 
-    @property
-    def rates(self) -> Rates:
-        """Of compute and communication, alone and beside each other."""
-        return self.contention.rates() if self.contention else Rates()
+    def rates(self, number_format: str = "float32") -> Rates:
+        """Of compute and of gradients in that number format, alone and beside each other."""
+        found = {its.number_format: its.rates() for its in self.contention}
+        return found.get(number_format, Rates())
 
     def of(self, name: CollectiveName, number_format: str = "float32") -> Collective:
         """The operation in that number format, or in float32 where that was not measured. Raises DataError if neither was."""
@@ -215,9 +215,9 @@ def _record(kind: type[_Record], values: Any) -> _Record:
 
 
 def _value(hint: Any, value: Any, name: str) -> Any:
-    if hint in (Point, Collective, Compute):
+    if hint in (Point, Collective, Compute, Contention):
         return _record(hint, value)
-    if hint in (Compute | None, Pairs | None, Contention | None):
+    if hint in (Compute | None, Pairs | None):
         return None if value is None else _record(get_args(hint)[0], value)
     if get_origin(hint) is tuple:
         if not isinstance(value, list):

@@ -21,7 +21,7 @@ from hvd_lm.adapters.ending import ending_together
 from hvd_lm.adapters.job import Job
 from hvd_lm.adapters.probe import Action, Probe
 from hvd_lm.communication.compute import time_compute
-from hvd_lm.communication.contention import time_contention
+from hvd_lm.communication.contention import Contention, time_contention
 from hvd_lm.communication.gradients import Sent, gradients
 from hvd_lm.communication.link import Link, Point, fitted, write_link
 from hvd_lm.communication.pairs import time_pairs
@@ -170,17 +170,21 @@ def measure_link(
     compute, once = time_compute(adapter, model, work.data, work.optimizer, work.communication, share * for_compute)
     sent = gradients(model, work.data, replace(work.communication, compression="none", reduce_every=1), job.topology.size, 0.0)
     values = [tensor.size / 4 for tensor in sent if tensor.name.startswith("gradient.")]
-    contention = time_contention(job, once, values, partial(_fitted_seconds, link), _SHARE_OF_CONTENTION * for_compute)
+    for_each = _SHARE_OF_CONTENTION * for_compute / len(NUMBER_FORMATS)
+    contention = tuple(
+        time_contention(job, once, values, its, partial(_fitted_seconds, link, its), for_each) for its in NUMBER_FORMATS
+    )
     return replace(link, compute=compute, contention=contention)
 
 
-def _fitted_seconds(link: Link, values: Sequence[float]) -> float:
+def _fitted_seconds(link: Link, number_format: str, values: Sequence[float]) -> float:
     """Of all-reduces of so many values each, submitted at once, that are neither fused nor wait for a cycle."""
+    item = np.dtype(number_format).itemsize
 
     def service(size: float, number_format: str, name: CollectiveName, _: int) -> float:
         return link.seconds(name, size, link.ranks, number_format)
 
-    sent = [Sent(str(place), 0.0, 4.0 * count, "float32") for place, count in enumerate(values)]
+    sent = [Sent(str(place), 0.0, item * count, number_format) for place, count in enumerate(values)]
     return simulate(sent, service, negotiation=link.negotiation_seconds)[-1].done
 
 
@@ -301,12 +305,7 @@ def words(link: Link, out: Path) -> str:
         lines.append(f"{its.name:<14}{its.number_format:<9}{its.alpha * 1e6:>17.1f}{rate:>14}{its.error:>8.0%}{largest:>12}")
     if unseen := [f"{its.name} in {its.number_format}" for its in link.collectives if not its.beta]:
         lines.append(f"no limit of the bandwidth shows in {', '.join(unseen)}: take more --seconds, or a quieter machine")
-    if link.contention:
-        rates = link.rates
-        lines.append(
-            f"all gradients of a window at once travel {1 / rates.alone:.2f} times as long as their sizes say, beside compute "
-            f"{1 / rates.beside:.2f} times; compute beside them takes {1 / rates.compute:.2f} times as long"
-        )
+    lines += map(_of_window, link.contention)
     if link.compute:
         c = link.compute
         of_batch = f"forward {c.forward * 1e3:.2f} ms, backward {c.backward_base * 1e3:.2f} + {c.backward * 1e3:.2f} ms"
@@ -314,3 +313,11 @@ def words(link: Link, out: Path) -> str:
     lines += link.pairs.lines() if link.pairs else []
     lines.append(f"in {out}; picture in {out.with_suffix('.png')}")
     return "\n".join(lines)
+
+
+def _of_window(its: Contention) -> str:
+    alone, beside, compute = (f"{1 / rate:.2f} times" for rate in (its.rates().alone, its.rates().beside, its.rates().compute))
+    return (
+        f"all gradients of a window at once, in {its.number_format}, take {alone} as long as their sizes say, beside compute {beside}; "
+        f"compute takes {compute} as long beside them"
+    )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hvd_lm.communication.compute import micro_batches_together
+from hvd_lm.communication.contention import Rates
 from hvd_lm.communication.gradients import Sent
 from hvd_lm.communication.link import Compute, Link
 from hvd_lm.communication.measure import Work
@@ -100,22 +101,29 @@ def service_of(link: Link, ranks: int) -> Service:
     return lambda size, number_format, collective, among: link.seconds(collective, size, among or ranks, number_format)
 
 
-def service_of_window(link: Link, ranks: int) -> Service:
+def rates_of(link: Link, work: Work) -> Rates:
+    """Of compute and communication in a window."""
+    its = work.communication
+    is_halves = its.compression == "fp16" or (its.compression == "powersgd" and its.powersgd_halves)
+    return link.rates("float16" if is_halves else "float32")
+
+
+def service_of_window(link: Link, work: Work, ranks: int) -> Service:
     """The same of all gradients, or weights, of a model."""
-    service, rate = service_of(link, ranks), link.rates.alone
+    service, rate = service_of(link, ranks), rates_of(link, work).alone
     return lambda size, number_format, collective, among: service(size, number_format, collective, among) / rate
 
 
 def thread_of(link: Link, work: Work, service: Service, busy_until: float = 0.0) -> HorovodsThread:
     """Horovod's, beside a rank that computes until then."""
-    communication = work.communication
+    communication, rates = work.communication, rates_of(link, work)
     return HorovodsThread(
         service,
         negotiation=link.negotiation_seconds,
         cycle=HOROVODS_CYCLE if communication.cycle_time_ms is None else communication.cycle_time_ms / 1e3,
         fusion_bytes=(communication.fusion_threshold_mb or 0) * 2.0**20,
         busy_until=busy_until,
-        rate=link.rates.beside / link.rates.alone,
+        rate=rates.beside / rates.alone,
     )
 
 

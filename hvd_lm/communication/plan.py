@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from hvd_lm.communication.band import bounds
 from hvd_lm.communication.link import Link
 from hvd_lm.communication.measure import Work
 from hvd_lm.communication.memory import memory_of_machine, memory_of_rank
+from hvd_lm.communication.plan_words import explanation
+from hvd_lm.communication.planned import COMPRESSIONS, Compression, Limit, Plan, Setting, way_of
 from hvd_lm.communication.predict import Prediction, predict, require_predictable
 from hvd_lm.config import CommunicationConfig, DataConfig, Framework, TopologyConfig, passes_for, require_target_batch
 from hvd_lm.errors import ConfigError, require, require_positive
@@ -23,11 +25,6 @@ CLOSE = 0.03
 """Settings whose tokens a second are no further below the best are as fast; no limit is what takes no more of a step."""
 MOST_OFF = 2.0
 """Global batches that are more times as large, or as small, as the target are listed, and not picked."""
-
-Compression = Literal["none", "fp16", "powersgd"]
-COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
-"""In the order of what they change in learning. Whatever else the run asks for (see `ways`) comes after them."""
-Limit = Literal["compute", "batch", "bandwidth", "latency"]
 
 
 @dataclass(frozen=True)
@@ -46,11 +43,13 @@ class PlanConfig:
     """Gradient noise scale of the run, in tokens, as --noise-scale-every has written it: says what a batch costs in learning."""
     json: bool = False
     """Print one JSON object in place of words."""
+    other_links: tuple[Path, ...] = ()
+    """More files of hvd-lm measure with that --config: how the way of the pick scales on each is drawn, and in the JSON."""
     out: Path | None = None
     """Folder for the pick as config.yaml and job.sh, ready to run, and for plan.png, a picture of all settings."""
 
     def __post_init__(self) -> None:
-        make_paths(self, "link", "config", "out")
+        make_paths(self, "link", "config", "other_links", "out")
         parse_ranks(self.ranks)
         require(self.target_batch >= 1, f"--target-batch must be at least 1 token, not {self.target_batch}")
         require_positive(self, "noise_scale")
@@ -70,74 +69,6 @@ def parse_ranks(text: str) -> tuple[int, ...]:
     return tuple(sorted(ranks))
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What may be set, and what is predicted of it. Times are of an optimizer step, in seconds."""
-
-    ranks: int
-    backward_passes_per_step: int
-    compression: Compression | Literal["topk"]
-    reduce_every: int
-    late_gradients: bool
-    global_batch: int
-    """Tokens of a step, all ranks."""
-    is_near_target: bool
-    """Whether it may be picked: its global batch is no more than twice, and no less than half, the target."""
-    is_extrapolated: bool
-    """Whether the link was measured with other ranks."""
-    step_seconds: float
-    step_seconds_low: float
-    """With the link at its best, as far as its points are from its fits (see `band.bounds`)."""
-    step_seconds_high: float
-    """With the link at its worst."""
-    exposed_seconds: float
-    """Communication that nothing hides."""
-    compression_seconds: float
-    sent_bytes: float
-    """Of a rank, on their way out."""
-    memory_bytes: float
-    """Of a rank (see `memory.memory_of_rank`)."""
-    tokens_per_second: float
-    """Of all ranks."""
-    scaling_efficiency: float
-    """Tokens a second over those of as many ranks that neither communicate nor compress."""
-    scaling_efficiency_low: float
-    scaling_efficiency_high: float
-
-    @property
-    def way(self) -> str:
-        """How gradients, or weights, travel, in a word; as the keys of `ways`."""
-        return _way(self)
-
-    @property
-    def changes(self) -> tuple[int, int, str]:
-        """What it changes in learning, to be compared."""
-        exact = list[str](COMPRESSIONS)
-        return (exact.index(self.way) if self.way in exact else len(exact), self.reduce_every, self.way)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All settings, in the order of preference, and the pick."""
-
-    target_batch: int
-    """Tokens of a step."""
-    measured_ranks: int
-    limit: Limit
-    """What keeps the pick, with gradients as they are, from more tokens a second."""
-    explanation: tuple[str, str, str]
-    """What limits, what the pick does about it, and what it costs in learning."""
-    pick: Setting
-    settings: tuple[Setting, ...]
-    """The pick first; those that are not near the target last."""
-    left_out: tuple[str, ...]
-    """Ways that do not go with the run, and why."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, by the names above."""
-        return asdict(self)
-
-
 def plan(
     link: Link,
     framework: Framework,
@@ -147,8 +78,10 @@ def plan(
     target_batch: int,
     compressions: Sequence[Compression] = COMPRESSIONS,
     noise_scale: float | None = None,
+    other_links: Mapping[str, Link] | None = None,
 ) -> Plan:
-    """The settings of `work` on each number of `ranks` of `link`, with about `target_batch` tokens a step, by `ways`.
+    """The settings of `work` on each number of `ranks` of `link`, with about `target_batch` tokens a step, by `ways`; and what the
+    way of the pick takes on `other_links`, by their names.
 
     Of the settings near the target those within 3 % of the most tokens a second count as equal; of them that one comes first which
     changes learning least (none, fp16, powersgd, then what else the run asks for), then the one with fewest ranks. The rest is
@@ -172,12 +105,18 @@ def plan(
         )
     pick = near[0]
     limit, exact = planner.limit(works["none"], pick, counts, far)
-    explanation = (
-        _what_limits(limit, exact),
-        _what_it_does(work, pick, exact),
-        _what_it_costs(work, target_batch, pick, exact, noise_scale),
+    its = works[pick.way]
+    planners = {name: _Planner(other, framework, topology, target_batch) for name, other in (other_links or {}).items()}
+    return Plan(
+        target_batch=target_batch,
+        measured_ranks=link.ranks,
+        limit=limit,
+        explanation=explanation(work, target_batch, pick, limit, exact, noise_scale),
+        pick=pick,
+        settings=(*near, *far),
+        left_out=left_out,
+        other_links={name: tuple(its_own.setting(count, its) for count in counts) for name, its_own in planners.items()},
     )
-    return Plan(target_batch, link.ranks, limit, explanation, pick, (*near, *far), left_out)
 
 
 def _check(data: DataConfig, ranks: Sequence[int], target_batch: int) -> None:
@@ -210,18 +149,10 @@ def ways(work: Work, compressions: Sequence[Compression]) -> tuple[dict[str, Wor
     for change in changes:
         try:
             its = replace(asked, **change)
-            found[_way(its)] = replace(work, communication=its)
+            found[way_of(its)] = replace(work, communication=its)
         except ConfigError as error:
             left_out.append(f"{change['compression']}: {error}")
     return found, tuple(left_out)
-
-
-def _way(its: CommunicationConfig | Setting) -> str:
-    if its.reduce_every > 1:
-        return f"every-{its.reduce_every}"
-    if its.late_gradients:
-        return "late" if its.compression == "none" else f"late-{its.compression}"
-    return its.compression
 
 
 def _preferred(settings: Sequence[Setting]) -> list[Setting]:
@@ -264,8 +195,13 @@ class _Planner:
             # A tensor that comes late may share a turn: a slower link is now and then a little faster.
             step_seconds_low=min(found.step_seconds, low.step_seconds),
             step_seconds_high=max(found.step_seconds, high.step_seconds),
+            forward_seconds=found.forward_seconds,
+            backward_seconds=found.backward_seconds,
+            contention_seconds=found.contention_seconds,
             exposed_seconds=found.exposed_seconds,
             compression_seconds=found.compression_seconds,
+            averaging_seconds=found.averaging_seconds,
+            update_seconds=found.update_seconds,
             sent_bytes=found.sent_bytes,
             memory_bytes=memory_of_rank(work.with_vocabulary(), ranks, is_cpu=self._link.device.lower().endswith("cpu")),
             tokens_per_second=found.tokens_per_second,
@@ -303,97 +239,3 @@ def warn_of_the_pick(found: Plan, link: Link) -> None:
         warn(f"{needs}: take larger ones, a smaller model, or --split")
     if found.pick.ranks > 1 and not link.of("allreduce").beta:
         warn("no limit of the bandwidth shows in the link: measure again, with more --seconds or a larger --largest-mb")
-
-
-# --- three sentences -------------------------------------------------------------------------------------
-
-
-def _what_limits(limit: Limit, exact: Prediction) -> str:
-    """`exact`: a step of the pick's ranks with gradients as they are."""
-    if exact.ranks == 1:
-        return "Compute limits: one rank has nothing to send."
-    share = f"{exact.exposed_seconds / exact.step_seconds:.0%} of a step of {_time(exact.step_seconds)}"
-    where = f"on {exact.ranks} ranks, with gradients as they are, {share} is communication that nothing hides"
-    return {
-        "compute": f"Compute limits: {where}.",
-        "batch": f"The global batch limits: {where}, but steps of more ranks than that are over twice the target.",
-        "bandwidth": f"The bandwidth of the link limits: {where}, most of it for bytes.",
-        "latency": f"The latency of the link limits: {where}, most of it for steps and negotiations.",
-    }[limit]
-
-
-def _what_it_does(work: Work, pick: Setting, exact: Prediction) -> str:
-    rate = f"{_time(pick.step_seconds)} a step, {pick.tokens_per_second:,.0f} tokens/s, {pick.scaling_efficiency:.0%} efficiency"
-    count = pick.backward_passes_per_step
-    window = f"{count} micro-batch{'' if count == 1 else 'es'} a step"
-    if pick.ranks == 1:
-        return f"The pick stays on one rank, with {window}: {rate}."
-    sent = f"{pick.sent_bytes / 1e6:,.1f} MB out of each of {pick.ranks} ranks"
-    instead = f"in place of {exact.sent_bytes / 1e6:,.1f}"
-    communication, compression = work.communication, _time(pick.compression_seconds)
-    columns = communication.powersgd_rank
-    if pick.reduce_every > 1:
-        return f"The pick averages weights every {pick.reduce_every} steps, in the mean {sent} {instead}, after {window}: {rate}."
-    if pick.late_gradients:
-        what = "gradients as they are" if pick.compression == "none" else "halves"
-        return f"The pick sends {what}, one step late, {sent} {instead}, after {window}: {rate}."
-    return {
-        "none": f"The pick sends gradients as they are, {sent}, after {window}: {rate}.",
-        "fp16": f"The pick sends halves, {sent} {instead}, after {window}: {rate}.",
-        "powersgd": f"The pick sends two matrices of {columns} columns for a gradient, {sent} {instead}, after {window}: {rate}, "
-        f"{compression} of the step to compress.",
-        "topk": f"The pick sends {communication.topk_share:.2%} of a matrix's values, {sent} {instead}, after {window}: {rate}, "
-        f"{compression} of the step to select.",
-    }[pick.compression]
-
-
-def _what_it_costs(work: Work, target_batch: int, pick: Setting, exact: Prediction, noise_scale: float | None) -> str:
-    batch = f"a step has {pick.global_batch:,} tokens where {target_batch:,} were asked for"
-    if noise_scale is not None:
-        # McCandlish et al. 2018, section 2.3, of a batch that is the same all along.
-        tokens, steps = 1 + pick.global_batch / noise_scale, 1 + noise_scale / pick.global_batch
-        least = f"{tokens:.2f} times the fewest tokens and {steps:.2f} times the fewest steps"
-        batch += f", at a noise scale of {noise_scale:,.0f} tokens {least}"
-    begins = f"{work.communication.powersgd_start_steps} exact steps of {_time(exact.step_seconds)} come first"
-    if pick.reduce_every > 1:
-        return f"In learning it is another algorithm, whose curve depends on ranks and learning rate, and {batch}."
-    if pick.late_gradients:
-        return f"In learning it is another algorithm, whose gradients are one step old, and {batch}."
-    return {
-        "none": f"In learning it costs nothing: gradients are exact, and {batch}.",
-        "fp16": f"In learning it costs rounding to halves, under a loss scale, and {batch}.",
-        "powersgd": f"In learning it is another algorithm, whose curve is close: {begins}, and {batch}.",
-        "topk": f"In learning it is another algorithm, further from exact gradients than powersgd: the first "
-        f"{work.communication.topk_start_steps} steps send more, and {batch}.",
-    }[pick.compression]
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1e3:,.1f} ms"
-
-
-def words(found: Plan) -> str:
-    """What a person reads: a table, and why."""
-    head = (
-        f"{'':<2}{'ranks':>7}{'N':>6} {'compression':<12}{'tokens a step':>14}{'step, ms':>12}{'between':>23}{'exposed, ms':>13}"
-        f"{'tokens/s':>13}{'efficiency':>11}{'MB sent':>10}{'GiB':>8}"
-    )
-    lines = [head, *(_row(setting, setting == found.pick) for setting in found.settings)]
-    if any(setting.is_extrapolated for setting in found.settings):
-        lines.append(f"~ extrapolated: the link was measured with {found.measured_ranks} ranks")
-    if not all(setting.is_near_target for setting in found.settings):
-        lines.append(f"x not picked: a step is more than twice off {found.target_batch:,} tokens")
-    lines += [f"left out: {reason}" for reason in found.left_out]
-    return "\n".join([*lines, "", *found.explanation])
-
-
-def _row(its: Setting, is_pick: bool) -> str:
-    mark = ">" if is_pick else " " if its.is_near_target else "x"
-    low, high = (f"{seconds * 1e3:,.1f}" for seconds in (its.step_seconds_low, its.step_seconds_high))
-    cells = (
-        f"{mark}{'~' if its.is_extrapolated else ' '}{its.ranks:>7}{its.backward_passes_per_step:>6} {its.way:<12}",
-        f"{its.global_batch:>14,}{its.step_seconds * 1e3:>12,.1f}{f'{low} to {high}' if its.ranks > 1 else '':>23}",
-        f"{its.exposed_seconds * 1e3:>13,.1f}{its.tokens_per_second:>13,.0f}{its.scaling_efficiency:>11.1%}",
-        f"{its.sent_bytes / 1e6:>10,.2f}{its.memory_bytes / 2**30:>8,.2f}",
-    )
-    return "".join(cells)

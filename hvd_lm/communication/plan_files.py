@@ -7,8 +7,8 @@ from pathlib import Path
 
 from hvd_lm.checkpoint.files import replace_file
 from hvd_lm.communication.link import Link
-from hvd_lm.communication.plan import Plan
 from hvd_lm.communication.plan_picture import png
+from hvd_lm.communication.planned import Plan
 from hvd_lm.config import RunConfig
 from hvd_lm.data.walk import STANDARD_INPUT
 from hvd_lm.errors import ConfigError, why

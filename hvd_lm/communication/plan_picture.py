@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hvd_lm.communication.plan import COMPRESSIONS, Plan, Setting
+from hvd_lm.communication.planned import COMPRESSIONS, Plan, Setting
 from hvd_lm.report.plots import COLOURS, LIGHT, MARKERS, STYLES, Theme, png_of
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from hvd_lm.communication.divided_vocabulary import divided_vocabulary
 from hvd_lm.communication.gradients import Sent, average, gradients, late
 from hvd_lm.communication.link import Compute, Link
 from hvd_lm.communication.measure import Work, processor
-from hvd_lm.communication.parts import Parts, Windows, one_after_the_other, service_of_window, thread_of, volume, windows
+from hvd_lm.communication.parts import Parts, Windows, one_after_the_other, rates_of, service_of_window, thread_of, volume, windows
 from hvd_lm.communication.pipeline import pipeline
 from hvd_lm.communication.simulation import HorovodsThread, Served, TrainingThread, overlap, served_in_turn
 from hvd_lm.compression.limits import require_any_ranks
@@ -144,7 +144,7 @@ def predict(link: Link, framework: Framework, work: Work, topology: TopologyConf
 def _whole_models(link: Link, framework: Framework, work: Work, its: Windows, ranks: int, *, is_divided: bool) -> Parts:
     """A whole model on each rank; what updates it `is_divided`, or not."""
     shares = divided(work.model, ranks) if is_divided else {}
-    service, paced = service_of_window(link, ranks), pace(its.compute, work.model, work.optimizer)
+    service, paced = service_of_window(link, work, ranks), pace(its.compute, work.model, work.optimizer)
     communication, contention = work.communication, 0.0
     for _ in range(_ROUNDS):
         # What compute is longer by hides more, which makes it longer.
@@ -152,7 +152,7 @@ def _whole_models(link: Link, framework: Framework, work: Work, its: Windows, ra
         sent = in_parts(sent, shares, ranks)
         thread = thread_of(link, work, service, busy_until=beside)
         last = simulate_compressed(sent, thread, paced, communication.powersgd_rank, beside)
-        before, contention = contention, (1 - link.rates.compute) * overlap(thread.operations, beside)
+        before, contention = contention, (1 - rates_of(link, work).compute) * overlap(thread.operations, beside)
         if math.isclose(before, contention, rel_tol=1e-6):
             break
     # All ranks' norms are one, before anything is updated.

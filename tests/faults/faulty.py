@@ -34,7 +34,7 @@ FOLDER = Path(os.environ.get("HVD_LM_FAULT", ""))
 FILLER = "filler"
 LARGEST_DISK = 1 << 26
 NUMBERS = {"validation": 11, "checkpoint": 3, "training": 6, "metrics": 6, "gradient": 11, "weights": 11, "validated weights": 2}
-"""Which call meets the fault, where it is not the first. Steps have 2 micro-batches, validations 8 readings; a checkpoint is there."""
+"""Which call meets it, where it is not the first. A step has 2 micro-batches, a validation 8 readings; a checkpoint is there."""
 
 
 def kill() -> None:
