@@ -25,6 +25,8 @@ from benchmarks.links import LOOPBACK, Network
 from benchmarks.workload import Workload
 from hvd_lm.communication.link import Link, read_link
 from hvd_lm.communication.measure import Work
+from hvd_lm.communication.plan import plan
+from hvd_lm.communication.planned import COMPRESSIONS
 from hvd_lm.communication.predict import predict
 from hvd_lm.config import FRAMEWORKS, CommunicationConfig, DataConfig, Framework, OptimizerConfig, TopologyConfig
 from hvd_lm.config.topology import Split
@@ -41,6 +43,9 @@ _SETTINGS: Mapping[Way, Mapping[str, Any]] = {
     "layers": {},
     "vocabulary": {},
 }
+
+
+_CLOSE = 0.05
 
 
 @dataclass(frozen=True)
@@ -131,17 +136,27 @@ class _Bench:
                 "compression": compression,
                 "seconds": seconds,
                 **self._predicted(link, count, compression),
+                "pick": self._pick(link, count),
             }
 
     def _predicted(self, link: Link, count: int, compression: Way) -> dict[str, float]:
-        work = Work(
+        work, topology = self._work(count, compression), TopologyConfig(**self._divided(compression))
+        found = predict(link, self.framework, work, topology, self.ranks)
+        return {"predicted": found.step_seconds, "exposed": found.exposed_seconds, "bound": found.bandwidth_bound_seconds}
+
+    def _pick(self, link: Link, count: int) -> str | None:
+        """What hvd-lm plan takes of the ways that are run here and that it plans; None if they are none."""
+        planned = tuple(its for its in COMPRESSIONS if its in self.settings.compressions)
+        work, tokens = self._work(count, "none"), self.ranks * count * self.workload.batch_size * self.workload.sequence_length
+        return plan(link, self.framework, work, TopologyConfig(), (self.ranks,), tokens, planned).pick.way if planned else None
+
+    def _work(self, count: int, compression: Way) -> Work:
+        return Work(
             self.workload.model,
             DataConfig(batch_size=self.workload.batch_size, sequence_length=self.workload.sequence_length),
             OptimizerConfig(),
             CommunicationConfig(backward_passes_per_step=count, **_SETTINGS[compression]),
         )
-        found = predict(link, self.framework, work, TopologyConfig(**self._divided(compression)), self.ranks)
-        return {"predicted": found.step_seconds, "exposed": found.exposed_seconds, "bound": found.bandwidth_bound_seconds}
 
     def _divided(self, way: Way) -> dict[str, Any]:
         if way not in get_args(Split):
@@ -213,6 +228,7 @@ def table(record: dict[str, Any]) -> str:
             f"`{record['command']}`\n",
             markdown_table(header, rows),
             f"{summary(record['rows'])}\n",
+            f"{summary_of_picks(record['rows'])}\n",
             *(f"FAILED: {failure}\n" for failure in record["failures"]),
         ]
     )
@@ -224,3 +240,29 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
         return "Nothing was measured."
     errors = [abs(error(row)) for row in rows]
     return f"Off by {statistics.median(errors):.1%} in the median of {len(errors)} settings, by {max(errors):.1%} at worst."
+
+
+def picks(rows: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], float]]:
+    """Of each link, ranks, framework, controller and accumulation the row of the plan's pick, and how much longer its step takes
+    than the shortest that was measured."""
+    names = ("link", "ranks", "framework", "controller", "accumulation")
+    alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        alike.setdefault(tuple(row[name] for name in names), []).append(row)
+    found = []
+    for its in alike.values():
+        best = min(statistics.median(row["seconds"]) for row in its)
+        found += [(row, statistics.median(row["seconds"]) / best - 1) for row in its if row["compression"] == row["pick"]]
+    return found
+
+
+def summary_of_picks(rows: Sequence[dict[str, Any]]) -> str:
+    """How good the picks are."""
+    longer = sorted(its for _, its in picks(rows))
+    if not longer:
+        return "Nothing was picked."
+    best, close = sum(its == 0 for its in longer), sum(its <= _CLOSE for its in longer)
+    return (
+        f"The plan picked the fastest way in {best} of {len(longer)} cases, one within {_CLOSE:.0%} of it in {close}; "
+        f"at worst its step took {longer[-1]:.1%} longer."
+    )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import exposed, figures, launching, links, predicted, report, workload
+from benchmarks import exposed, figures, launching, links, predicted, relay, report, workload
 from benchmarks.catalog import PEERS
 from benchmarks.compare import choose, read_ours, read_script
 from benchmarks.figures import Outcome, Spread
@@ -134,12 +136,37 @@ def test_network_commands() -> None:
     assert [command.split()[2] for command in limited] == ["prefixhost0", "switch", "prefixhost1", "switch"]
 
 
-@pytest.mark.parametrize("rate", ["100mbit", "1gbit", "2.5gbit", "loopback"])
+def test_a_cable_with_a_delay_is_a_relay_between_interfaces() -> None:
+    network = replace(LIMITED, rate="100mbit+5ms")
+    assert (links.bytes_per_second(network.rate), links.delay_seconds(network.rate)) == (12.5e6, 5e-3)
+    commands = [" ".join(command) for command in links.long_commands(network)]
+    assert "tc -n prefixhost1 qdisc add dev eth0 root tbf rate 100mbit burst 256kb latency 50ms" in commands
+    assert not any("bridge" in command for command in commands)
+
+
+def test_a_relay_delays_and_limits() -> None:
+    near, far = (socket.socketpair(type=socket.SOCK_SEQPACKET) for _ in range(2))
+    its = relay.Relay(bytes_per_second=1e5, delay=0.05)
+    for pair, address in ((near, "10.0.0.1"), (far, "10.0.0.2")):
+        its.connect(pair[1].fileno(), address)
+    packet = bytes(16) + socket.inet_aton("10.0.0.2") + bytes(980)
+    began = time.monotonic()
+    near[0].send(bytes(16) + socket.inet_aton("10.0.0.9"))  # to nobody
+    for _ in range(10):
+        near[0].send(packet)
+    assert far[0].recv(2000) == packet
+    assert time.monotonic() - began >= 0.05 + 1000 / 1e5
+    for _ in range(9):
+        assert far[0].recv(2000) == packet
+    assert time.monotonic() - began >= 0.05 + 10_000 / 1e5
+
+
+@pytest.mark.parametrize("rate", ["100mbit", "1gbit", "2.5gbit", "loopback", "100mbit+5ms", "50mbit+0.5ms"])
 def test_rates(rate: str) -> None:
     links.check_rate(rate)
 
 
-@pytest.mark.parametrize("rate", ["", "fast", "100", "100mbit; reboot"])
+@pytest.mark.parametrize("rate", ["", "fast", "100", "100mbit; reboot", "100mbit+5", "5ms", "loopback+5ms"])
 def test_no_rates(rate: str) -> None:
     with pytest.raises(links.LinkError, match="a link is loopback or a rate"):
         links.check_rate(rate)
@@ -270,12 +297,26 @@ def test_report(tmp_path: Path) -> None:
 # --- predicted -------------------------------------------------------------------------------------------
 
 
+def test_a_pick_is_judged_by_the_fastest_way_that_was_measured() -> None:
+    row = {"link": "1gbit", "ranks": 2, "framework": "torch", "controller": "gloo"}
+    rows = [
+        {**row, "accumulation": count, "compression": way, "pick": pick, "seconds": [seconds]}
+        for count, pick, of_ways in ((1, "fp16", {"none": 2.0, "fp16": 1.0}), (4, "none", {"none": 2.1, "fp16": 2.0}))
+        for way, seconds in of_ways.items()
+    ]
+    assert [round(longer, 9) for _, longer in predicted.picks(rows)] == [0, 0.05]
+    said = predicted.summary_of_picks(rows)
+    assert said == "The plan picked the fastest way in 1 of 2 cases, one within 5% of it in 1; at worst its step took 5.0% longer."
+    assert predicted.summary_of_picks([]) == "Nothing was picked."
+
+
 def test_predictions_are_judged_by_the_median_step_after_the_warm_up() -> None:
     metrics = "\n".join(json.dumps({"seconds": end}) for end in (5.0, 6.0, 7.0, 9.0, 10.0))
     assert predicted.step_seconds(metrics, 2) == [1.0, 1.0, 2.0]
     assert predicted.step_seconds(metrics, 1, together=2) == [1.0, 1.5]
     row = {"link": "1gbit", "ranks": 2, "framework": "torch", "controller": "gloo", "accumulation": 4, "compression": "none"}
-    rows = [{**row, "seconds": [1.0, 1.0, 2.0], "predicted": said, "exposed": 0.1} for said in (1.1, 0.7, 1.0)]
+    row |= {"pick": "none", "exposed": 0.1}
+    rows = [{**row, "seconds": [1.0, 1.0, 2.0], "predicted": said} for said in (1.1, 0.7, 1.0)]
     assert [round(predicted.error(row), 9) for row in rows] == [0.1, -0.3, 0.0]
     assert predicted.summary(rows) == "Off by 10.0% in the median of 3 settings, by 30.0% at worst."
     assert predicted.summary([]) == "Nothing was measured."

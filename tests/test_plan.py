@@ -27,7 +27,7 @@ from hvd_lm.communication.measure import Work
 from hvd_lm.communication.memory import memory_of_rank
 from hvd_lm.communication.plan import CLOSE, PlanConfig, parse_ranks, plan
 from hvd_lm.communication.plan_files import write_plan
-from hvd_lm.communication.plan_picture import draw
+from hvd_lm.communication.plan_picture import PARTS, draw
 from hvd_lm.communication.planned import COMPRESSIONS, Plan
 from hvd_lm.communication.predict import predict
 from hvd_lm.communication.ring import course
@@ -43,8 +43,8 @@ FAST = a_link(alpha=1e-7, beta=1e-12, negotiation=1e-6)
 SLOW = a_link(alpha=1e-6, beta=3e-7, negotiation=1e-5)
 
 
-def of(link: Link, run: RunConfig = RUN, ranks: tuple[int, ...] = RANKS, target: int = TARGET) -> Plan:
-    return plan(link, run.framework, Work.of(run), run.topology, ranks, target)
+def of(link: Link, run: RunConfig = RUN, ranks: tuple[int, ...] = RANKS, target: int = TARGET, **more: Any) -> Plan:
+    return plan(link, run.framework, Work.of(run), run.topology, ranks, target, **more)
 
 
 def off(link: Link, small: float, large: float) -> Link:
@@ -500,7 +500,7 @@ def test_too_little_memory_and_an_unseen_limit_are_told(
 def test_the_picture_has_axes_with_units_and_tells_curves_apart_without_colour() -> None:
     found = of(off(SLOW, 1.5, 1.5), ranks=(2, 8, 32, 64))
     figure = draw(found)
-    of_time, of_efficiency = figure.axes
+    of_time, of_efficiency, of_parts = figure.axes
     assert of_time.get_ylabel() == "time of an optimizer step, seconds"
     assert of_efficiency.get_ylabel() == "scaling efficiency, per cent"
     assert {axes.get_xlabel() for axes in figure.axes} == {"ranks"}
@@ -511,3 +511,34 @@ def test_the_picture_has_axes_with_units_and_tells_curves_apart_without_colour()
     curves = legend.get_lines()[:3]
     assert len({line.get_marker() for line in curves}) == len({line.get_linestyle() for line in curves}) == 3
     assert len(of_time.collections) == len(of_efficiency.collections) == 3
+    assert of_parts.get_ylabel() == f"share of a step of {found.pick.way}, per cent"
+
+
+def test_the_bars_are_what_a_step_is_made_of() -> None:
+    found = of(off(SLOW, 1.5, 1.5), ranks=(2, 8, 32))
+    bars = draw(found).axes[2].containers
+    assert [one.get_label() for one in bars] == list(PARTS)
+    assert len({one.patches[0].get_hatch() for one in bars}) == len(bars)
+    its = sorted((one for one in found.settings if one.way == found.pick.way), key=lambda one: one.ranks)
+    for place, one in enumerate(its):
+        heights = [bar.patches[place].get_height() for bar in bars]
+        assert sum(heights) == pytest.approx(100)
+        assert heights[-1] == pytest.approx(100 * (one.exposed_seconds + one.averaging_seconds) / one.step_seconds)
+
+
+def test_the_way_of_the_pick_is_drawn_on_other_links(files: tuple[Path, Path], tmp_path: Path) -> None:
+    write_link(FAST, tmp_path / "fast.json")
+    out = tmp_path / "planned"
+    assert command(files, "--other-links", str(tmp_path / "fast.json"), "--out", str(out)) == 0
+    assert (out / "plan.png").read_bytes().startswith(b"\x89PNG")
+    found = of(SLOW, ranks=(2, 4, 8), other_links={"fast": FAST})
+    assert {one.way for one in found.other_links["fast"]} == {found.pick.way}
+    assert [one.ranks for one in found.other_links["fast"]] == [2, 4, 8]
+    curves = draw(found).axes[3].get_lines()
+    assert [curve.get_label() for curve in curves] == ["--link", "fast"]
+    assert all(fast >= slow for slow, fast in zip(*(curve.get_ydata() for curve in curves), strict=True))
+
+
+def test_another_link_that_cannot_be_read_is_refused(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(files, "--other-links", "nowhere.json") == 2
+    assert "cannot read" in capsys.readouterr().err

@@ -272,7 +272,14 @@ def run_plan(argv: list[str]) -> int:
         require(not run.elastic, "a plan is for a number of ranks that stays: use it without --elastic")
         counts = planning.parse_ranks(config.ranks)
         found = planning.plan(
-            link, run.framework, Work.of(run), run.topology, counts, config.target_batch, noise_scale=config.noise_scale
+            link,
+            run.framework,
+            Work.of(run),
+            run.topology,
+            counts,
+            config.target_batch,
+            noise_scale=config.noise_scale,
+            other_links={str(path): read_link(path) for path in config.other_links},
         )
         if config.out:
             plan_files.write_plan(found, run, link, config.link, config.out)

@@ -318,6 +318,6 @@ def words(link: Link, out: Path) -> str:
 def _of_window(its: Contention) -> str:
     alone, beside, compute = (f"{1 / rate:.2f} times" for rate in (its.rates().alone, its.rates().beside, its.rates().compute))
     return (
-        f"all gradients of a window at once, in {its.number_format}, take {alone} as long as their sizes say, beside compute {beside}; "
-        f"compute takes {compute} as long beside them"
+        f"all gradients of a window at once, in {its.number_format}, take {alone} as long as their sizes say, "
+        f"beside compute {beside}; compute takes {compute} as long beside them"
     )

@@ -1,4 +1,5 @@
-"""A picture of a plan: step time and scaling efficiency over the ranks, a curve for each way to send, with its band."""
+"""A picture of a plan: step time and scaling efficiency over the ranks, a curve for each way to send, with its band; what a step of
+the way that is picked is made of; and how that way scales on other links."""
 
 from __future__ import annotations
 
@@ -25,12 +26,13 @@ def draw(found: Plan, theme: Theme = LIGHT) -> Figure:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    figure = Figure(figsize=(10, 4.8), dpi=160, layout="constrained")
+    rows = 2 if found.other_links else 1
+    figure = Figure(figsize=(10, 8.8) if found.other_links else (14, 4.8), dpi=160, layout="constrained")
     title = (
         f"Steps of about {found.target_batch:,} tokens, predicted from a link that was measured with {found.measured_ranks} ranks"
     )
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=13)
-    of_time, of_efficiency = figure.subplots(1, 2)
+    of_time, of_efficiency, of_parts, *of_links = figure.subplots(rows, 4 // rows if found.other_links else 3).flat
     ways = {its.way for its in found.settings}
     # A way that is not there keeps its look.
     looks = {way: _look(place, theme) for place, way in enumerate((*COMPRESSIONS, *sorted(ways - {*COMPRESSIONS}))) if way in ways}
@@ -67,7 +69,54 @@ def draw(found: Plan, theme: Theme = LIGHT) -> Figure:
         off = {**ring, "marker": "x", "markersize": 7}
         handles.append(Line2D([], [], label="global batch more than twice off", **off))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    _parts(of_parts, found, theme)
+    for axes in of_links:
+        _links(axes, found, theme)
     return figure
+
+
+PARTS = {
+    "forward and backward": ("forward_seconds", "backward_seconds", "contention_seconds"),
+    "update": ("update_seconds",),
+    "compression": ("compression_seconds",),
+    "communication": ("exposed_seconds", "averaging_seconds"),
+}
+"""Of a step, in its order; communication is what nothing hides."""
+_HATCHES = ("", "..", "xx", "//")
+
+
+def _parts(axes: Axes, found: Plan, theme: Theme) -> None:
+    """A bar for each number of ranks, told apart without colour."""
+    way = found.pick.way
+    its = sorted((one for one in found.settings if one.way == way or one.ranks == 1), key=lambda one: one.ranks)
+    begin = [0.0] * len(its)
+    for place, (part, fields) in enumerate(PARTS.items()):
+        shares = [100 * sum(getattr(one, field) for field in fields) / one.step_seconds for one in its]
+        look: dict[str, Any] = {
+            "facecolor": COLOURS[place],
+            "hatch": _HATCHES[place],
+            "edgecolor": theme.background,
+            "linewidth": 0.5,
+        }
+        axes.bar([f"{one.ranks:,}" for one in its], shares, 0.7, begin, label=part, **look)
+        begin = [before + share for before, share in zip(begin, shares, strict=True)]
+    axes.set_xlabel("ranks")
+    axes.set_ylabel(f"share of a step of {way}, per cent")
+    axes.set_ylim(0, 100)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8)
+
+
+def _links(axes: Axes, found: Plan, theme: Theme) -> None:
+    """The way of the pick on all links."""
+    way = found.pick.way
+    of_all = {"--link": [one for one in found.settings if one.way == way or one.ranks == 1], **found.other_links}
+    for place, (name, settings) in enumerate(of_all.items()):
+        its = sorted(settings, key=lambda one: one.ranks)
+        look = _look(place % len(COLOURS), theme)
+        axes.plot([one.ranks for one in its], [100 * one.scaling_efficiency for one in its], label=name, linewidth=1.5, **look)
+    _axes(axes, [one.ranks for settings in of_all.values() for one in settings], f"scaling efficiency of {way}, per cent")
+    axes.set_ylim(0, 105)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8)
 
 
 def _look(place: int, theme: Theme) -> dict[str, Any]:

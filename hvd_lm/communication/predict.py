@@ -57,7 +57,7 @@ class Prediction:
     contention_seconds: float
     """That forwards and backwards take longer beside communication, with which they share cores (`contention`)."""
     compression_seconds: float
-    """Of a rank, to compress and decompress under PowerSGD, to select and to add up under top-k."""
+    """Of a rank, to compress and decompress under PowerSGD, to select and to add up under top-k, to cast to halves and back."""
     update_seconds: float
     exchange_seconds: float
     """That a rank waits for others of its model group within forwards and backwards: for rows, activations, its neighbours."""
