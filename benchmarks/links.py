@@ -71,6 +71,8 @@ class Network:
     interface: str
     ssh_folder: Path | None = None
     """Holds an `ssh` that enters the namespaces; for the front of PATH."""
+    slow_hosts: int = 0
+    """So many, the last ones, have cables of half the rate."""
 
     def host(self, rank: int, ranks: int) -> Host:
         """Ranks fill the hosts in order; one that is beyond (a server) is on the first."""
@@ -92,8 +94,9 @@ def _in_network(host: Host, command: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def connect(rate: str, hosts: int) -> Iterator[Network]:
-    """A network of `hosts` hosts at `rate` (``100mbit``, ``1gbit+5ms``), removed at the end whatever happens; or loopback.
+def connect(rate: str, hosts: int, slow_hosts: int = 0) -> Iterator[Network]:
+    """A network of `hosts` hosts at `rate` (``100mbit``, ``1gbit+5ms``), so many of them at half of it, removed at the end whatever
+    happens; or loopback.
 
     Raises LinkError if it cannot be made.
     """
@@ -104,7 +107,7 @@ def connect(rate: str, hosts: int) -> Iterator[Network]:
     _check_tools()
     remove_leftovers()
     with tempfile.TemporaryDirectory(prefix="hvd_lm_ssh_") as folder:
-        network = Network(rate, plan_hosts(hosts, f"{_PREFIX}{os.getpid()}"), _CABLE, Path(folder))
+        network = Network(rate, plan_hosts(hosts, f"{_PREFIX}{os.getpid()}"), _CABLE, Path(folder), slow_hosts)
         switch = f"{_PREFIX}{os.getpid()}switch"
         with contextlib.ExitStack() as undo:
             for namespace in [*(host.namespace or "" for host in network.hosts), switch]:
@@ -124,9 +127,8 @@ def connect(rate: str, hosts: int) -> Iterator[Network]:
 @contextlib.contextmanager
 def _relayed(network: Network) -> Iterator[None]:
     """Interfaces of the hosts, and the process that is the cables between them."""
-    rate, delay = str(bytes_per_second(network.rate)), str(delay_seconds(network.rate))
-    hosts = [f"{host.namespace}={host.address}" for host in network.hosts]
-    command = [sys.executable, "-m", "benchmarks.relay", network.interface, rate, delay, *hosts]
+    hosts = [f"{host.namespace}={host.address}={bytes_per_second(network, host)}" for host in network.hosts]
+    command = [sys.executable, "-m", "benchmarks.relay", network.interface, str(delay_seconds(network.rate)), *hosts]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stderr
@@ -153,10 +155,14 @@ def _parts(rate: str) -> tuple[str, float, str, float]:
     return match[1], float(match[2]), match[3], float(match[4] or 0)
 
 
-def bytes_per_second(rate: str) -> float:
-    """Of a limited link."""
-    _, number, unit, _ = _parts(rate)
-    return number * _BITS[unit] / 8
+def bytes_per_second(network: Network, host: Host) -> float:
+    """Of the cable of a host of a limited network."""
+    _, number, unit, _ = _parts(network.rate)
+    return number * _BITS[unit] / 8 / (2 if _is_slow(network, host) else 1)
+
+
+def _is_slow(network: Network, host: Host) -> bool:
+    return network.hosts.index(host) >= len(network.hosts) - network.slow_hosts
 
 
 def delay_seconds(rate: str) -> float:
@@ -191,7 +197,7 @@ def up_commands(network: Network, switch: str) -> list[list[str]]:
             f"ip link add {_CABLE} netns {namespace} type veth peer name {port} netns {switch}",
             f"ip -n {switch} link set {port} master bridge up",
             *_cable_lines(network, host),
-            f"tc -n {switch} qdisc add dev {port} {_limit(network)}",
+            f"tc -n {switch} qdisc add dev {port} {_limit(network, host)}",
         ]
     return [line.split() for line in lines]
 
@@ -208,12 +214,13 @@ def _cable_lines(network: Network, host: Host) -> list[str]:
     return [
         f"ip -n {host.namespace} addr add {host.address}/24 dev {_CABLE}",
         f"ip -n {host.namespace} link set {_CABLE} up",
-        f"tc -n {host.namespace} qdisc add dev {_CABLE} {_limit(network)}",
+        f"tc -n {host.namespace} qdisc add dev {_CABLE} {_limit(network, host)}",
     ]
 
 
-def _limit(network: Network) -> str:
-    return f"root tbf rate {_parts(network.rate)[0]} burst 256kb latency 50ms"
+def _limit(network: Network, host: Host) -> str:
+    rate = f"{8 * bytes_per_second(network, host):.0f}bit" if _is_slow(network, host) else _parts(network.rate)[0]
+    return f"root tbf rate {rate} burst 256kb latency 50ms"
 
 
 def write_ssh(path: Path, hosts: Sequence[Host]) -> None:

@@ -31,7 +31,7 @@ from hvd_lm.communication.predict import predict
 from hvd_lm.config import FRAMEWORKS, CommunicationConfig, DataConfig, Framework, OptimizerConfig, TopologyConfig
 from hvd_lm.config.topology import Split
 
-Way = Literal["none", "fp16", "powersgd", "topk", "late", "every-2", "optimizer", "layers", "vocabulary"]
+Way = Literal["none", "fp16", "powersgd", "topk", "late", "every-2", "every-8", "every-32", "optimizer", "layers", "vocabulary"]
 _SETTINGS: Mapping[Way, Mapping[str, Any]] = {
     "none": {},
     "fp16": {"compression": "fp16"},
@@ -39,6 +39,8 @@ _SETTINGS: Mapping[Way, Mapping[str, Any]] = {
     "topk": {"compression": "topk", "topk_start_steps": 0},
     "late": {"late_gradients": True},
     "every-2": {"reduce_every": 2},
+    "every-8": {"reduce_every": 8},
+    "every-32": {"reduce_every": 32},
     "optimizer": {},
     "layers": {},
     "vocabulary": {},
@@ -58,6 +60,8 @@ class Predicted:
     """loopback and rates."""
     hosts: tuple[int, ...] = (2, 4, 8)
     """How many hosts, each with a rank; so many ranks on loopback."""
+    slow_hosts: int = 0
+    """So many of them have cables of half the rate."""
     accumulations: tuple[int, ...] = (1, 4, 10)
     """Micro-batches of a window."""
     compressions: tuple[Way, ...] = ("none", "fp16")
@@ -83,7 +87,10 @@ class Predicted:
         record: dict[str, Any] = {**machine.describe(), "workload": asdict(work), "rows": [], "failures": []}
         for rate in self.links:
             for hosts in self.hosts:
-                with links.connect(rate, hosts) as network, tempfile.TemporaryDirectory(prefix="hvd_lm_bench_") as folder:
+                with (
+                    links.connect(rate, hosts, self.slow_hosts) as network,
+                    tempfile.TemporaryDirectory(prefix="hvd_lm_bench_") as folder,
+                ):
                     workloads.prepare(work, Path(folder) / "work")
                     for framework, controller in product(self.frameworks, self.controllers):
                         bench = _Bench(self, work, network, hosts, framework, controller, Path(folder))

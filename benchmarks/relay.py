@@ -1,6 +1,6 @@
-"""Long cables between hosts: ``python -m benchmarks.relay INTERFACE BYTES_PER_SECOND SECONDS NAMESPACE=ADDRESS ...``.
+"""Long cables between hosts: ``python -m benchmarks.relay INTERFACE SECONDS NAMESPACE=ADDRESS=RATE ...``.
 
-Each packet arrives so many seconds after it was sent, and each host receives no more than so many bytes a second. Many kernels
+Each packet arrives so many seconds after it was sent, and each host receives no more bytes a second than its rate. Many kernels
 come without netem, which would do the same. Hosts are namespaces of the network, each with a TUN interface that is made here and
 is gone when this ends; their names are those of benchmarks.links. Needs root.
 """
@@ -33,14 +33,14 @@ _PRIORITY = -10
 class Relay:
     """The cables of some hosts."""
 
-    def __init__(self, bytes_per_second: float, delay: float) -> None:
-        self._seconds_per_byte, self._delay = 1 / bytes_per_second, delay
+    def __init__(self, delay: float) -> None:
+        self._delay = delay
         self._arriving: dict[bytes, queue.SimpleQueue[tuple[float, bytes]]] = {}
 
-    def connect(self, descriptor: int, address: str) -> None:
+    def connect(self, descriptor: int, address: str, bytes_per_second: float) -> None:
         """Join a host that is heard and told through `descriptor`."""
         self._arriving[socket.inet_aton(address)] = arriving = queue.SimpleQueue()
-        threading.Thread(target=self._deliver, args=(descriptor, arriving), daemon=True).start()
+        threading.Thread(target=self._deliver, args=(descriptor, arriving, 1 / bytes_per_second), daemon=True).start()
         threading.Thread(target=self._hear, args=(descriptor,), daemon=True).start()
 
     def _hear(self, descriptor: int) -> None:
@@ -48,11 +48,11 @@ class Relay:
             if arriving := self._arriving.get(packet[_DESTINATION]):
                 arriving.put((time.monotonic(), packet))
 
-    def _deliver(self, descriptor: int, arriving: queue.SimpleQueue[tuple[float, bytes]]) -> None:
+    def _deliver(self, descriptor: int, arriving: queue.SimpleQueue[tuple[float, bytes]], seconds_per_byte: float) -> None:
         free = 0.0
         while True:
             sent, packet = arriving.get()
-            free = max(free, sent + self._delay) + len(packet) * self._seconds_per_byte
+            free = max(free, sent + self._delay) + len(packet) * seconds_per_byte
             time.sleep(max(0.0, free - time.monotonic()))
             os.write(descriptor, packet)
 
@@ -78,13 +78,13 @@ def _enter(library: ctypes.CDLL, network: int) -> None:
         raise OSError(error, os.strerror(error))
 
 
-def main(interface: str, bytes_per_second: str, delay: str, *hosts: str) -> None:
-    relay = Relay(float(bytes_per_second), float(delay))
+def main(interface: str, delay: str, *hosts: str) -> None:
+    relay = Relay(float(delay))
     # Ranks that compute must not make a cable longer.
     os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
     for host in hosts:
-        namespace, _, address = host.partition("=")
-        relay.connect(_interface(namespace, interface), address)
+        namespace, address, rate = host.split("=")
+        relay.connect(_interface(namespace, interface), address, float(rate))
     print(READY, flush=True)
     threading.Event().wait()
 

@@ -138,7 +138,12 @@ def test_network_commands() -> None:
 
 def test_a_cable_with_a_delay_is_a_relay_between_interfaces() -> None:
     network = replace(LIMITED, rate="100mbit+5ms")
-    assert (links.bytes_per_second(network.rate), links.delay_seconds(network.rate)) == (12.5e6, 5e-3)
+    assert links.delay_seconds(network.rate) == 5e-3
+    slow = replace(network, slow_hosts=1)
+    assert [links.bytes_per_second(slow, host) for host in slow.hosts] == [12.5e6, 6.25e6]
+    assert any(
+        "prefixhost1" in command and "tbf rate 50000000bit" in command for command in map(" ".join, links.long_commands(slow))
+    )
     commands = [" ".join(command) for command in links.long_commands(network)]
     assert "tc -n prefixhost1 qdisc add dev eth0 root tbf rate 100mbit burst 256kb latency 50ms" in commands
     assert not any("bridge" in command for command in commands)
@@ -146,9 +151,9 @@ def test_a_cable_with_a_delay_is_a_relay_between_interfaces() -> None:
 
 def test_a_relay_delays_and_limits() -> None:
     near, far = (socket.socketpair(type=socket.SOCK_SEQPACKET) for _ in range(2))
-    its = relay.Relay(bytes_per_second=1e5, delay=0.05)
+    its = relay.Relay(delay=0.05)
     for pair, address in ((near, "10.0.0.1"), (far, "10.0.0.2")):
-        its.connect(pair[1].fileno(), address)
+        its.connect(pair[1].fileno(), address, bytes_per_second=1e5)
     packet = bytes(16) + socket.inet_aton("10.0.0.2") + bytes(980)
     began = time.monotonic()
     near[0].send(bytes(16) + socket.inet_aton("10.0.0.9"))  # to nobody

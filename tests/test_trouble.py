@@ -38,6 +38,7 @@ AT_START = [
 
 LATER = [
     ("read", 1, "DataError", 2, "cannot read the training text", 4),
+    ("quiet read", 1, "DataError", 2, "cannot read the training text", 5),
     ("bug", 1, "BugError", 1, "ZeroDivisionError: by zero", 4),
     ("metrics", 0, "ConfigError", 2, "No space left on device; make room there", 5),
     ("validation", 1, "ConfigError", 2, "cannot read it again", 6),

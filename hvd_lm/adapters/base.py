@@ -39,7 +39,10 @@ State: TypeAlias = Any
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an optimizer step tells; the same on all ranks."""
+    """What an optimizer step tells; the same on all ranks, but in a step of a rank's own (`CommunicationConfig.is_local`).
+
+    There loss, norm and whether it was applied are the rank's, and so is all else in one that tells nothing (`Adapter.tells`).
+    """
 
     loss_sum: float
     """Sum of the cross-entropy (nats) over the targets of the window, all ranks."""
@@ -57,6 +60,8 @@ class StepResult:
     """That this rank gave to sums of gradients, and to what says which rows of them there are."""
     waits: Mapping[str, float] = field(default_factory=dict)
     """`Waits.figures`."""
+    step_seconds: float = 0.0
+    """`Waits.step_seconds`."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,8 @@ class Adapter(ABC):
                 "--gradient-predivide-factor, --reduce-every and --late-gradients"
             )
         self.compressor = compressor or compression_of(self.communication)
+        self.tells = True
+        """Whether ranks tell each other of the step that is about to be made; they may be quiet in those of their own."""
 
     def communicate(self, communication: CommunicationConfig) -> None:
         """From the next `build` on gradients travel as `communication` says. What Horovod has read of it when it started stays."""

@@ -24,8 +24,8 @@ _MOST_VALUES = 2**26
 """Of all messages."""
 _FEWEST, _MOST = 5, 15
 """Repeats."""
-_BOUNDS = (0.05, 2.0)
-"""Of a rate; what is beyond was no measurement."""
+_LEAST = 0.05
+"""Rate; what is below was no measurement."""
 
 
 class Rates(NamedTuple):
@@ -61,13 +61,13 @@ class Contention:
         both = min(self.compute_beside, self.communication_beside)
         computed = self.compute - (self.compute_beside - both)
         sent = 1 - (self.communication_beside - both) / self.communication
+        # Messages that were made smaller may pass in a burst that a link allows before it limits.
         alone = _bounded(self.fitted / self.communication)
-        return Rates(min(1.0, _bounded(computed / both)), alone, min(alone, _bounded(sent * self.fitted / both)))
+        return Rates(_bounded(computed / both), alone, min(alone, _bounded(sent * self.fitted / both)))
 
 
 def _bounded(rate: float) -> float:
-    least, most = _BOUNDS
-    return min(most, max(least, rate))
+    return min(1.0, max(_LEAST, rate))
 
 
 def time_contention(

@@ -256,9 +256,8 @@ class _Timing:
         of_one = self._found.setdefault((name, number_format), [])
         left = self.budget - self._spent
         before = [point for point in of_one if point.count == count]
-        expected = before[-1].fastest * size / before[-1].size if before else 0.0
         untimed = _UNTIMED if size <= _TO_WARM_UP else 2
-        if len(before) > 1 and (untimed + _FEWEST) * expected > left * _MOST_OF_LEFT:
+        if len(before) > 1 and (untimed + _FEWEST) * _expected(before, size) > left * _MOST_OF_LEFT:
             return  # two sizes make a line
         began = time.perf_counter()
         quickest = self._of_slowest(min(self._run(act) for _ in range(untimed)))[0]
@@ -277,6 +276,13 @@ class _Timing:
     def _of_slowest(self, *seconds: float) -> NDArray[np.float64]:
         slowest: NDArray[np.float64] = self.job.gather(np.array(seconds), "all").max(axis=0)
         return slowest
+
+
+def _expected(before: Sequence[Point], size: int) -> float:
+    """Seconds of an operation of `size` bytes by the line through the last two that were timed: small ones are all latency."""
+    last, earlier = before[-1], before[-2]
+    rate = max(0.0, last.fastest - earlier.fastest) / (last.size - earlier.size)
+    return last.fastest + rate * (size - last.size)
 
 
 def _sizes(largest: int) -> Iterator[int]:

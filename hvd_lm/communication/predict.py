@@ -24,6 +24,7 @@ from hvd_lm.job.messages import warn
 from hvd_lm.job.topology import arrange
 from hvd_lm.paths import make_paths
 from hvd_lm.plain_values import to_dict
+from hvd_lm.training.local_steps import told_every
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,9 @@ def _whole_models(link: Link, framework: Framework, work: Work, its: Windows, ra
     # All ranks' norms are one, before anything is updated.
     norm = (Sent("norm", 0.0, 8.0, "float64"),) if shares else ()
     exposed = max(0.0, last.end - beside - last.compression) + one_after_the_other(norm, thread_of(link, work, service))
+    told = 1
+    if communication.reduce_every > 1:
+        told = told_every(exposed, its.alone, communication.reduce_every, communication.stall_shutdown_seconds)
     weights = average(work.model) if ranks > 1 and communication.reduce_every > 1 else ()
     averaging = _averaging(weights, thread_of(link, work, service), paced) / communication.reduce_every
     rows = new_rows(shares, framework)
@@ -169,7 +173,7 @@ def _whole_models(link: Link, framework: Framework, work: Work, its: Windows, ra
         contention=contention,
         update=its.compute.update * (share_of_update(work.model, shares) if shares else 1.0),
         compression=last.compression,
-        exposed=exposed,
+        exposed=exposed / told,
         averaging=averaging,
         sharing=sharing,
         hidden=max(0.0, seconds - exposed),
@@ -180,7 +184,8 @@ def _whole_models(link: Link, framework: Framework, work: Work, its: Windows, ra
             served_in_turn(sent, service) - beside - last.compression,
             # Nothing hides what was selected after the backward.
             sum(service(one.size, one.number_format, one.collective, 0) for one in sent if one.selection),
-        ),
+        )
+        / told,
         operations=tuple(thread.operations),
         travels=(
             *((one, 1.0) for one in (*sent, *norm, *rows)),

@@ -205,9 +205,11 @@ class Leg:
         self.is_finished = True
         return row["loss"], validation
 
-    def _due(self, every: int | None) -> bool:
-        """Whether something that happens `every` steps (None: at the end of epochs and of the run) happens after this one."""
-        return self.step == self.total_steps or (self._cursor.at_end if every is None else self.step % every == 0)
+    def _due(self, every: int | None, window: Window | None = None) -> bool:
+        """Whether what is done `every` steps (None: at ends of epochs and of the run) is after this one, or that of `window`."""
+        at_end = window.stop == self._cursor.source.micro_batches if window else self._cursor.at_end
+        step = self.step + (window is not None)
+        return step == self.total_steps or (at_end if every is None else step % every == 0)
 
     def _window(self, window: Window) -> Row:
         """One optimizer step; its row for the metrics."""
@@ -215,20 +217,22 @@ class Leg:
         scale = self._loss_scale.scale if self._loss_scale else 1.0
         predivide = self._config.communication.gradient_predivide_factor
         weight = scale / (predivide * window.target_count)
+        is_own = self._local.begin(self.step + 1, wanted=any(self._due(every, window) for every in self._everies))
         state, waited = self._accumulation.run(window, self._cursor, self._state, weight=weight, step=self.step + 1)
         # Before the weights change: whoever has made the step has all that belongs to it.
         states_2SU = self._gathered(state) if self._config.elastic else None
         rate = self._learning_rate() * window.relative_length
         unscale = predivide / scale
-        if self._config.communication.reduction == "adasum" or self._local.begin():
+        if self._config.communication.reduction == "adasum" or is_own:
             # Adasum, and steps of a rank's own, take gradients of whole batches; each rank has its share of the mean.
             unscale *= self._adapter.job.topology.readers
         self._checkpoint_seconds += self.outlets.release_checkpoint()
         outcome = self._adapter.step(learning_rate=rate, clip=self._config.optimizer.clip, unscale=unscale)
-        loss = outcome.loss_sum / window.target_count
-        self._to_end = outcome.ranks_to_end > 0
-        if outcome.ranks_in_trouble:
-            self._agree()
+        loss = outcome.loss_sum / window.target_count * (self._adapter.job.topology.readers if is_own else 1)
+        if self._local.hear(self.step + 1, outcome):
+            self._to_end = outcome.ranks_to_end > 0
+            if outcome.ranks_in_trouble:
+                self._agree()
         self._judge(loss, outcome)
         self._schedule.step = self._schedule.coming(self.total_steps - self.step)
         self.step += 1
@@ -295,8 +299,8 @@ class Leg:
         """Raises TrainingError, on all ranks alike, if the step was neither applied nor skipped for a smaller loss scale."""
         try:
             if refusal := refused(loss, outcome, self.step + 1, may_overflow=self._loss_scale is not None):
-                if self._local.is_own and math.isfinite(loss):
-                    # Of this rank alone: the others hear of it beside the next loss.
+                if self._local.is_own:
+                    # Of this rank alone: the others hear of it when ranks next tell each other.
                     self._trouble.note(TrainingError(refusal))
                     return
                 raise TrainingError(refusal)

@@ -26,7 +26,7 @@ from hvd_lm.data.streams import Streams
 from hvd_lm.errors import ConfigError, HvdLmError
 from hvd_lm.evaluation.exact_loss import _Reading
 from hvd_lm.job import launcher
-from hvd_lm.training import metrics, replicas, snapshot
+from hvd_lm.training import local_steps, metrics, replicas, snapshot
 from hvd_lm.training.validations import Validations
 
 TEXT = Path(__file__).parent.parent / "assets" / "format1" / "text.txt"
@@ -90,7 +90,7 @@ def broken(framework: str, case: str) -> Any:
             return patch.object(snapshot, "initial_rows", fails(0, hvd_lm.CheckpointError("it has other weights")))
         case "outlets":
             return patch.object(metrics, "_cut_rows", fails(0, full_disk()))
-        case "read":
+        case "read" | "quiet read":
             return patch.object(Streams, "micro_batch", fails(13, FileNotFoundError(errno.ENOENT, "No such file", "text"), read))
         case "bug":
             return patch.object(Streams, "micro_batch", fails(13, ZeroDivisionError("by zero"), read))
@@ -121,6 +121,10 @@ def main(framework: str, case: str, rank: str, out: str) -> dict[str, Any]:
 
     with ExitStack() as patched:
         patched.enter_context(patch.object(replicas, "mend", noted))
+        if case == "quiet read":
+            # Ranks tell each other in steps 1, 2, 3 and 6.
+            patched.enter_context(patch.object(local_steps, "told_every", lambda _, __, most, ___: min(most, 4)))
+            config = replace(config, communication=replace(config.communication, reduce_every=20))
         if case == "settings" and here:
             config = replace(config, data=replace(config.data, batch_size=5))
         elif case != "settings" and not case.startswith("evaluate") and here:

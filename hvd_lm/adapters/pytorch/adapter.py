@@ -265,7 +265,7 @@ class PyTorchAdapter(Adapter):
             self._complete = True
             self._touched.outputs_complete(is_local=is_local)
         if reducer:
-            reducer.start_sums(self._sums, self.applied_steps)
+            reducer.start_sums(self._sums, self.applied_steps, tells=self.tells)
         for weight in made.output.weights:
             if not (made.lookup and weight is made.lookup.table):
                 complete(weight)
@@ -288,7 +288,7 @@ class PyTorchAdapter(Adapter):
         if self._reducer:
             self._reducer.finish_sums()
         loss_sum, in_trouble, to_end, *waits, beyond = self._sums.tolist()
-        self._waits.hear(waits)
+        self._waits.hear(waits if self.tells else None)
         trusted = bool(np.isfinite(loss_sum) and not in_trouble and not beyond)
         update = self._late.step if self._late else self._apply
         outcome = update(learning_rate, clip, unscale, trusted=trusted)
@@ -296,7 +296,7 @@ class PyTorchAdapter(Adapter):
         sent, waited = (self._reducer.bytes_sent, self._reducer.waited_seconds) if self._reducer else (0, 0.0)
         self._waits.note(waited)
         flags = int(in_trouble), int(to_end), int(beyond)
-        return StepResult(loss_sum, outcome.norm, outcome.applied, *flags, sent, self._waits.figures())
+        return StepResult(loss_sum, outcome.norm, outcome.applied, *flags, sent, self._waits.figures(), self._waits.step_seconds)
 
     def _apply(self, learning_rate: float, clip: float | None, unscale: float, *, trusted: bool) -> Applied:
         """The gradients of the weights, which are complete, if the window is `trusted`. Collective."""

@@ -90,12 +90,15 @@ class GradientReducer:
         self.pending: list[_Reduction] = []
         """In the order in which they started."""
 
-    def start_sums(self, sums: Tensor, applied_steps: int) -> None:
-        """Sum the loss, and what travels beside it, over all ranks, in place, after so many optimizer steps. Collective."""
+    def start_sums(self, sums: Tensor, applied_steps: int, *, tells: bool) -> None:
+        """Sum the loss, and what travels beside it, over all ranks, in place, after so many optimizer steps. Of a step of a rank's
+        own the loss stays, and all of it where such a step `tells` nothing. Collective."""
         self._applied_steps, self.waited_seconds = applied_steps, 0.0
-        self.bytes_sent = 0 if self._communication.is_local(applied_steps) else self._bytes_of_rows
-        process_set = self._everyone.process_set
-        self._sums_handle = hvd.allreduce_async_(sums, name="loss", op=hvd.Sum, process_set=process_set)
+        is_local = self._communication.is_local(applied_steps)
+        self.bytes_sent = 0 if is_local else self._bytes_of_rows
+        if tells or not is_local:
+            process_set, told = self._everyone.process_set, sums[1:] if is_local else sums
+            self._sums_handle = hvd.allreduce_async_(told, name="loss", op=hvd.Sum, process_set=process_set)
 
     @property
     def _compressing(self) -> Compressed | None:

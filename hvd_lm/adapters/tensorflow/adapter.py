@@ -155,7 +155,7 @@ class TensorFlowAdapter(Adapter):
         loss = self._loss_sum.assign(loss if first else self._loss_sum + loss)
         sums = tf.stack([loss, *tf.unstack(flags), self._wire.take_beyond() if last else tf.zeros((), tf.float64)])
         if last:
-            sums = self._reducer.sums(sums)
+            sums = self._reducer.sums(sums, way)
         accumulation.complete(*self._output.weights)
         for index, stage in reversed(list(enumerate(self._stages))):
             # Reductions leave in this order, before the processor is taken, and no stage takes memory before its turn.
@@ -320,7 +320,7 @@ class TensorFlowAdapter(Adapter):
     def _run_backward(self, deferred: list[Deferred], *, last: bool) -> None:
         """The rest of the backward of all micro-batches that wait for it, as of one with the sequences of all."""
         sampled = bool(deferred[0].sampled)
-        way: Way = self._reducer.way(self.applied_steps) if last and self._update else "exact"
+        way: Way = self._reducer.way(self.applied_steps, tells=self.tells) if last and self._update else "exact"
         key = (len(deferred), self._first_backward, last, sampled, way)
         if key not in self._backward:
             count, first, *_ = key
@@ -336,7 +336,7 @@ class TensorFlowAdapter(Adapter):
 
     def step(self, *, learning_rate: float, clip: float | None, unscale: float) -> StepResult:
         loss_sum, in_trouble, to_end, *waits, beyond, sent = self._complete_sums("step()")
-        self._waits.hear(waits)
+        self._waits.hear(waits if self.tells else None)
         trusted = bool(np.isfinite(loss_sum) and not in_trouble and not beyond)
         if self._late:
             outcome, sent_late = self._late.step(learning_rate, clip, unscale, trusted=trusted)
@@ -349,7 +349,9 @@ class TensorFlowAdapter(Adapter):
         self._begin_window()
         self._waits.note(self._waited_seconds)
         flags = int(in_trouble), int(to_end), int(beyond)
-        return StepResult(loss_sum, outcome.norm, outcome.applied, *flags, int(sent), self._waits.figures())
+        return StepResult(
+            loss_sum, outcome.norm, outcome.applied, *flags, int(sent), self._waits.figures(), self._waits.step_seconds
+        )
 
     def catch_up(self, *, apply: bool = True) -> Applied | None:
         return self._late.catch_up(apply=apply) if self._late else None

@@ -23,8 +23,10 @@ with native_stderr_closed():
     import tensorflow as tf
 
 
-Way: TypeAlias = Counts | Literal["exact", "local"]
-"""How gradients travel. With counts: compressed. local: they stay on their rank, for now or altogether."""
+Way: TypeAlias = Counts | Literal["exact", "late", "local", "quiet"]
+"""How gradients travel. With counts: compressed. late: they stay on their rank for now. local: for good, as does the loss.
+quiet: as does all that ranks tell each other."""
+_STAY = ("late", "local", "quiet")
 
 
 class GradientReducer:
@@ -97,8 +99,7 @@ class GradientReducer:
             return {}
         touched_V, group = self._touched[by], self._groups[names[0]]
         of_all_V = touched_V.read_value()
-        # Late gradients are those of a step of all ranks, which leave after it.
-        if group.communicates and (way != "local" or self._communication.late_gradients):
+        if group.communicates and way not in ("local", "quiet"):
             self._count(of_all_V)
             of_all_V = hvd.allreduce(of_all_V, name=as_name, op=hvd.Sum, process_set=group.process_set)
             of_all_V = touched_V.assign(of_all_V).read_value()
@@ -108,16 +109,20 @@ class GradientReducer:
         """Of a window that is complete, ascending, the same on all ranks that hold them."""
         return tf.where(self._touched[weight.share.parameter.looked_up] > 0)[:, 0]
 
-    def sums(self, sums: tf.Tensor) -> tf.Tensor:
+    def sums(self, sums: tf.Tensor, way: Way) -> tf.Tensor:
         """Of the loss, and of what travels beside it, over all ranks. Collective."""
-        if not self._everyone.communicates:
+        if not self._everyone.communicates or way == "quiet":
             return sums
-        return hvd.allreduce(sums, name="loss", op=hvd.Sum, process_set=self._everyone.process_set)
+        own = sums[:1] if way == "local" else sums[:0]
+        of_all = hvd.allreduce(sums[own.shape[0] :], name="loss", op=hvd.Sum, process_set=self._everyone.process_set)
+        return tf.concat([own, of_all], 0)
 
-    def way(self, applied_steps: int) -> Way:
-        """How gradients travel after so many optimizer steps."""
-        if self._communication.late_gradients or self._communication.is_local(applied_steps):
-            return "local"
+    def way(self, applied_steps: int, *, tells: bool) -> Way:
+        """How gradients travel after so many optimizer steps, and what `tells` of the next one."""
+        if self._communication.is_local(applied_steps):
+            return "local" if tells else "quiet"
+        if self._communication.late_gradients:
+            return "late"
         if self._compressed is None or applied_steps < self._compressed.exact_steps:
             return "exact"
         return self._compressed.counts(applied_steps)
@@ -147,7 +152,7 @@ class GradientReducer:
 
     def start(self, weight: Gradient, touched: Mapping[str, tf.Tensor], *, way: Way) -> Sequence[tf.Tensor]:
         """Sum it, which is complete; `touched` is what `inputs_complete` gave. Returns what is sent. Collective."""
-        if way == "local" or not self._groups[weight.name].communicates:
+        if way in _STAY or not self._groups[weight.name].communicates:
             return ()
         rows = tf.where(touched[weight.name] > 0)[:, 0] if weight.name in touched else None
         if self._compressed and weight.name in self._compressed.names and way != "exact":
