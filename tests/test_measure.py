@@ -11,7 +11,7 @@ import pytest
 from matplotlib.image import imread
 
 from hvd_lm.communication.link import Point, read_link
-from hvd_lm.communication.measure import SEVERAL, SMALLEST, MeasureConfig
+from hvd_lm.communication.measure import SEVERAL, SMALLEST, MeasureConfig, expected_seconds
 from hvd_lm.communication.picture import draw
 from hvd_lm.communication.ring import COLLECTIVES
 from hvd_lm.errors import ConfigError
@@ -65,11 +65,27 @@ def test_a_link_is_measured_and_predicts(framework: str, tmp_path: Path) -> None
     assert link.compute is not None
     assert (link.compute.together, link.compute.batch_size) == (3, 2)
     assert min(link.compute.forward, link.compute.update) > 0
+    assert [its.number_format for its in link.contention] == ["float32", "float16"]
+    for window in link.contention:
+        # Of embedding, two layers with two kernels and a bias each, output kernel and bias.
+        assert len(window.messages) == 9
+        assert min(window.fitted, window.compute, window.communication, window.compute_beside, window.communication_beside) > 0
+    assert "all gradients of a window at once, in float16, take" in ended.output
     assert imread(out.with_suffix(".png")).ndim == 3
     said = pools.hvd_lm(2, "predict", "--link", out, "--config", config, "--ranks", "2", "--json", framework=framework)
     found = json.loads(next(line for line in said.expect_success().output.splitlines() if line.startswith("{")))
     assert found["step_seconds"] > 0
     assert found["measured_ranks"] == 2
+
+
+def test_what_is_to_come_is_told_from_the_last_two_sizes() -> None:
+    """All latency on a long cable, all bytes on a slow one."""
+    long, slow = (
+        [Point(1024, 1, seconds, seconds, 1, 5), Point(4096, 1, later, later, 1, 5)]
+        for seconds, later in ((0.03, 0.03), (0.1, 0.4))
+    )
+    assert expected_seconds(long, 16384) == pytest.approx(0.03)
+    assert expected_seconds(slow, 16384) == pytest.approx(1.6)
 
 
 def test_a_picture_has_axes_with_units_and_tells_curves_apart_without_colour() -> None:

@@ -36,6 +36,11 @@ from hvd_lm.plain_values import to_dict
 MODEL = ModelConfig(vocabulary_size=1000, embedding_size=24, hidden_size=32, layers=2)
 WORK = Work(MODEL, DataConfig(batch_size=4, sequence_length=16), OptimizerConfig(), CommunicationConfig(backward_passes_per_step=4))
 
+MLSTM_4096 = ModelConfig(
+    vocabulary_size=256, embedding_size=64, hidden_size=4096, layers=1, cell="mlstm", weight_normalization=True
+)
+"""As in jobs/recipes/mlstm-4096.yaml."""
+
 
 def a_link(alpha: float = 1e-4, beta: float = 1e-8, negotiation: float = 5e-4, ranks: int = 4) -> Link:
     collectives = [
@@ -94,6 +99,27 @@ def test_published_efficiencies_are_between_no_overlap_and_all_of_it(size: float
     assert compute / (compute + service) < published < compute / max(compute, hidden)
     # Chosen to fit: two thirds are not hidden.
     assert compute / (compute + service * 2 / 3) == pytest.approx(published, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("model", "item", "compute", "hides", "least", "most"),
+    [
+        (ModelConfig(vocabulary_size=10_000), 4, 2_560 / 41_361, 0.4, 0.47, 0.54),
+        (ModelConfig(vocabulary_size=10_000), 2, 2_560 / 41_361, 0.4, 0.64, 0.78),
+        (ModelConfig(vocabulary_size=10_000), 4, 81_920 / 392_038, 0.1, 0.75, 0.79),
+        (ModelConfig(vocabulary_size=10_000), 2, 81_920 / 392_038, 0.1, 0.86, 0.91),
+        (MLSTM_4096, 4, 65_536 / 65_000, 1.0, 0.82, 1.0),
+        (MLSTM_4096, 2, 65_536 / 65_000, 1.0, 0.90, 1.0),
+    ],
+)
+def test_models_of_ours_on_128_workers(
+    model: ModelConfig, item: int, compute: float, hides: float, least: float, most: float
+) -> None:
+    """At 25 Gbit/s, as docs/communication-model.md tells; of what `hides`, two thirds are backward."""
+    size = item * sum(math.prod(parameter.shape) for parameter in parameters(model).values())
+    service = ring.ring(128).seconds(size, 0, 8 / 25e9)
+    assert compute / (compute + service) == pytest.approx(least, abs=0.005)
+    assert compute / (compute + max(0.0, service - hides * compute * 2 / 3)) == pytest.approx(most, abs=0.005)
 
 
 @given(st.integers(2, 600), st.floats(1, 1e9), st.floats(0, 0.1), st.floats(1e-12, 1e-6))

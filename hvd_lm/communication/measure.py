@@ -257,7 +257,7 @@ class _Timing:
         left = self.budget - self._spent
         before = [point for point in of_one if point.count == count]
         untimed = _UNTIMED if size <= _TO_WARM_UP else 2
-        if len(before) > 1 and (untimed + _FEWEST) * _expected(before, size) > left * _MOST_OF_LEFT:
+        if len(before) > 1 and (untimed + _FEWEST) * expected_seconds(before, size) > left * _MOST_OF_LEFT:
             return  # two sizes make a line
         began = time.perf_counter()
         quickest = self._of_slowest(min(self._run(act) for _ in range(untimed)))[0]
@@ -278,7 +278,7 @@ class _Timing:
         return slowest
 
 
-def _expected(before: Sequence[Point], size: int) -> float:
+def expected_seconds(before: Sequence[Point], size: int) -> float:
     """Seconds of an operation of `size` bytes by the line through the last two that were timed: small ones are all latency."""
     last, earlier = before[-1], before[-2]
     rate = max(0.0, last.fastest - earlier.fastest) / (last.size - earlier.size)
