@@ -224,11 +224,12 @@ class Leg:
         rate = self._learning_rate() * window.relative_length
         unscale = predivide / scale
         if self._config.communication.reduction == "adasum" or is_own:
-            # Adasum, and steps of a rank's own, take gradients of whole batches; each rank has its share of the mean.
-            unscale *= self._adapter.job.topology.readers
+            unscale *= self._adapter.job.topology.readers  # they take gradients of whole batches; a rank has its share of the mean
         self._checkpoint_seconds += self.outlets.release_checkpoint()
         outcome = self._adapter.step(learning_rate=rate, clip=self._config.optimizer.clip, unscale=unscale)
-        loss = outcome.loss_sum / window.target_count * (self._adapter.job.topology.readers if is_own else 1)
+        loss = outcome.loss_sum / window.target_count
+        if is_own:
+            loss = math.nan if self._trouble.error else loss * self._adapter.job.topology.readers
         if self._local.hear(self.step + 1, outcome):
             self._to_end = outcome.ranks_to_end > 0
             if outcome.ranks_in_trouble:

@@ -13,8 +13,6 @@ from hvd_lm.job.levers import patience
 
 SHARE = 0.02
 """Of the time, that ranks take to tell each other whether one of them is in trouble, or asked to stop."""
-
-
 SHARE_OF_PATIENCE = 0.25
 """How much of the time after which a rank has waited in vain they may take, as fast ones wait for slower ones then."""
 
@@ -22,8 +20,8 @@ SHARE_OF_PATIENCE = 0.25
 def told_every(message: float, step: float, every: int, patient: float) -> int:
     """How many steps of a rank's own, of `step` seconds, go by for each that tells the others, in a `message` seconds long.
 
-    So many that this takes no more than `SHARE` of the time; all of those between two averages at most, which tell anyway; and of
-    seconds a part of the time for which ranks are `patient` (0: they have any).
+    So many that this takes no more than `SHARE` of the time; but no more than the `every` from one average to the next, and no more
+    than go by in a part of the seconds for which ranks are `patient` (0: for ever).
     """
     if step <= 0:
         return 1
