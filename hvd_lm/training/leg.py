@@ -222,9 +222,9 @@ class Leg:
         # Before the weights change: whoever has made the step has all that belongs to it.
         states_2SU = self._gathered(state) if self._config.elastic else None
         rate = self._learning_rate() * window.relative_length
-        unscale = predivide / scale
-        if self._config.communication.reduction == "adasum" or is_own:
-            unscale *= self._adapter.job.topology.readers  # they take gradients of whole batches; a rank has its share of the mean
+        # Adasum, and steps of a rank's own, take gradients of whole batches; each rank has its share of the mean.
+        of_batches = self._config.communication.reduction == "adasum" or is_own
+        unscale = predivide / scale * (self._adapter.job.topology.readers if of_batches else 1)
         self._checkpoint_seconds += self.outlets.release_checkpoint()
         outcome = self._adapter.step(learning_rate=rate, clip=self._config.optimizer.clip, unscale=unscale)
         loss = outcome.loss_sum / window.target_count
