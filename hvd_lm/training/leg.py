@@ -227,9 +227,8 @@ class Leg:
         unscale = predivide / scale * (self._adapter.job.topology.readers if of_batches else 1)
         self._checkpoint_seconds += self.outlets.release_checkpoint()
         outcome = self._adapter.step(learning_rate=rate, clip=self._config.optimizer.clip, unscale=unscale)
-        loss = outcome.loss_sum / window.target_count
-        if is_own:
-            loss = math.nan if self._trouble.error else loss * self._adapter.job.topology.readers
+        ranks = self._adapter.job.topology.readers if is_own else 1
+        loss = math.nan if is_own and self._trouble.error else outcome.loss_sum / window.target_count * ranks
         if self._local.hear(self.step + 1, outcome):
             self._to_end = outcome.ranks_to_end > 0
             if outcome.ranks_in_trouble:
