@@ -19,7 +19,7 @@ from hvd_lm.command_line.commands import main
 from hvd_lm.communication import ring
 from hvd_lm.communication.compressed import Pace, Window, simulate_compressed
 from hvd_lm.communication.compute import line
-from hvd_lm.communication.fit import fit
+from hvd_lm.communication.fit import fit, middle_mean
 from hvd_lm.communication.gradients import Sent, distinct_words, gradients
 from hvd_lm.communication.link import Collective, Compute, Link, Point, fitted, read_link, write_link
 from hvd_lm.communication.measure import Work
@@ -349,6 +349,12 @@ def test_a_fit_finds_what_made_the_times_in_spite_of_outliers() -> None:
     found = fit(terms, seconds)
     assert found.coefficients == pytest.approx([2e-4, 1e-9], rel=0.05)
     assert found.error < 0.05
+
+
+def test_a_mean_is_of_the_middle() -> None:
+    repeats = np.array([[1.0, 5.0], *[[2.0, 6.0]] * 4, *[[4.0, 6.0]] * 4, [99.0, 6.0]])
+    assert middle_mean(repeats).tolist() == [3.0, 6.0]
+    assert middle_mean(repeats[:3]).tolist() == pytest.approx([5 / 3, 17 / 3])
 
 
 def test_a_fit_has_nothing_below_zero() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from hvd_lm.adapters.base import Adapter, State
+from hvd_lm.communication.fit import middle_mean
 from hvd_lm.communication.link import Compute
 from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig, OptimizerConfig
 from hvd_lm.data.sources import MicroBatch
@@ -54,8 +55,9 @@ def time_compute(
             # The slowest rank's clock, so that all go on for as long.
             elapsed = float(job.gather(np.array([time.perf_counter() - began]), "all").max()) / len(rows)
             repeats = int(np.clip(seconds / elapsed, _FEWEST, _MOST))
-    quartile = np.quantile(np.array(rows[1:]), 0.25, axis=0)  # what else a machine does only ever adds
-    forward, alone, several, update = job.gather(quartile, "all").max(axis=0).tolist()
+    # Ranks that share a core take turns: a part is quick where another rank waits, and what counts is the mean of both.
+    means = middle_mean(np.array(rows[1:]))
+    forward, alone, several, update = job.gather(means, "all").max(axis=0).tolist()
     count = _at_least_two(together)
     base, backward = line(alone, several, count)
     found = Compute(

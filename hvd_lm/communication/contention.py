@@ -17,6 +17,7 @@ import numpy as np
 
 from hvd_lm.adapters.job import Job
 from hvd_lm.adapters.probe import Action
+from hvd_lm.communication.fit import middle_mean
 
 _TIMES = 2.0
 """The messages take no more than so many times as long as the compute, or they are made smaller."""
@@ -89,7 +90,7 @@ def time_contention(
     repeats = int(np.clip(seconds / (2 * (alone + takes)), _FEWEST, _MOST))
     # In turn, as a machine has its quick and its slow minutes.
     timed = [(_seconds(job, compute), _seconds(job, send), *_together(job, compute, send)) for _ in range(repeats)]
-    of_all = job.gather(np.median(np.array(timed), axis=0), "all").mean(axis=0)
+    of_all = job.gather(middle_mean(np.array(timed)), "all").mean(axis=0)
     return Contention(number_format, values, fitted(values), *of_all.tolist())
 
 

@@ -1,4 +1,4 @@
-"""Fits of times by sums of terms that cannot be negative, which single outliers do not move far."""
+"""Fits of times by sums of terms that cannot be negative, and means, which single outliers do not move far."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ _HUBER = 1.345
 _DEVIATION_OF_MEDIAN = 1.4826
 """Of normal errors: standard deviation over median absolute deviation."""
 _LEAST_DEVIATION = 1e-6
+_OFF = 0.1
+"""Of repeats, at each end."""
 
 
 class Fit(NamedTuple):
@@ -60,3 +62,10 @@ def _least_squares(terms: Values, values: Values) -> Values:
                 best = np.zeros(count)
                 best[columns], least = part / scale[columns], residual
     return best
+
+
+def middle_mean(repeats: Values) -> Values:
+    """Of each column of `repeats` [R, C] the mean without the lowest and the highest tenth, [C]."""
+    ordered, off = np.sort(repeats, axis=0), int(_OFF * len(repeats))
+    mean: Values = ordered[off : len(ordered) - off].mean(axis=0)
+    return mean
