@@ -56,8 +56,8 @@ def time_compute(
             elapsed = float(job.gather(np.array([time.perf_counter() - began]), "all").max()) / len(rows)
             repeats = int(np.clip(seconds / elapsed, _FEWEST, _MOST))
     # Ranks that share a core take turns: a part is quick where another rank waits, and what counts is the mean of both.
-    means = middle_mean(np.array(rows[1:]))
-    forward, alone, several, update = job.gather(means, "all").max(axis=0).tolist()
+    means = job.gather(middle_mean(np.array(rows[1:])), "all")
+    forward, alone, several, update = means[means.sum(axis=1).argmax()].tolist()
     count = _at_least_two(together)
     base, backward = line(alone, several, count)
     found = Compute(
