@@ -60,7 +60,9 @@ def test_a_link_is_measured_and_predicts(framework: str, tmp_path: Path) -> None
         assert sizes == sorted(sizes)
         assert all(0 < p.fastest <= p.seconds <= p.slowest for p in its.points)
     sums = link.of("allreduce")
-    assert tuple(point.count for point in sums.points if point.count > 1) == SEVERAL
+    several = tuple(point.count for point in sums.points if point.count > 1)
+    assert several == SEVERAL[: len(several)], "as many as the budget has room for"
+    assert len(several) > 1
     assert max(its.beta for its in link.collectives) > 0
     assert link.compute is not None
     assert (link.compute.together, link.compute.batch_size) == (3, 2)

@@ -60,7 +60,7 @@ class _Window:
 
     def __init__(self, link: Link, work: Work, windows: Windows, copies: int, group: int) -> None:
         self._work, self._windows, self._copies, self._group = work, windows, copies, group
-        self.horovod = thread_of(link, work, service_of(link, copies * group))
+        self.horovod = thread_of(link, work, service_of(link, copies * group), copies * group)
         self.thread = TrainingThread(self.horovod)
         self._number_format, self._item = ("float16", 2.0) if work.communication.compression == "fp16" else ("float32", 4.0)
         self.travels: list[tuple[Sent, float]] = []

@@ -6,6 +6,7 @@ link.json    {"format": 1, "ranks": 2, "hosts": 1, "framework": "torch", ..., "c
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -98,7 +99,7 @@ class Link:
     made: str
     """When, ISO 8601."""
     negotiation_seconds: float
-    """From the submission of a tensor until its operation begins, on an idle link."""
+    """From the submission of a tensor until its operation begins, on an idle link; of as many ranks (see `negotiation`)."""
     collectives: tuple[Collective, ...]
     compute: Compute | None = None
     pairs: Pairs | None = None
@@ -110,6 +111,12 @@ class Link:
         """Of compute and of gradients in that number format, alone and beside each other."""
         found = {its.number_format: its.rates() for its in self.contention}
         return found.get(number_format, Rates())
+
+    def negotiation(self, ranks: int) -> float:
+        """Of so many ranks: their words go round a ring over Gloo, and through a tree over MPI, as small all-reduces do there."""
+        if self.controller == "MPI":
+            return self.negotiation_seconds * math.log2(ranks) / math.log2(self.ranks)
+        return self.negotiation_seconds * (ranks - 1) / (self.ranks - 1)
 
     def of(self, name: CollectiveName, number_format: str = "float32") -> Collective:
         """The operation in that number format, or in float32 where that was not measured. Raises DataError if neither was."""

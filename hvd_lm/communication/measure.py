@@ -23,7 +23,7 @@ from hvd_lm.adapters.probe import Action, Probe
 from hvd_lm.communication.compute import time_compute
 from hvd_lm.communication.contention import Contention, time_contention
 from hvd_lm.communication.gradients import Sent, gradients
-from hvd_lm.communication.link import Link, Point, fitted, write_link
+from hvd_lm.communication.link import LARGE, SMALL, Link, Point, fitted, write_link
 from hvd_lm.communication.pairs import time_pairs
 from hvd_lm.communication.picture import png
 from hvd_lm.communication.ring import COLLECTIVES, CollectiveName
@@ -50,13 +50,17 @@ NUMBER_FORMATS = ("float32", "float16")
 SEVERAL = (2, 4, 8, 16, 32)
 """All-reduces that are submitted at once, to tell what each takes from what all take together."""
 _FEWEST, _MOST = 3, 25
-_UNTIMED = 3
+_UNTIMED = 2
 """The first are negotiated in another way, and take new memory."""
 _TO_WARM_UP = 2**21
 """Bytes."""
 _CYCLE_MS = 0.01
 _MOST_OF_LEFT = 0.4
 """Of the budget that is left, which an operation may take for its fewest repeats."""
+_MOST_OF_SEVERAL = 0.05
+"""Of the budget, which so many all-reduces at once may take."""
+_LONG = 0.01
+"""Seconds of a small all-reduce, from which on a link is long."""
 _SHARE_OF_COMPUTE = 0.4
 _SHARE_OF_CONTENTION = 0.3
 """Of that."""
@@ -233,6 +237,9 @@ class _Timing:
                     act()
         self._spent += self._of_slowest(time.perf_counter() - began)[0]
         for count in SEVERAL:
+            of_one = self._found.get(("allreduce", "float32"), [])
+            if len(of_one) > 1 and self._takes(of_one[-1].fastest * count / of_one[-1].count) > _MOST_OF_SEVERAL * self.budget:
+                break  # two tell what each takes from what all take
             self._time("allreduce", "float32", SMALLEST, count, probe.several(count, SMALLEST // 4), share=0.01)
         # Gradients are summed: what that takes comes first, and has half of the budget.
         budget, self.budget = self.budget, self.budget / 2
@@ -244,6 +251,8 @@ class _Timing:
     def _all_sizes(self, probe: Probe, names: Sequence[CollectiveName], largest: int) -> None:
         sizes = list(_sizes(largest))
         for index, size in enumerate(sizes):
+            if SMALL < size < LARGE and self._found["allreduce", "float32"][-1].fastest > _LONG:
+                continue  # what is in between only shows how good the fit is, and takes its time here
             # Each size takes up to so many times as long as the one before: this is what all of them may take alike.
             share = (TIMES - 1) / (TIMES ** (len(sizes) - index) - 1) / (len(names) * len(NUMBER_FORMATS))
             for number_format in NUMBER_FORMATS:
@@ -256,16 +265,19 @@ class _Timing:
         of_one = self._found.setdefault((name, number_format), [])
         left = self.budget - self._spent
         before = [point for point in of_one if point.count == count]
-        untimed = _UNTIMED if size <= _TO_WARM_UP else 2
-        if len(before) > 1 and (untimed + _FEWEST) * expected_seconds(before, size) > left * _MOST_OF_LEFT:
+        if len(before) > 1 and self._takes(expected_seconds(before, size)) > left * _MOST_OF_LEFT:
             return  # two sizes make a line
         began = time.perf_counter()
-        quickest = self._of_slowest(min(self._run(act) for _ in range(untimed)))[0]
+        quickest = self._of_slowest(min(self._run(act) for _ in range(_UNTIMED)))[0]
         repeats = int(np.clip(left * share / max(quickest, 1e-6), _FEWEST, _MOST))
         # No operation begins before all ranks have asked for it: they stay together by themselves.
         seconds = self._of_slowest(*(self._run(act) for _ in range(repeats)))
         of_one.append(Point(size, count, float(np.quantile(seconds, 0.25)), float(seconds.min()), float(seconds.max()), repeats))
         self._spent += self._of_slowest(time.perf_counter() - began)[0]
+
+    def _takes(self, seconds: float) -> float:
+        """Of the budget, at least, an operation of so many seconds."""
+        return (_UNTIMED + _FEWEST) * seconds
 
     def _run(self, act: Action) -> float:
         self.job.watch.sign()

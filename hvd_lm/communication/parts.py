@@ -114,12 +114,12 @@ def service_of_window(link: Link, work: Work, ranks: int) -> Service:
     return lambda size, number_format, collective, among: service(size, number_format, collective, among) / rate
 
 
-def thread_of(link: Link, work: Work, service: Service, busy_until: float = 0.0) -> HorovodsThread:
-    """Horovod's, beside a rank that computes until then."""
+def thread_of(link: Link, work: Work, service: Service, ranks: int, busy_until: float = 0.0) -> HorovodsThread:
+    """Horovod's, on one of so many ranks, which computes until then."""
     communication, rates = work.communication, rates_of(link, work)
     return HorovodsThread(
         service,
-        negotiation=link.negotiation_seconds,
+        negotiation=link.negotiation(ranks),
         cycle=HOROVODS_CYCLE if communication.cycle_time_ms is None else communication.cycle_time_ms / 1e3,
         fusion_bytes=(communication.fusion_threshold_mb or 0) * 2.0**20,
         busy_until=busy_until,

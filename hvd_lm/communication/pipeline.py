@@ -95,7 +95,7 @@ def _message(link: Link, size: float) -> float:
     if link.pairs:
         alpha, beta = link.pairs.median(inside=False) or link.pairs.median(inside=True) or (0.0, 0.0)
         return alpha + size * beta
-    return link.negotiation_seconds + link.seconds("alltoall", 2 * size, 2)
+    return link.negotiation(2) + link.seconds("alltoall", 2 * size, 2)
 
 
 def _ends(link: Link, windows: Windows, held: Sequence[Held], sizes: Sequence[float]) -> list[float]:
@@ -132,7 +132,7 @@ def _reduced(
     """Of one rank of each pipeline: seconds after its last backward until its gradients are summed, what travels, and how."""
     above = sum(rank.backward for rank in held[place + 1 :]) * windows.last_backward
     own = held[place].backward * windows.last_backward
-    thread = thread_of(link, work, service_of(link, copies))
+    thread = thread_of(link, work, service_of(link, copies), copies)
     found = []
     for one in gradients(work.model, work.data, work.communication, copies, windows.last_backward):
         name = one.name.removeprefix("gradient.")
@@ -144,5 +144,5 @@ def _reduced(
     gradients_end = thread.operations[-1].done if found else own
     # The loss and the norm are sums of all ranks, one after the other.
     several = [replace(_NORM, name=name, ranks=copies * len(held)) for name in ("loss", "norm")]
-    rest = sum(one_after_the_other([one], thread_of(link, work, service_of(link, copies))) for one in several)
+    rest = sum(one_after_the_other([one], thread_of(link, work, service_of(link, copies), copies)) for one in several)
     return max(0.0, gradients_end - own) + rest, (*found, *several), tuple(thread.operations)

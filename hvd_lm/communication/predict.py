@@ -128,7 +128,7 @@ def predict(link: Link, framework: Framework, work: Work, topology: TopologyConf
         hidden_seconds=parts.hidden,
         communication_seconds=parts.communication,
         last_backward_seconds=parts.last_backward,
-        negotiation_seconds=link.negotiation_seconds,
+        negotiation_seconds=link.negotiation(ranks),
         closed_form_exposed_seconds=parts.closed_form_exposed,
         bandwidth_bound_seconds=sum(
             times * volume(one, ranks) * link.of(one.collective, one.number_format).beta for one, times in parts.travels
@@ -151,21 +151,21 @@ def _whole_models(link: Link, framework: Framework, work: Work, its: Windows, ra
         # What compute is longer by hides more, which makes it longer.
         sent, beside = _sent(work, its, ranks, contention)
         sent = in_parts(sent, shares, ranks)
-        thread = thread_of(link, work, service, busy_until=beside)
+        thread = thread_of(link, work, service, ranks, busy_until=beside)
         last = simulate_compressed(sent, thread, paced, communication.powersgd_rank, beside)
         before, contention = contention, (1 - rates_of(link, work).compute) * overlap(thread.operations, beside)
         if math.isclose(before, contention, rel_tol=1e-6):
             break
     # All ranks' norms are one, before anything is updated.
     norm = (Sent("norm", 0.0, 8.0, "float64"),) if shares else ()
-    exposed = max(0.0, last.end - beside - last.compression) + one_after_the_other(norm, thread_of(link, work, service))
+    exposed = max(0.0, last.end - beside - last.compression) + one_after_the_other(norm, thread_of(link, work, service, ranks))
     told = 1
     if communication.reduce_every > 1:
         told = told_every(exposed, its.alone, communication.reduce_every, communication.stall_shutdown_seconds)
     weights = average(work.model) if ranks > 1 and communication.reduce_every > 1 else ()
-    averaging = _averaging(weights, thread_of(link, work, service), paced) / communication.reduce_every
+    averaging = _averaging(weights, thread_of(link, work, service, ranks), paced) / communication.reduce_every
     rows = new_rows(shares, framework)
-    sharing = one_after_the_other(rows, thread_of(link, work, service))
+    sharing = one_after_the_other(rows, thread_of(link, work, service, ranks))
     seconds = sum(served.done - served.begun for served in thread.operations)
     return Parts(
         forward=its.forward,
