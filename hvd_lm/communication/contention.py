@@ -21,6 +21,8 @@ from hvd_lm.communication.fit import middle_mean
 
 _TIMES = 2.0
 """The messages take no more than so many times as long as the compute, or they are made smaller."""
+_MOST_TIMES = 10.0
+"""Messages that cannot be made so small that they take no more than so many times as long are all latency."""
 _MOST_VALUES = 2**26
 """Of all messages."""
 _FEWEST, _MOST = 5, 15
@@ -78,12 +80,15 @@ def time_contention(
     number_format: str,
     fitted: Callable[[Sequence[float]], float],
     seconds: float,
-) -> Contention:
+) -> Contention | None:
     """Of `compute`, which all ranks call alike and which sends nothing, and all-reduces of so many values each, of which
-    `fitted` says what they take; in about so many `seconds`. Collective."""
+    `fitted` says what they take; in about so many `seconds`. None on a link that is so long that messages hardly have work for a
+    core. Collective."""
     probe, alone = job.probe_class(job), _of_slowest(job, min(_seconds(job, compute) for _ in range(2)))
     less = min(1.0, _TIMES * alone / fitted(messages), _MOST_VALUES / sum(messages))
     values = tuple(max(1, int(less * count)) for count in messages)
+    if fitted(values) > _MOST_TIMES * alone:
+        return None
     send = probe.sums([np.zeros(count, number_format) for count in values], f"measured.window.{number_format}")
     send()
     takes = _of_slowest(job, min(_seconds(job, send) for _ in range(2)))

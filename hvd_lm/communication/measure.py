@@ -175,10 +175,8 @@ def measure_link(
     sent = gradients(model, work.data, replace(work.communication, compression="none", reduce_every=1), job.topology.size, 0.0)
     values = [tensor.size / 4 for tensor in sent if tensor.name.startswith("gradient.")]
     for_each = _SHARE_OF_CONTENTION * for_compute / len(NUMBER_FORMATS)
-    contention = tuple(
-        time_contention(job, once, values, its, partial(_fitted_seconds, link, its), for_each) for its in NUMBER_FORMATS
-    )
-    return replace(link, compute=compute, contention=contention)
+    found = [time_contention(job, once, values, its, partial(_fitted_seconds, link, its), for_each) for its in NUMBER_FORMATS]
+    return replace(link, compute=compute, contention=tuple(filter(None, found)))
 
 
 def _fitted_seconds(link: Link, number_format: str, values: Sequence[float]) -> float:
