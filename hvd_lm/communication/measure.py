@@ -249,7 +249,7 @@ class _Timing:
     def _all_sizes(self, probe: Probe, names: Sequence[CollectiveName], largest: int) -> None:
         sizes = list(_sizes(largest))
         for index, size in enumerate(sizes):
-            if SMALL < size < LARGE and self._found["allreduce", "float32"][-1].fastest > _LONG:
+            if SMALL < size < LARGE and self._is_long:
                 continue  # what is in between only shows how good the fit is, and takes its time here
             # Each size takes up to so many times as long as the one before: this is what all of them may take alike.
             share = (TIMES - 1) / (TIMES ** (len(sizes) - index) - 1) / (len(names) * len(NUMBER_FORMATS))
@@ -263,8 +263,10 @@ class _Timing:
         of_one = self._found.setdefault((name, number_format), [])
         left = self.budget - self._spent
         before = [point for point in of_one if point.count == count]
-        if len(before) > 1 and self._takes(expected_seconds(before, size)) > left * _MOST_OF_LEFT:
-            return  # two sizes make a line
+        # Two sizes make a line; but those of a long link are all latency.
+        is_wanted = len(before) < 2 or (self._is_long and (name, size) == ("allreduce", LARGE))
+        if not is_wanted and self._takes(expected_seconds(before, size)) > left * _MOST_OF_LEFT:
+            return
         began = time.perf_counter()
         quickest = self._of_slowest(min(self._run(act) for _ in range(_UNTIMED)))[0]
         repeats = int(np.clip(left * share / max(quickest, 1e-6), _FEWEST, _MOST))
@@ -272,6 +274,12 @@ class _Timing:
         seconds = self._of_slowest(*(self._run(act) for _ in range(repeats)))
         of_one.append(Point(size, count, float(np.quantile(seconds, 0.25)), float(seconds.min()), float(seconds.max()), repeats))
         self._spent += self._of_slowest(time.perf_counter() - began)[0]
+
+    @property
+    def _is_long(self) -> bool:
+        """As far as is known by now."""
+        sums = self._found.get(("allreduce", "float32"))
+        return bool(sums) and sums[-1].fastest / sums[-1].count > _LONG
 
     def _takes(self, seconds: float) -> float:
         """Of the budget, at least, an operation of so many seconds."""
