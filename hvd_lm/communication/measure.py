@@ -277,9 +277,9 @@ class _Timing:
 
     @property
     def _is_long(self) -> bool:
-        """As far as is known by now."""
-        sums = self._found.get(("allreduce", "float32"))
-        return bool(sums) and sums[-1].fastest / sums[-1].count > _LONG
+        """As far as is known by now, by small sums."""
+        small = [point for point in self._found.get(("allreduce", "float32"), []) if point.size <= SMALL]
+        return bool(small) and small[-1].fastest / small[-1].count > _LONG
 
     def _takes(self, seconds: float) -> float:
         """Of the budget, at least, an operation of so many seconds."""
