@@ -37,10 +37,12 @@ def time_compute(
     communication: CommunicationConfig,
     seconds: float,
 ) -> tuple[Compute, Callable[[], None]]:
-    """Of random words, in about `seconds`; and what does a forward and a backward of a micro-batch once more. Nothing is reduced
-    while the clock runs. Collective."""
+    """Of random words, in about `seconds`; and what does a forward and a backward of a micro-batch once more. Steps are each rank's
+    own: nothing is reduced. Collective."""
     job = adapter.job
     together = micro_batches_together(data, communication)
+    adapter.communicate(CommunicationConfig(reduce_every=2, backward_tokens=communication.backward_tokens))
+    adapter.tells = False
     with job.trouble.noted():
         adapter.build(model, optimizer)
         adapter.load_weights(initial_weights(model, seed=_SEED))
@@ -110,8 +112,7 @@ class _Timed:
         several = max(0.0, self._seconds(1) - forward)
         alone = max(0.0, self._seconds(1) - forward)
         self._accumulate(last=True)
-        # The reduction ends here.
-        self._adapter.gradients()
+        self._settle()
         began = time.perf_counter()
         self._adapter.step(learning_rate=1e-6, clip=1.0, unscale=1.0)
         self._settle()
