@@ -19,9 +19,9 @@ from hvd_lm.errors import ConfigError
 CONFIG = """
 vocabulary_size: 300
 embedding_size: 8
-hidden_size: 16
+hidden_size: 64
 batch_size: 2
-sequence_length: 8
+sequence_length: 96
 backward_passes_per_step: 3
 dropout: 0.2
 threads: 1
@@ -46,7 +46,7 @@ def test_operations_are_what_they_are_called(framework: str) -> None:
 def test_a_link_is_measured_and_predicts(framework: str, tmp_path: Path) -> None:
     out, config = tmp_path / "links" / "link.json", tmp_path / "run.yaml"
     config.write_text(f"framework: {framework}\n{CONFIG}")
-    flags = ("--out", out, "--config", config, "--seconds", "1", "--largest-mb", "1")
+    flags = ("--out", out, "--config", config, "--seconds", "2", "--largest-mb", "1")
     ended = pools.hvd_lm(2, "measure", *flags, framework=framework).expect_success()
     assert "negotiation" in ended.output
     link = read_link(out)
@@ -63,6 +63,7 @@ def test_a_link_is_measured_and_predicts(framework: str, tmp_path: Path) -> None
     several = tuple(point.count for point in sums.points if point.count > 1)
     assert several == SEVERAL[: len(several)], "as many as the budget has room for"
     assert len(several) > 1
+    assert {2**20} <= {point.size for point in sums.points}, "some large sum, whatever the budget"
     assert max(its.beta for its in link.collectives) > 0
     assert link.compute is not None
     assert (link.compute.together, link.compute.batch_size) == (3, 2)

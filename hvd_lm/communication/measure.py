@@ -263,8 +263,8 @@ class _Timing:
         of_one = self._found.setdefault((name, number_format), [])
         left = self.budget - self._spent
         before = [point for point in of_one if point.count == count]
-        # Two sizes make a line; but those of a long link are all latency.
-        is_wanted = len(before) < 2 or (self._is_long and (name, size) == ("allreduce", LARGE))
+        # Two sizes make a line; but small ones are all latency, and some large sum must tell the bandwidth.
+        is_wanted = len(before) < 2 or (name, size) == ("allreduce", LARGE)
         if not is_wanted and self._takes(expected_seconds(before, size)) > left * _MOST_OF_LEFT:
             return
         began = time.perf_counter()
