@@ -134,7 +134,8 @@ def _relayed(network: Network) -> Iterator[None]:
         assert process.stderr
         try:
             if process.stdout.readline().strip() != relay.READY:
-                raise LinkError(f"a cable with a delay cannot be made: {process.stderr.read().strip().splitlines()[-1]}")
+                why = process.stderr.read().strip().rpartition("\n")[-1] or f"benchmarks.relay ended with {process.wait()}"
+                raise LinkError(f"a cable with a delay cannot be made: {why}")
             yield
         finally:
             process.kill()

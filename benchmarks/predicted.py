@@ -45,9 +45,8 @@ _SETTINGS: Mapping[Way, Mapping[str, Any]] = {
     "layers": {},
     "vocabulary": {},
 }
-
-
 _CLOSE = 0.05
+"""Picks whose step takes no more longer than the shortest are as good."""
 
 
 @dataclass(frozen=True)

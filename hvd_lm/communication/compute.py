@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from hvd_lm.adapters.base import Adapter, State
+from hvd_lm.communication.clock import of_slowest
 from hvd_lm.communication.fit import middle_mean
 from hvd_lm.communication.link import Compute
 from hvd_lm.config import CommunicationConfig, DataConfig, ModelConfig, OptimizerConfig
@@ -55,7 +56,7 @@ def time_compute(
         rows.append(timed.window(together))
         if len(rows) == 2:
             # The slowest rank's clock, so that all go on for as long.
-            elapsed = float(job.gather(np.array([time.perf_counter() - began]), "all").max()) / len(rows)
+            elapsed = float(of_slowest(job, time.perf_counter() - began)[0]) / len(rows)
             repeats = int(np.clip(seconds / elapsed, _FEWEST, _MOST))
     # Ranks that share a core take turns: a part is quick where another rank waits, and what counts is the mean of both.
     means = job.gather(middle_mean(np.array(rows[1:])), "all")

@@ -17,6 +17,7 @@ import numpy as np
 
 from hvd_lm.adapters.job import Job
 from hvd_lm.adapters.probe import Action
+from hvd_lm.communication.clock import of_slowest
 from hvd_lm.communication.fit import middle_mean
 
 _TIMES = 2.0
@@ -84,23 +85,19 @@ def time_contention(
     """Of `compute`, which all ranks call alike and which sends nothing, and all-reduces of so many values each, of which
     `fitted` says what they take; in about so many `seconds`. None on a link that is so long that messages hardly have work for a
     core. Collective."""
-    probe, alone = job.probe_class(job), _of_slowest(job, min(_seconds(job, compute) for _ in range(2)))
+    probe, alone = job.probe_class(job), float(of_slowest(job, min(_seconds(job, compute) for _ in range(2)))[0])
     less = min(1.0, _TIMES * alone / fitted(messages), _MOST_VALUES / sum(messages))
     values = tuple(max(1, int(less * count)) for count in messages)
     if fitted(values) > _MOST_TIMES * alone:
         return None
     send = probe.sums([np.zeros(count, number_format) for count in values], f"measured.window.{number_format}")
     send()
-    takes = _of_slowest(job, min(_seconds(job, send) for _ in range(2)))
+    takes = float(of_slowest(job, min(_seconds(job, send) for _ in range(2)))[0])
     repeats = int(np.clip(seconds / (2 * (alone + takes)), _FEWEST, _MOST))
     # In turn, as a machine has its quick and its slow minutes.
     timed = [(_seconds(job, compute), _seconds(job, send), *_together(job, compute, send)) for _ in range(repeats)]
     of_all = job.gather(middle_mean(np.array(timed)), "all").mean(axis=0)
     return Contention(number_format, values, fitted(values), *of_all.tolist())
-
-
-def _of_slowest(job: Job, seconds: float) -> float:
-    return float(job.gather(np.array([seconds]), "all").max())
 
 
 def _seconds(job: Job, act: Callable[[], object]) -> float:

@@ -12,9 +12,9 @@ from dataclasses import replace
 from hvd_lm.communication.gradients import Sent, backward_multiplications, distinct_words, gradients
 from hvd_lm.communication.link import Link
 from hvd_lm.communication.measure import Work
-from hvd_lm.communication.parts import Parts, Windows, service_of, thread_of
+from hvd_lm.communication.parts import Parts, Windows, thread_of
 from hvd_lm.communication.ring import CollectiveName
-from hvd_lm.communication.simulation import TrainingThread
+from hvd_lm.communication.simulation import TrainingThread, service_of
 from hvd_lm.errors import ConfigError
 from hvd_lm.model.cost import tokens_together
 from hvd_lm.model.parameters import Parameter

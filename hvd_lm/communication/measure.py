@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hvd_lm import adapters
 from hvd_lm.adapters.base import Adapter
 from hvd_lm.adapters.ending import ending_together
 from hvd_lm.adapters.job import Job
 from hvd_lm.adapters.probe import Action, Probe
+from hvd_lm.communication.clock import of_slowest
 from hvd_lm.communication.compute import time_compute
 from hvd_lm.communication.contention import Contention, time_contention
 from hvd_lm.communication.gradients import Sent, gradients
@@ -27,7 +27,7 @@ from hvd_lm.communication.link import LARGE, SMALL, Link, Point, fitted, write_l
 from hvd_lm.communication.pairs import time_pairs
 from hvd_lm.communication.picture import png
 from hvd_lm.communication.ring import COLLECTIVES, CollectiveName
-from hvd_lm.communication.simulation import simulate
+from hvd_lm.communication.simulation import service_of, simulate
 from hvd_lm.config import (
     REFERENCE_VOCABULARY_SIZE,
     CommunicationConfig,
@@ -182,12 +182,8 @@ def measure_link(
 def _fitted_seconds(link: Link, number_format: str, values: Sequence[float]) -> float:
     """Of all-reduces of so many values each, submitted at once, that are neither fused nor wait for a cycle."""
     item = np.dtype(number_format).itemsize
-
-    def service(size: float, number_format: str, name: CollectiveName, _: int) -> float:
-        return link.seconds(name, size, link.ranks, number_format)
-
     sent = [Sent(str(place), 0.0, item * count, number_format) for place, count in enumerate(values)]
-    return simulate(sent, service, negotiation=link.negotiation_seconds)[-1].done
+    return simulate(sent, service_of(link, link.ranks), negotiation=link.negotiation_seconds)[-1].done
 
 
 def processor() -> str:
@@ -233,7 +229,7 @@ class _Timing:
             if act := probe.operation(name, values):
                 for _ in range(_UNTIMED):
                     act()
-        self._spent += self._of_slowest(time.perf_counter() - began)[0]
+        self._spent += of_slowest(self.job, time.perf_counter() - began)[0]
         for count in SEVERAL:
             of_one = self._found.get(("allreduce", "float32"), [])
             if len(of_one) > 1 and self._takes(of_one[-1].fastest * count / of_one[-1].count) > _MOST_OF_SEVERAL * self.budget:
@@ -256,24 +252,28 @@ class _Timing:
             for number_format in NUMBER_FORMATS:
                 values = np.zeros(_values(size, number_format, self.job.topology.size), number_format)
                 for name in names:
-                    if act := probe.operation(name, values):
+                    # Before it has tensors, which are as large.
+                    if self._is_wanted(name, number_format, size) and (act := probe.operation(name, values)):
                         self._time(name, number_format, values.nbytes, 1, act, share=share)
+
+    def _is_wanted(self, name: CollectiveName, number_format: str, size: int) -> bool:
+        """Whether an operation of about so many bytes is timed."""
+        before = [point for point in self._found.get((name, number_format), []) if point.count == 1]
+        # Two sizes make a line; but small ones are all latency, and some large sum must tell the bandwidth.
+        if len(before) < 2 or (name, size) == ("allreduce", LARGE):
+            return True
+        return self._takes(expected_seconds(before, size)) <= (self.budget - self._spent) * _MOST_OF_LEFT
 
     def _time(self, name: CollectiveName, number_format: str, size: int, count: int, act: Action, *, share: float) -> None:
         of_one = self._found.setdefault((name, number_format), [])
         left = self.budget - self._spent
-        before = [point for point in of_one if point.count == count]
-        # Two sizes make a line; but small ones are all latency, and some large sum must tell the bandwidth.
-        is_wanted = len(before) < 2 or (name, size) == ("allreduce", LARGE)
-        if not is_wanted and self._takes(expected_seconds(before, size)) > left * _MOST_OF_LEFT:
-            return
         began = time.perf_counter()
-        quickest = self._of_slowest(min(self._run(act) for _ in range(_UNTIMED)))[0]
+        quickest = of_slowest(self.job, min(self._run(act) for _ in range(_UNTIMED)))[0]
         repeats = int(np.clip(left * share / max(quickest, 1e-6), _FEWEST, _MOST))
         # No operation begins before all ranks have asked for it: they stay together by themselves.
-        seconds = self._of_slowest(*(self._run(act) for _ in range(repeats)))
+        seconds = of_slowest(self.job, *(self._run(act) for _ in range(repeats)))
         of_one.append(Point(size, count, float(np.quantile(seconds, 0.25)), float(seconds.min()), float(seconds.max()), repeats))
-        self._spent += self._of_slowest(time.perf_counter() - began)[0]
+        self._spent += of_slowest(self.job, time.perf_counter() - began)[0]
 
     @property
     def _is_long(self) -> bool:
@@ -290,10 +290,6 @@ class _Timing:
         began = time.perf_counter()
         act()
         return time.perf_counter() - began
-
-    def _of_slowest(self, *seconds: float) -> NDArray[np.float64]:
-        slowest: NDArray[np.float64] = self.job.gather(np.array(seconds), "all").max(axis=0)
-        return slowest
 
 
 def expected_seconds(before: Sequence[Point], size: int) -> float:

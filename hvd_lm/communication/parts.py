@@ -11,7 +11,7 @@ from hvd_lm.communication.gradients import Sent
 from hvd_lm.communication.link import Compute, Link
 from hvd_lm.communication.measure import Work
 from hvd_lm.communication.ring import bandwidth_bound, course
-from hvd_lm.communication.simulation import HorovodsThread, Served, Service
+from hvd_lm.communication.simulation import HorovodsThread, Served, Service, service_of
 
 HOROVODS_CYCLE = 1e-3
 """Seconds; what Horovod takes unless told otherwise."""
@@ -96,11 +96,6 @@ def windows(compute: Compute, work: Work) -> Windows:
     return Windows(compute, (*first, *[together] * (count // together)))
 
 
-def service_of(link: Link, ranks: int) -> Service:
-    """Of a job of so many ranks, of operations of which nothing but their size is known."""
-    return lambda size, number_format, collective, among: link.seconds(collective, size, among or ranks, number_format)
-
-
 def rates_of(link: Link, work: Work) -> Rates:
     """Of compute and communication in a window."""
     its = work.communication
@@ -109,7 +104,7 @@ def rates_of(link: Link, work: Work) -> Rates:
 
 
 def service_of_window(link: Link, work: Work, ranks: int) -> Service:
-    """The same of all gradients, or weights, of a model."""
+    """`service_of`, of all gradients, or weights, of a model."""
     service, rate = service_of(link, ranks), rates_of(link, work).alone
     return lambda size, number_format, collective, among: service(size, number_format, collective, among) / rate
 

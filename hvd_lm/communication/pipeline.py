@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from hvd_lm.communication.gradients import Sent, backward_multiplications, gradients, is_output
 from hvd_lm.communication.link import Link
 from hvd_lm.communication.measure import Work
-from hvd_lm.communication.parts import Parts, Windows, one_after_the_other, service_of, thread_of
-from hvd_lm.communication.simulation import Served
+from hvd_lm.communication.parts import Parts, Windows, one_after_the_other, thread_of
+from hvd_lm.communication.simulation import Served, service_of
 from hvd_lm.model.pipeline import multiplications, stages_of_ranks
 from hvd_lm.model.stages import parameters, stages
 

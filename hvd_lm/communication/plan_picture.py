@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DECADE = 10.0
+PARTS = {
+    "forward and backward": ("forward_seconds", "backward_seconds", "contention_seconds"),
+    "update": ("update_seconds",),
+    "compression": ("compression_seconds",),
+    "communication": ("exposed_seconds", "averaging_seconds"),
+}
+"""Of a step, in its order; communication is what nothing hides."""
+_HATCHES = ("", "..", "xx", "//")
 
 
 def png(found: Plan) -> bytes:
@@ -26,13 +34,13 @@ def draw(found: Plan, theme: Theme = LIGHT) -> Figure:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    rows = 2 if found.other_links else 1
-    figure = Figure(figsize=(10, 8.8) if found.other_links else (14, 4.8), dpi=160, layout="constrained")
+    rows, columns, size = (2, 2, (10, 8.8)) if found.other_links else (1, 3, (14, 4.8))
+    figure = Figure(figsize=size, dpi=160, layout="constrained")
     title = (
         f"Steps of about {found.target_batch:,} tokens, predicted from a link that was measured with {found.measured_ranks} ranks"
     )
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=13)
-    of_time, of_efficiency, of_parts, *of_links = figure.subplots(rows, 4 // rows if found.other_links else 3).flat
+    of_time, of_efficiency, of_parts, *of_links = figure.subplots(rows, columns).flat
     ways = {its.way for its in found.settings}
     # A way that is not there keeps its look.
     looks = {way: _look(place, theme) for place, way in enumerate((*COMPRESSIONS, *sorted(ways - {*COMPRESSIONS}))) if way in ways}
@@ -73,16 +81,6 @@ def draw(found: Plan, theme: Theme = LIGHT) -> Figure:
     for axes in of_links:
         _links(axes, found, theme)
     return figure
-
-
-PARTS = {
-    "forward and backward": ("forward_seconds", "backward_seconds", "contention_seconds"),
-    "update": ("update_seconds",),
-    "compression": ("compression_seconds",),
-    "communication": ("exposed_seconds", "averaging_seconds"),
-}
-"""Of a step, in its order; communication is what nothing hides."""
-_HATCHES = ("", "..", "xx", "//")
 
 
 def _parts(axes: Axes, found: Plan, theme: Theme) -> None:

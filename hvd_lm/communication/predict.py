@@ -26,6 +26,9 @@ from hvd_lm.paths import make_paths
 from hvd_lm.plain_values import to_dict
 from hvd_lm.training.local_steps import told_every
 
+_ROUNDS = 50
+"""In which contention and what it hides are found together, at most."""
+
 
 @dataclass(frozen=True)
 class PredictConfig:
@@ -270,7 +273,6 @@ def warn_of_other_hardware(link: Link) -> None:
         warn(f"the link was measured on {link.processor}, and this is {here}: the prediction is for the former")
 
 
-_ROUNDS = 50
 _ALWAYS = ("forward", "backward", "exposed communication", "update")
 """Parts that are told even where they are nothing."""
 

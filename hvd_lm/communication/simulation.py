@@ -7,12 +7,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hvd_lm.communication.gradients import Sent
+from hvd_lm.communication.link import Link
 from hvd_lm.communication.ring import CollectiveName
 
 Service = Callable[[float, str, CollectiveName, int], float]
 """Seconds of an operation of so many bytes in a number format, of so many ranks (0: of all)."""
 _FUSED: tuple[CollectiveName, ...] = ("allreduce", "allgather")
 """What Horovod fuses."""
+
+
+def service_of(link: Link, ranks: int) -> Service:
+    """Of a job of so many ranks, of operations of which nothing but their size is known."""
+    return lambda size, number_format, collective, among: link.seconds(collective, size, among or ranks, number_format)
 
 
 @dataclass(frozen=True)
